@@ -1,0 +1,62 @@
+"""What every metric does with its inputs first: numpy or torch, any shape, refused with a sentence where wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+
+
+def as_array(values: Any, name: str) -> NDArray[Any]:
+    """A numpy view (or copy) of an array, list or torch tensor; bf16 and fp16 become fp32."""
+    if hasattr(values, "detach"):  # a torch tensor, without importing torch here
+        values = values.detach().cpu()
+        if str(values.dtype) == "torch.bfloat16":
+            values = values.float()
+        values = values.numpy()
+    array = np.asarray(values)
+    if array.dtype == np.float16:
+        array = array.astype(np.float32)
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"{name} must hold numbers, got an array of {array.dtype}")
+    return array
+
+
+def same_shape(first: NDArray[Any], first_name: str, second: NDArray[Any], second_name: str) -> None:
+    """ValueError unless both have one shape."""
+    if first.shape != second.shape:
+        raise ValueError(
+            f"{first_name} and {second_name} must have the same shape, got {first.shape} and {second.shape}"
+        )
+
+
+def check_unit_interval(array: NDArray[Any], name: str) -> None:
+    """ValueError if a value is NaN or lies outside [0, 1]."""
+    if array.size == 0 or array.dtype == np.bool_:
+        return
+    low, high = float(array.min()), float(array.max())
+    if low >= 0.0 and high <= 1.0:  # false for NaN too, which min and max pass on
+        return
+    if np.isnan(low) or np.isnan(high):
+        where = int(np.flatnonzero(np.isnan(array.ravel()))[0])
+        raise ValueError(f"{name} must not hold NaN: the first is at index {where}")
+    raise ValueError(f"{name} must lie in [0, 1], got values from {low:.6g} to {high:.6g}")
+
+
+def as_mask(mask: Any, like: NDArray[Any], name: str = "mask") -> NDArray[np.bool_]:
+    """A boolean array of the shape of `like`; True means the position counts."""
+    array = as_array(mask, name)
+    same_shape(like, "confidences", array, name)
+    if array.dtype != np.bool_:
+        raise ValueError(f"{name} must be boolean (True where a position counts), got {array.dtype}")
+    return array
+
+
+def check_bins(bins: int) -> int:
+    """ValueError unless bins is a positive whole number."""
+    if int(bins) != bins or bins < 1:
+        raise ValueError(f"bins must be a whole number of at least 1, got {bins!r}")
+    return int(bins)

@@ -1,0 +1,130 @@
+"""Likelihood on hard labels: NLL in nats a token, perplexity, entropy and accuracy, with pads left out.
+
+Shapes: N tokens, K classes, M tokens that are kept.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nmt_ls.metrics.inputs import as_array, as_mask, same_shape
+from nmt_ls.metrics.temperature import check_logits, log_probs, logit_chunks
+
+
+class TokenStatistics(NamedTuple):
+    """What one pass over logits leaves of the M tokens that are kept, each of shape [M]."""
+
+    log_probs: Tensor  # of the target, nats
+    confidences: Tensor  # probability of the most probable class
+    correct: Tensor  # bool: the most probable class is the target
+    entropies: Tensor  # of the prediction, nats
+    predictions: Tensor  # the most probable class
+    kept: Tensor  # bool, shape [N]: which of the N tokens those are
+
+
+def token_statistics(
+    logits_NK: Tensor, targets_N: Tensor, temperature: float = 1.0, ignore_index: int = -100
+) -> TokenStatistics:
+    """Target log-probability, confidence, correctness and entropy of every token whose target is not `ignore_index`.
+
+    Rows are taken a slab at a time, so that the memory beside the logits does not grow with N. Ignored tokens are
+    dropped, not zeroed: a pad can reach no figure that is made from the result.
+    """
+    check_logits(logits_NK, targets_N)
+    kept_N = targets_N != ignore_index
+    parts: list[tuple[Tensor, ...]] = []
+    for z, y in logit_chunks(logits_NK, targets_N):
+        keep = y != ignore_index
+        if not bool(keep.all()):
+            z, y = z[keep], y[keep]
+        if y.numel() and (int(y.min()) < 0 or int(y.max()) >= z.shape[1]):
+            raise ValueError(
+                f"targets must lie in [0, {z.shape[1] - 1}] or be {ignore_index}, got {int(y.min())} to {int(y.max())}"
+            )
+        log_p = log_probs(z, temperature)
+        top, predicted = log_p.max(-1)
+        # a class of probability 0 adds nothing: 0 * -inf would be NaN
+        entropy = -(log_p.exp() * log_p.clamp_min(torch.finfo(log_p.dtype).min)).sum(-1)
+        parts.append((log_p.gather(1, y[:, None]).squeeze(1), top.exp(), predicted == y, entropy, predicted))
+    log_p_M, confidence_M, correct_M, entropy_M, predicted_M = (torch.cat(part) for part in zip(*parts, strict=True))
+    return TokenStatistics(log_p_M, confidence_M, correct_M, entropy_M, predicted_M, kept_N)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Likelihood:
+    """Figures a token; NaN where what they need was not given."""
+
+    tokens: int
+    nll: float  # nats
+    perplexity: float
+    entropy: float  # nats
+    accuracy: float
+
+
+class LikelihoodAccumulator:
+    """Sums of target log-probabilities, correctness and entropies over a stream of tokens; mergeable."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.nll_sum = 0.0
+        self.entropy_sum = 0.0
+        self.correct_sum = 0.0
+
+    def update(self, log_probs_N: Any, correct_N: Any = None, entropies_N: Any = None, mask_N: Any = None) -> Self:
+        """Add tokens: log-probabilities of their targets (nats), and what else is known of them.
+
+        All of one shape, numpy or torch; only positions where the boolean mask is True. What is left out in one
+        update (correctness, entropy) is NaN in the result. Raises ValueError for NaN and for log-probabilities
+        above 0.
+        """
+        log_p = as_array(log_probs_N, "log_probs")
+        keep = np.ones(log_p.shape, bool) if mask_N is None else as_mask(mask_N, log_p)
+        kept = log_p[keep].astype(np.float64)
+        if np.isnan(kept).any() or (kept.size and kept.max() > 0):
+            raise ValueError(f"log_probs must be at most 0 and not NaN, got a maximum of {kept.max()}")
+        self.tokens += kept.size
+        self.nll_sum -= float(kept.sum())
+        self.correct_sum += _sum_or_nan(correct_N, "correct", log_p, keep)
+        self.entropy_sum += _sum_or_nan(entropies_N, "entropies", log_p, keep)
+        return self
+
+    def merge(self, other: LikelihoodAccumulator) -> Self:
+        """Add what another accumulator has seen."""
+        self.tokens += other.tokens
+        self.nll_sum += other.nll_sum
+        self.entropy_sum += other.entropy_sum
+        self.correct_sum += other.correct_sum
+        return self
+
+    def compute(self) -> Likelihood:
+        """The figures a token. Raises ValueError if nothing was added."""
+        if self.tokens == 0:
+            raise ValueError("likelihood of nothing: no tokens were given (or the mask left none)")
+        nll = self.nll_sum / self.tokens
+        return Likelihood(
+            tokens=self.tokens,
+            nll=nll,
+            perplexity=perplexity(nll),
+            entropy=self.entropy_sum / self.tokens,
+            accuracy=self.correct_sum / self.tokens,
+        )
+
+
+def perplexity(nll: float) -> float:
+    """exp(NLL in nats a token); infinite where that overflows."""
+    return math.exp(nll) if nll < 709.0 else math.inf
+
+
+def _sum_or_nan(values: Any, name: str, like: NDArray[Any], keep: NDArray[np.bool_]) -> float:
+    if values is None:
+        return math.nan
+    array = as_array(values, name)
+    same_shape(like, "log_probs", array, name)
+    return float(array[keep].sum(dtype=np.float64))

@@ -1,0 +1,178 @@
+"""Temperature: the one function that turns logits into log-probabilities, and the temperature fitted to data.
+
+Search, scoring and calibration all call `log_probs`, so that a temperature means the same thing everywhere:
+logits are divided by T (Section 3 of the paper multiplies them by a scalar, which is 1/T).
+
+Shapes: N tokens or examples, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Chunks = Callable[[], Iterable[tuple[Tensor, Tensor]]]
+
+# Logits are upcast and exponentiated a slab at a time: about 4 MiB of fp32 whatever N and K are.
+CHUNK_ELEMENTS = 1 << 20
+
+
+def check_temperature(temperature: float) -> float:
+    """The temperature as a float; ValueError unless it is finite and positive."""
+    value = float(temperature)
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"temperature must be a finite number above 0, got {temperature!r}")
+    return value
+
+
+def log_probs(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """log softmax(logits / temperature) over the last dimension, nats; same shape as logits.
+
+    fp16 and bf16 logits are computed and returned in fp32; fp32 and float64 keep their type. At temperature 1 the
+    result is exactly `log_softmax(logits)`. Raises ValueError for a temperature that is not finite and positive.
+    """
+    temperature = check_temperature(temperature)
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
+    if temperature != 1.0:
+        logits = logits / temperature
+    return F.log_softmax(logits, dim=-1)
+
+
+def fit_temperature(
+    logits_NK: Tensor,
+    targets_N: Tensor,
+    by: Literal["nll", "ece"] = "nll",
+    *,
+    bins: int = 15,
+    ignore_index: int = -100,
+) -> float:
+    """The temperature that makes these logits best calibrated: Guo et al. 2017, Section 4.2.
+
+    by="nll": the exact minimiser of the negative log-likelihood, which is convex in 1/T (safeguarded Newton).
+    by="ece": the minimiser of the equal-width ECE over `bins` bins. It is neither convex nor continuous, so a
+    geometric grid from 1/8 to 8 is searched and then refined twice around its best point.
+    Rows whose target is `ignore_index` are left out. Raises ValueError where no finite temperature is best.
+    """
+    check_logits(logits_NK, targets_N)
+    return fit_temperature_to_chunks(
+        lambda: logit_chunks(logits_NK, targets_N), by, bins=bins, ignore_index=ignore_index
+    )
+
+
+def fit_temperature_to_chunks(
+    chunks: Chunks, by: Literal["nll", "ece"] = "nll", *, bins: int = 15, ignore_index: int = -100
+) -> float:
+    """`fit_temperature` for more than memory holds: `chunks()` yields (logits_NK, targets_N) anew each call."""
+
+    def kept() -> Iterator[tuple[Tensor, Tensor]]:
+        for logits_NK, targets_N in chunks():
+            keep_N = targets_N != ignore_index
+            if bool(keep_N.all()):
+                yield logits_NK, targets_N
+            elif bool(keep_N.any()):
+                yield logits_NK[keep_N], targets_N[keep_N]
+
+    if by == "nll":
+        return 1.0 / _nll_optimum(kept)
+    if by == "ece":
+        return _ece_optimum(kept, bins)
+    raise ValueError(f"by must be 'nll' or 'ece', got {by!r}")
+
+
+def logit_chunks(logits_NK: Tensor, targets_N: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Slabs of rows of about CHUNK_ELEMENTS logits."""
+    rows = max(1, CHUNK_ELEMENTS // logits_NK.shape[1])
+    for start in range(0, logits_NK.shape[0], rows):
+        yield logits_NK[start : start + rows], targets_N[start : start + rows]
+
+
+def check_logits(logits_NK: Tensor, targets_N: Tensor) -> None:
+    """ValueError unless the shapes are [N, K] and [N], with at least one row."""
+    if logits_NK.ndim != 2 or targets_N.ndim != 1 or logits_NK.shape[0] != targets_N.shape[0]:
+        raise ValueError(
+            f"logits must be [N, K] and targets [N], got {tuple(logits_NK.shape)} and {tuple(targets_N.shape)}"
+        )
+    if logits_NK.shape[0] == 0:
+        raise ValueError("there are no rows to fit a temperature to")
+
+
+def _upcast(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _nll_slopes(chunks: Chunks, inverse: float) -> tuple[float, float]:
+    """First and second derivative in 1/T of the summed NLL: sum of E_p[z] - z_y, and sum of Var_p[z]."""
+    slope = curvature = 0.0
+    rows = 0
+    for logits_NK, targets_N in chunks():
+        z_NK = _upcast(logits_NK)
+        # a masked class (-inf) has no probability at any temperature, and must not make 0 * inf
+        d_NK = (z_NK - z_NK.amax(-1, keepdim=True)).clamp_min(torch.finfo(torch.float32).min / 1e6)
+        p_NK = F.softmax(d_NK * inverse, dim=-1)
+        mean_N = (p_NK * d_NK).sum(-1)
+        target_N = d_NK.gather(1, targets_N[:, None]).squeeze(1)
+        variance_N = (p_NK * (d_NK - mean_N[:, None]).square_()).sum(-1)
+        slope += float((mean_N.double() - target_N.double()).sum())
+        curvature += float(variance_N.double().sum())
+        rows += z_NK.shape[0]
+    if rows == 0:
+        raise ValueError("every target is ignored: there are no rows to fit a temperature to")
+    if not math.isfinite(slope):
+        raise ValueError("the logits hold NaN or infinite values: no temperature can be fitted")
+    return slope, curvature
+
+
+def _nll_optimum(chunks: Chunks, low: float = 1e-6, high: float = 1e6) -> float:
+    """1/T at the minimum of the NLL: Newton steps, kept inside a bracket on the sign of the slope."""
+    inverse = 1.0
+    for _ in range(200):
+        slope, curvature = _nll_slopes(chunks, inverse)
+        if slope > 0:
+            high = inverse
+        elif slope < 0:
+            low = inverse
+        else:
+            return inverse
+        step = inverse - slope / curvature if curvature > 0 else math.nan
+        # a step out of the bracket is replaced by the geometric mean, since 1/T spans decades
+        following = step if low < step < high else math.sqrt(low * high)
+        if following <= 1e-5:
+            raise ValueError("no finite temperature minimises the NLL: the logits tell less than a uniform guess")
+        if following >= 1e5:
+            raise ValueError(
+                "no temperature above 0 minimises the NLL: every target is already the most probable class"
+            )
+        if abs(following - inverse) <= 1e-10 * inverse or high - low <= 1e-12 * high:
+            return following
+        inverse = following
+    return inverse
+
+
+def _ece_optimum(chunks: Chunks, bins: int) -> float:
+    from nmt_ls.metrics.calibration import CalibrationAccumulator
+
+    low, high = math.log(1 / 8), math.log(8.0)
+    best = 0.0
+    for _ in range(3):
+        grid = torch.linspace(low, high, 41, dtype=torch.float64).tolist()
+        accumulators = [CalibrationAccumulator(bins) for _ in grid]
+        for logits_NK, targets_N in chunks():
+            z_NK = _upcast(logits_NK)
+            top_N, predicted_N = z_NK.max(-1)
+            d_NK = z_NK - top_N[:, None]
+            correct_N = predicted_N == targets_N
+            for accumulator, log_temperature in zip(accumulators, grid, strict=True):
+                confidence_N = 1.0 / (d_NK * math.exp(-log_temperature)).exp_().sum(-1)
+                accumulator.update(confidence_N, correct_N)
+        errors = [accumulator.compute().ece for accumulator in accumulators]
+        # of equal errors the temperature nearest 1 is the least surprising
+        best = min(zip(errors, grid, strict=True), key=lambda pair: (pair[0], abs(pair[1])))[1]
+        width = grid[1] - grid[0]
+        low, high = best - width, best + width
+    return math.exp(best)

@@ -1,0 +1,86 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from nmt_ls.metrics.likelihood import LikelihoodAccumulator, perplexity, token_statistics
+
+
+def test_figures_of_a_hand_made_distribution():
+    logits = torch.log(torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7], [0.25, 0.25, 0.5]], dtype=torch.float64))
+    tokens = token_statistics(logits, torch.tensor([0, 1, 2]))
+    result = LikelihoodAccumulator().update(tokens.log_probs, tokens.correct, tokens.entropies).compute()
+    assert result.tokens == 3
+    assert result.nll == pytest.approx(-(math.log(0.5) + math.log(0.2) + math.log(0.5)) / 3)
+    assert result.perplexity == pytest.approx((1 / (0.5 * 0.2 * 0.5)) ** (1 / 3))
+    assert result.accuracy == pytest.approx(2 / 3)
+    entropy = -(0.1 * math.log(0.1) + 0.2 * math.log(0.2) + 0.7 * math.log(0.7))
+    assert tokens.entropies[1].item() == pytest.approx(entropy)
+    assert tokens.confidences.tolist() == pytest.approx([0.5, 0.7, 0.5])
+
+
+def test_pads_reach_no_figure():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(50, 7, generator=generator)
+    targets = torch.randint(1, 7, (50,), generator=generator)
+    padded_logits = torch.cat([logits, torch.full((30, 7), 50.0).triu()])
+    padded_targets = torch.cat([targets, torch.zeros(30, dtype=torch.long)])
+    plain, padded = (
+        token_statistics(z, y, ignore_index=0) for z, y in ((logits, targets), (padded_logits, padded_targets))
+    )
+    assert torch.equal(plain.log_probs, padded.log_probs)
+    assert torch.equal(plain.confidences, padded.confidences)
+    assert padded.kept.tolist() == [True] * 50 + [False] * 30
+
+
+def test_mask_leaves_positions_out_and_merging_equals_one_pass():
+    log_probs = -np.random.default_rng(0).exponential(size=(4, 5))
+    correct = log_probs > -0.7
+    mask = np.random.default_rng(1).random((4, 5)) < 0.6
+    whole = LikelihoodAccumulator().update(log_probs, correct, mask_N=mask).compute()
+    first = LikelihoodAccumulator().update(log_probs[:2], correct[:2], mask_N=mask[:2])
+    second = LikelihoodAccumulator().update(torch.tensor(log_probs[2:]), torch.tensor(correct[2:]), mask_N=mask[2:])
+    merged = first.merge(second).compute()
+    assert whole.nll == pytest.approx(-log_probs[mask].mean())
+    assert merged.nll == pytest.approx(whole.nll)
+    assert merged.accuracy == pytest.approx(correct[mask].mean())
+    assert math.isnan(merged.entropy)
+
+
+def test_masked_classes_do_not_spoil_the_entropy():
+    tokens = token_statistics(torch.tensor([[0.0, 0.0, -math.inf]]), torch.tensor([1]))
+    assert tokens.entropies.item() == pytest.approx(math.log(2))
+    assert tokens.log_probs.item() == pytest.approx(-math.log(2))
+
+
+def test_many_slabs_equal_one(monkeypatch):
+    logits = torch.randn(100, 11, generator=torch.Generator().manual_seed(3))
+    targets = torch.arange(100) % 11
+    whole = token_statistics(logits, targets, temperature=1.3)
+    monkeypatch.setattr("nmt_ls.metrics.temperature.CHUNK_ELEMENTS", 70)
+    slabs = token_statistics(logits, targets, temperature=1.3)
+    for one, many in zip(whole, slabs, strict=True):
+        torch.testing.assert_close(one, many)
+
+
+@pytest.mark.parametrize("bad", [[0.1, -1.0], [float("nan"), -1.0]])
+def test_impossible_log_probabilities_are_refused(bad):
+    with pytest.raises(ValueError, match="log_probs"):
+        LikelihoodAccumulator().update(bad)
+
+
+def test_wrong_inputs_are_refused():
+    with pytest.raises(ValueError, match="same shape"):
+        LikelihoodAccumulator().update([-1.0, -2.0], [True])
+    with pytest.raises(ValueError, match="nothing"):
+        LikelihoodAccumulator().compute()
+    with pytest.raises(ValueError, match="targets must lie in"):
+        token_statistics(torch.zeros(2, 3), torch.tensor([0, 3]))
+    with pytest.raises(ValueError, match=r"\[N, K\]"):
+        token_statistics(torch.zeros(2, 3), torch.tensor([0]))
+
+
+def test_perplexity_overflows_to_infinity():
+    assert perplexity(1e6) == math.inf
+    assert perplexity(math.log(7)) == pytest.approx(7)
