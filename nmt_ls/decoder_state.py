@@ -1,0 +1,102 @@
+"""Decoding one token at a time: what search drives, and the cache of keys and values behind it.
+
+Shape suffixes: B sentences, K beams, S slots of the cache or source positions, T steps, L layers, H heads, E width of
+a head, D width of the model, V vocabulary.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from nmt_ls.transformer import Transformer
+
+
+class KVCache:
+    """Keys and values of everything that has been read: the source once a sentence, the target once a hypothesis.
+
+    All hypotheses of a sentence write to one buffer: at step t beam k owns slot t K + k, for ever. A hypothesis is the
+    set of slots that it descends from, which is a row of the mask (0 for an ancestor, the least number for any
+    other slot). So when hypotheses are reordered only that small mask is, and no key or value is moved.
+    """
+
+    def __init__(
+        self, sources: list[tuple[Tensor, Tensor]], source_mask_B11S: Tensor, beams: int, max_steps: int
+    ) -> None:
+        sample_BHSE = sources[0][0]
+        sentences, heads, _, head_width = sample_BHSE.shape
+        self.beams = beams
+        self.max_steps = max_steps
+        self.steps = 0
+        self._sources = sources
+        self.source_mask = source_mask_B11S
+        shape = (sentences, heads, max_steps * beams, head_width)
+        self._targets = [(sample_BHSE.new_empty(shape), sample_BHSE.new_empty(shape)) for _ in sources]
+        self._hidden = torch.finfo(source_mask_B11S.dtype).min
+        self._ancestry_BKS = source_mask_B11S.new_full((sentences, beams, max_steps * beams), self._hidden)
+
+    def mask(self) -> Tensor:
+        """The additive mask of self-attention over the slots used so far, B1KS."""
+        return self._ancestry_BKS[:, None, :, : self.steps * self.beams]
+
+    def source(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the source in one layer, each BHSE."""
+        return self._sources[layer]
+
+    def advance(self) -> None:
+        """Open the slots of the next step: each hypothesis is its own ancestor there."""
+        if self.steps == self.max_steps:
+            raise ValueError(f"the cache holds {self.max_steps} steps: start with a larger max_steps")
+        first = self.steps * self.beams
+        self._ancestry_BKS[:, :, first : first + self.beams].diagonal(dim1=1, dim2=2).zero_()
+        self.steps += 1
+
+    def append(self, layer: int, k_BHKE: Tensor, v_BHKE: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the newest step's keys and values of one layer; returns all so far, each BHSE."""
+        end = self.steps * self.beams
+        keys_BHSE, values_BHSE = self._targets[layer]
+        keys_BHSE[:, :, end - self.beams : end] = k_BHKE
+        values_BHSE[:, :, end - self.beams : end] = v_BHKE
+        return keys_BHSE[:, :, :end], values_BHSE[:, :, :end]
+
+    def reorder(self, parents_BK: Tensor) -> None:
+        """Beam k of each sentence now continues what was beam ``parents_BK[b, k]``."""
+        used_BKS = self._ancestry_BKS[:, :, : self.steps * self.beams]
+        used_BKS.copy_(used_BKS.gather(1, parents_BK[:, :, None].expand_as(used_BKS)))
+
+    def keep(self, rows_B: Tensor) -> None:
+        """Only these sentences stay, in this order."""
+        used = self.steps * self.beams
+        self._sources = [(k.index_select(0, rows_B), v.index_select(0, rows_B)) for k, v in self._sources]
+        self.source_mask = self.source_mask.index_select(0, rows_B)
+        self._ancestry_BKS = self._ancestry_BKS.index_select(0, rows_B)
+        for pair in self._targets:
+            for buffer_BHSE in pair:
+                buffer_BHSE[: len(rows_B), :, :used] = buffer_BHSE[:, :, :used].index_select(0, rows_B)
+        self._targets = [(k[: len(rows_B)], v[: len(rows_B)]) for k, v in self._targets]
+
+
+class DecoderState:
+    """A batch of sentences being translated, ``beams`` hypotheses each; made by ``Transformer.start``.
+
+    Drive it so: ``logits`` with the tokens chosen last (beginning-of-sentence at first) gives the next token's logits;
+    ``reorder`` says which hypothesis each of the chosen tokens continues; ``keep`` drops finished sentences.
+    """
+
+    def __init__(self, model: "Transformer", cache: KVCache) -> None:
+        self._model = model
+        self._cache = cache
+
+    @torch.no_grad()
+    def logits(self, last_tokens_BK: Tensor) -> Tensor:
+        """Feed each hypothesis its newest token; returns the logits of the token after it, BKV, at least fp32."""
+        return self._model.step(last_tokens_BK, self._cache)
+
+    def reorder(self, parents_BK: Tensor) -> None:
+        """Beam k of each sentence now continues beam ``parents_BK[b, k]``; nothing but a mask is copied."""
+        self._cache.reorder(parents_BK)
+
+    def keep(self, rows_B: Tensor) -> None:
+        """Only these sentences stay in the batch, in this order."""
+        self._cache.keep(rows_B)
