@@ -1,0 +1,161 @@
+"""The texts of a corpus in preparation: cleaned, filtered by what shows without a vocabulary, and kept on disk."""
+
+from __future__ import annotations
+
+import array
+import hashlib
+import itertools
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow
+from tqdm import tqdm
+
+from nmt_ls.experiment.command_line import UserError
+
+STAGING_ROWS = 10_000
+LINE_BREAKS = re.compile(r"[\r\n]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterConfig:
+    """Which training pairs are left out. Held-out splits are never filtered. A pair with an empty side always goes.
+
+    Attributes:
+        max_pieces: pairs with more pieces on either side (0: any number).
+        max_ratio: pairs whose longer side has more than this many times the pieces of the shorter (0: any ratio).
+        duplicates: whether the second and later copies of a pair go.
+        copies: whether pairs whose source equals their target go.
+    """
+
+    max_pieces: int = 250
+    max_ratio: float = 0.0
+    duplicates: bool = True
+    copies: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_pieces < 0:
+            raise ValueError(f"filters.max_pieces is a number of pieces, or 0 for any, not {self.max_pieces}")
+        if self.max_ratio != 0 and not self.max_ratio >= 1:
+            raise ValueError(f"filters.max_ratio is at least 1, or 0 for any ratio, not {self.max_ratio}")
+
+
+@dataclass
+class StagedTexts:
+    """A split's texts in an Arrow file of its own: columns source (string) and references (list of strings).
+
+    Attributes:
+        path: the file.
+        rows: number of pairs read.
+        keep_N: which of the N rows of the file are still wanted.
+        dropped: numbers of those that are not, or never got into the file, by reason.
+    """
+
+    path: Path
+    rows: int
+    keep_N: npt.NDArray[np.bool_]
+    dropped: dict[str, int]
+
+    def write(self, entries: Iterable[tuple[str, list[str]]]) -> None:
+        """Write sources with their references, a block at a time."""
+        schema = pyarrow.schema([("source", pyarrow.string()), ("references", pyarrow.list_(pyarrow.string()))])
+        remaining = iter(entries)
+        with pyarrow.OSFile(str(self.path), "wb") as file, pyarrow.ipc.new_stream(file, schema) as writer:
+            while block := list(itertools.islice(remaining, STAGING_ROWS)):
+                sources, references = zip(*block, strict=True)
+                writer.write_batch(pyarrow.record_batch([sources, references], schema=schema))
+
+    def nothing_left(self) -> UserError:
+        """The complaint that the filters left no pair."""
+        reasons = "".join(f"; {reason}: {count}" for reason, count in self.dropped.items() if count)
+        return UserError(f"no training pair is left of the {self.rows} read{reasons}")
+
+    def texts(self, wanted_N: npt.NDArray[np.bool_]) -> Iterator[tuple[str, str]]:
+        """Source and first reference of the wanted rows."""
+        begin = 0
+        with pyarrow.memory_map(str(self.path)) as file, pyarrow.ipc.open_stream(file) as reader:
+            for batch in reader:
+                chosen = batch.filter(pyarrow.array(wanted_N[begin : begin + len(batch)]))
+                for source, references in zip(*(column.to_pylist() for column in chosen.columns), strict=True):
+                    yield source, references[0]
+                begin += len(batch)
+
+
+def stage_training(path: Path, pairs: Iterable[tuple[str, str]], filters: FilterConfig) -> StagedTexts:
+    """Filter by text: empty sides and copies as they pass, duplicates by 64-bit hashes at the end.
+
+    Among n pairs two different ones share a hash with probability n²/2⁶⁵: one in a million for six million pairs.
+    """
+    staged = StagedTexts(path=path, rows=0, keep_N=np.ones(0, dtype=bool), dropped={"empty side": 0})
+    hashes = array.array("Q")
+
+    def entries() -> Iterator[tuple[str, list[str]]]:
+        for source, target in _clean(path.name, pairs):
+            staged.rows += 1
+            if not source or not target:
+                staged.dropped["empty side"] += 1
+            elif filters.copies and source == target:
+                staged.dropped["source equals target"] = staged.dropped.get("source equals target", 0) + 1
+            else:
+                hashes.append(_hash(source, target))
+                yield source, [target]
+
+    staged.write(entries())
+    staged.keep_N = np.ones(len(hashes), dtype=bool)
+    if filters.duplicates:
+        first = np.unique(np.frombuffer(hashes, dtype=np.uint64), return_index=True)[1]
+        staged.keep_N[:] = False
+        staged.keep_N[first] = True
+        staged.dropped["duplicate pair"] = len(hashes) - len(first)
+    if not staged.keep_N.any():
+        raise staged.nothing_left()
+    return staged
+
+
+def stage_held_out(path: Path, pairs: Iterable[tuple[str, str]], group: bool) -> StagedTexts:
+    """Keep every row; rows of one source become one entry with its distinct references, if asked."""
+    staged = StagedTexts(path=path, rows=0, keep_N=np.ones(0, dtype=bool), dropped={})
+    entries: dict[str | int, tuple[str, list[str]]] = {}
+    for source, target in _clean(path.name, pairs):
+        references = entries.setdefault(source if group else staged.rows, (source, []))[1]
+        if target not in references:
+            references.append(target)
+        staged.rows += 1
+    if not entries:
+        raise UserError(f"split {path.name!r} has no rows")
+    staged.write(entries.values())
+    staged.keep_N = np.ones(len(entries), dtype=bool)
+    return staged
+
+
+def _clean(split: str, pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    for number, pair in enumerate(tqdm(pairs, desc=f"reading {split}", unit=" pairs", disable=None), 1):
+        for text in pair:
+            fault = text_fault(text)
+            if fault:
+                raise UserError(f"split {split!r}, pair {number}: {fault}; mend the text")
+        yield _tidy(pair[0]), _tidy(pair[1])
+
+
+def text_fault(text: str) -> str | None:
+    """What makes a text unfit for a corpus, or None."""
+    if "\0" in text:
+        return "it holds a NUL byte"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "it is not valid Unicode (half of a surrogate pair)"
+    return None
+
+
+def _tidy(text: str) -> str:
+    text = text.strip()
+    return LINE_BREAKS.sub(" ", text) if "\n" in text or "\r" in text else text
+
+
+def _hash(source: str, target: str) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{source}\0{target}".encode(), digest_size=8).digest(), "little")

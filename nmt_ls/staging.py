@@ -1,0 +1,95 @@
+"""Directories that appear whole or not at all: built under a hidden name beside their place, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+LOCK = ".building"
+# a sibling whose lock is free is an orphan, unless it was made this moment and its builder has yet to take the lock
+ORPHAN_SECONDS = 60.0
+
+
+class StagingDirectory:
+    """A directory under construction.
+
+    Attributes:
+        path: where to build.
+    """
+
+    def __init__(self, path: Path, final: Path) -> None:
+        self.path = path
+        self._final = final
+
+    def publish(self) -> bool:
+        """Rename to the final place, once what was written is on disk; False where someone else already has it."""
+        (self.path / LOCK).unlink()
+        for path in [*self.path.rglob("*"), self.path]:
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        try:
+            self.path.rename(self._final)  # succeeds over an empty directory, never over one with content
+        except OSError:
+            if self._final.is_dir():
+                return False
+            raise
+        return True
+
+
+@contextlib.contextmanager
+def staging_directory(final: Path) -> Iterator[StagingDirectory]:
+    """A hidden directory beside `final`, removed on the way out unless published, on SIGTERM and SIGHUP too.
+
+    What a killed builder of the same directory left behind is removed first.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{final.name}.building-"
+    _remove_orphans(final.parent, prefix)
+    path = final.parent / f"{prefix}{uuid.uuid4().hex[:12]}"
+    path.mkdir()
+    try:
+        with _terminate_as_exit(), (path / LOCK).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield StagingDirectory(path, final)
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove_orphans(parent: Path, prefix: str) -> None:
+    for path in parent.glob(f"{prefix}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime < ORPHAN_SECONDS:
+                continue
+            with (path / LOCK).open("a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _terminate_as_exit() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP unwind the stack as SIGINT does, so that `finally` is reached."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
