@@ -55,8 +55,8 @@ def fit_temperature(
     """The temperature that makes these logits best calibrated: Guo et al. 2017, Section 4.2.
 
     by="nll": the exact minimiser of the negative log-likelihood, which is convex in 1/T (safeguarded Newton).
-    by="ece": the minimiser of the equal-width ECE over `bins` bins. It is neither convex nor continuous, so a
-    geometric grid from 1/8 to 8 is searched and then refined twice around its best point.
+    by="ece": the minimiser of the equal-width ECE over `bins` bins. It is neither convex nor continuous, so a grid
+    even in 1/T, from T = 0.24 to 8, is searched and then refined twice around its best point.
     Rows whose target is `ignore_index` are left out. Raises ValueError where no finite temperature is best.
     """
     check_logits(logits_NK, targets_N)
@@ -155,24 +155,16 @@ def _nll_optimum(chunks: Chunks, low: float = 1e-6, high: float = 1e6) -> float:
 
 
 def _ece_optimum(chunks: Chunks, bins: int) -> float:
-    from nmt_ls.metrics.calibration import CalibrationAccumulator
+    from nmt_ls.metrics.temperature_grid import TemperatureGrid, inverse_temperature_grid
 
-    low, high = math.log(1 / 8), math.log(8.0)
-    best = 0.0
+    inverses = inverse_temperature_grid(0.125, 4.125, 65)
     for _ in range(3):
-        grid = torch.linspace(low, high, 41, dtype=torch.float64).tolist()
-        accumulators = [CalibrationAccumulator(bins) for _ in grid]
+        grid = TemperatureGrid(inverses, bins)
         for logits_NK, targets_N in chunks():
-            z_NK = _upcast(logits_NK)
-            top_N, predicted_N = z_NK.max(-1)
-            d_NK = z_NK - top_N[:, None]
-            correct_N = predicted_N == targets_N
-            for accumulator, log_temperature in zip(accumulators, grid, strict=True):
-                confidence_N = 1.0 / (d_NK * math.exp(-log_temperature)).exp_().sum(-1)
-                accumulator.update(confidence_N, correct_N)
-        errors = [accumulator.compute().ece for accumulator in accumulators]
+            grid.update(logits_NK, targets_N)
         # of equal errors the temperature nearest 1 is the least surprising
-        best = min(zip(errors, grid, strict=True), key=lambda pair: (pair[0], abs(pair[1])))[1]
-        width = grid[1] - grid[0]
-        low, high = best - width, best + width
-    return math.exp(best)
+        best = min(grid.compute(), key=lambda point: (point.calibration.ece, abs(math.log(point.temperature))))
+        step = inverses[1] - inverses[0]
+        centre = best.inverse_temperature
+        inverses = inverse_temperature_grid(max(centre - step, 0.125), centre + step, 33)
+    return best.temperature

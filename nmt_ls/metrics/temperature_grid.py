@@ -1,0 +1,161 @@
+"""NLL and calibration at many temperatures from one pass over the logits.
+
+Everything that the temperatures share is computed once: the maximum, the most probable class, whether it is right.
+What is left is the normaliser S(b) = sum_k exp(b * (z_k - max z)) at each inverse temperature b. On a grid even in b
+it needs only two exponentials a logit, exp(b_0 d) and exp(step * d), since each next power is a product of the last
+one; the relative error grows with the number of products, to about 1e-6 in fp32 over 20. Any other grid is computed
+directly, one exponential a temperature.
+
+Shapes: N tokens, M those kept, K classes, J inverse temperatures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from nmt_ls.metrics.calibration import Calibration, CalibrationAccumulator
+from nmt_ls.metrics.temperature import check_logits, check_temperature
+
+# Few enough logits at a time for both running powers to stay in a processor's second-level cache (twice as fast as a
+# large slab); an accelerator wants larger blocks instead.
+_BLOCK_ELEMENTS = 1 << 16
+_ACCELERATOR_BLOCK_ELEMENTS = 1 << 25
+
+
+class GridStatistics(NamedTuple):
+    """Per token and inverse temperature; tokens whose target is ignored are dropped, as in `token_statistics`."""
+
+    log_probs: Tensor  # [J, M] of the target, nats
+    confidences: Tensor  # [J, M] probability of the most probable class
+    correct: Tensor  # [M] bool: the most probable class, the same at every temperature, is the target
+    kept: Tensor  # [N] bool
+
+
+def inverse_temperature_grid(first: float, last: float, count: int) -> list[float]:
+    """`count` inverse temperatures, evenly spaced from `first` to `last`."""
+    if count < 1 or (count == 1 and first != last):
+        raise ValueError(f"an inverse-temperature grid from {first} to {last} needs at least 2 points, got {count}")
+    step = (last - first) / max(count - 1, 1)
+    return [check_temperature(first + step * index) for index in range(count)]
+
+
+def temperature_grid_statistics(
+    logits_NK: Tensor, targets_N: Tensor, inverse_temperatures: Sequence[float], ignore_index: int = -100
+) -> GridStatistics:
+    """Target log-probability and confidence of every token at every inverse temperature 1/T.
+
+    fp16 and bf16 logits are computed in fp32. Raises ValueError for inverse temperatures that are not finite and
+    positive, and for shapes or targets that do not fit.
+    """
+    check_logits(logits_NK, targets_N)
+    inverse_J = [check_temperature(value) for value in inverse_temperatures]
+    if not inverse_J:
+        raise ValueError("inverse_temperatures must hold at least one value")
+    kept_N = targets_N != ignore_index
+    if not bool(kept_N.all()):
+        logits_NK, targets_N = logits_NK[kept_N], targets_N[kept_N]
+    if targets_N.numel() and not 0 <= int(targets_N.min()) <= int(targets_N.max()) < logits_NK.shape[1]:
+        raise ValueError(f"targets must lie in [0, {logits_NK.shape[1] - 1}] or be {ignore_index}")
+    elements = _BLOCK_ELEMENTS if logits_NK.device.type == "cpu" else _ACCELERATOR_BLOCK_ELEMENTS
+    rows = max(1, elements // logits_NK.shape[1])
+    dtype = torch.float64 if logits_NK.dtype == torch.float64 else torch.float32
+    totals_JM = torch.empty(len(inverse_J), logits_NK.shape[0], dtype=dtype, device=logits_NK.device)
+    target_M = torch.empty(logits_NK.shape[0], dtype=dtype, device=logits_NK.device)
+    correct_M = torch.empty(logits_NK.shape[0], dtype=torch.bool, device=logits_NK.device)
+    for start in range(0, logits_NK.shape[0], rows):
+        block = slice(start, start + rows)
+        z_RK, y_R = logits_NK[block].to(dtype), targets_N[block, None]
+        predicted_R = _argmax(z_RK)
+        d_RK = z_RK - z_RK.gather(1, predicted_R)
+        target_M[block] = d_RK.gather(1, y_R).squeeze(1)
+        correct_M[block] = (predicted_R == y_R).squeeze(1)
+        _normalisers(d_RK, inverse_J, totals_JM[:, block])
+    inverse_J1 = torch.tensor(inverse_J, dtype=dtype, device=logits_NK.device)[:, None]
+    return GridStatistics(inverse_J1 * target_M - totals_JM.log(), 1.0 / totals_JM, correct_M, kept_N)
+
+
+def _argmax(z_RK: Tensor) -> Tensor:
+    """First index of each row's maximum, [R, 1]; numpy's is vectorised, and torch's on the CPU is not."""
+    if z_RK.device.type == "cpu":
+        return torch.from_numpy(z_RK.detach().numpy().argmax(1))[:, None]
+    return z_RK.argmax(1, keepdim=True)
+
+
+def _normalisers(d_RK: Tensor, inverse_J: Sequence[float], out_JR: Tensor) -> None:
+    """out[j] = sum_k exp(inverse[j] * d[:, k])."""
+    count = len(inverse_J)
+    step = (inverse_J[-1] - inverse_J[0]) / max(count - 1, 1)
+    even = all(math.isclose(b, inverse_J[0] + j * step, rel_tol=1e-9) for j, b in enumerate(inverse_J))
+    power_RK = (d_RK * inverse_J[0]).exp_()
+    torch.sum(power_RK, dim=1, out=out_JR[0])
+    if count > 2 and even:
+        factor_RK = (d_RK * step).exp_()
+        for j in range(1, count):
+            torch.sum(power_RK.mul_(factor_RK), dim=1, out=out_JR[j])
+    else:
+        for j in range(1, count):
+            torch.sum(torch.mul(d_RK, inverse_J[j], out=power_RK).exp_(), dim=1, out=out_JR[j])
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridPoint:
+    """Figures at one temperature."""
+
+    temperature: float
+    inverse_temperature: float
+    nll: float  # nats a token
+    calibration: Calibration
+
+
+class TemperatureGrid:
+    """NLL and calibration at every temperature of a grid, from a stream of logits; constant memory, mergeable."""
+
+    def __init__(self, inverse_temperatures: Sequence[float], bins: int = 15) -> None:
+        self.inverse_temperatures = [check_temperature(value) for value in inverse_temperatures]
+        self.calibrations = [CalibrationAccumulator(bins) for _ in self.inverse_temperatures]
+        self.nll_sums = [0.0] * len(self.inverse_temperatures)
+        self.tokens = 0
+
+    def update(self, logits_NK: Tensor, targets_N: Tensor, ignore_index: int = -100) -> Self:
+        """Add tokens; those whose target is `ignore_index` are left out."""
+        return self.add(temperature_grid_statistics(logits_NK, targets_N, self.inverse_temperatures, ignore_index))
+
+    def add(self, statistics: GridStatistics) -> Self:
+        """Add tokens whose statistics at the same inverse temperatures are known already."""
+        self.tokens += statistics.correct.numel()
+        for j, calibration in enumerate(self.calibrations):
+            self.nll_sums[j] -= float(statistics.log_probs[j].double().sum())
+            calibration.update(statistics.confidences[j], statistics.correct)
+        return self
+
+    def merge(self, other: TemperatureGrid) -> Self:
+        """Add what another grid of the same inverse temperatures and bins has seen."""
+        if other.inverse_temperatures != self.inverse_temperatures:
+            raise ValueError("cannot merge grids of different inverse temperatures")
+        self.tokens += other.tokens
+        for j, calibration in enumerate(self.calibrations):
+            calibration.merge(other.calibrations[j])
+            self.nll_sums[j] += other.nll_sums[j]
+        return self
+
+    def compute(self) -> list[GridPoint]:
+        """The figures at each temperature, in the order given. Raises ValueError if nothing was added."""
+        if self.tokens == 0:
+            raise ValueError("a temperature grid of nothing: no tokens were given (or all were ignored)")
+        return [
+            GridPoint(
+                temperature=1.0 / inverse,
+                inverse_temperature=inverse,
+                nll=nll_sum / self.tokens,
+                calibration=calibration.compute(),
+            )
+            for inverse, nll_sum, calibration in zip(
+                self.inverse_temperatures, self.nll_sums, self.calibrations, strict=True
+            )
+        ]
