@@ -48,18 +48,14 @@ PAIRS_PER_WORKER = 50_000
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusConfig:
-    """How pairs become a prepared corpus.
-
-    Attributes:
-        group_references: rows of a held-out split that share a source become one entry with several references, at the
-            place of the first; otherwise each row stays an entry.
-        workers: processes that encode (0: as many as pay). The result does not depend on it.
-    """
+    """How pairs become a prepared corpus."""
 
     vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
     filters: FilterConfig = field(default_factory=FilterConfig)
     group_references: bool = True
+    """rows of a held-out split that share a source become one entry with several references, in place of the first"""
     workers: int = 0
+    """processes that encode (0: as many as pay); the result does not depend on it"""
 
     def __post_init__(self) -> None:
         if self.workers < 0:

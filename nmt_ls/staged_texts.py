@@ -23,19 +23,16 @@ LINE_BREAKS = re.compile(r"[\r\n]+")
 
 @dataclass(frozen=True, kw_only=True)
 class FilterConfig:
-    """Which training pairs are left out. Held-out splits are never filtered. A pair with an empty side always goes.
-
-    Attributes:
-        max_pieces: pairs with more pieces on either side (0: any number).
-        max_ratio: pairs whose longer side has more than this many times the pieces of the shorter (0: any ratio).
-        duplicates: whether the second and later copies of a pair go.
-        copies: whether pairs whose source equals their target go.
-    """
+    """Which training pairs are left out; one with an empty side always is. Held-out splits are never filtered."""
 
     max_pieces: int = 250
+    """leave out pairs with more pieces on either side (0: any number)"""
     max_ratio: float = 0.0
+    """leave out pairs whose longer side has over so many times the pieces of the shorter (0: any ratio)"""
     duplicates: bool = True
+    """leave out the second and later copies of a pair"""
     copies: bool = False
+    """leave out pairs whose source equals their target"""
 
     def __post_init__(self) -> None:
         if self.max_pieces < 0:

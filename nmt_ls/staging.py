@@ -60,7 +60,7 @@ def staging_directory(final: Path) -> Iterator[StagingDirectory]:
     path = final.parent / f"{prefix}{uuid.uuid4().hex[:12]}"
     path.mkdir()
     try:
-        with _terminate_as_exit(), (path / LOCK).open("w") as lock:
+        with terminate_as_exit(), (path / LOCK).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield StagingDirectory(path, final)
     finally:
@@ -78,7 +78,7 @@ def _remove_orphans(parent: Path, prefix: str) -> None:
 
 
 @contextlib.contextmanager
-def _terminate_as_exit() -> Iterator[None]:
+def terminate_as_exit() -> Iterator[None]:
     """Let SIGTERM and SIGHUP unwind the stack as SIGINT does, so that `finally` is reached."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -87,7 +87,9 @@ def _terminate_as_exit() -> Iterator[None]:
     def leave(number: int, _frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    # one that is ignored, as SIGHUP under nohup, stays so
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, leave) for number in numbers}
     try:
         yield
     finally:

@@ -31,25 +31,22 @@ TRAINER = "import json, sys, sentencepiece; sentencepiece.SentencePieceTrainer.t
 
 @dataclass(frozen=True, kw_only=True)
 class VocabularyConfig:
-    """How the SentencePiece model is trained.
-
-    Attributes:
-        kind: byte-pair encoding or the unigram language model.
-        size: number of pieces, the four special ones included; of each model where they are separate.
-        joint: one model for both languages, or one for each.
-        character_coverage: share of the characters of the text that get a piece; the rest become unknown.
-        sample: train on so many sentences of each language, drawn at random (0: on all).
-        seed: seed of that draw.
-        normalisation: SentencePiece's rule; ``nmt_nfkc`` also folds runs of white space, ``identity`` changes nothing.
-    """
+    """How the SentencePiece model is trained."""
 
     kind: Literal["bpe", "unigram"] = "bpe"
+    """byte-pair encoding or the unigram language model"""
     size: int = 10_000
+    """pieces, the four special ones included; of each model where they are separate"""
     joint: bool = True
+    """one model for both languages, or one for each"""
     character_coverage: float = 1.0
+    """share of the characters of the text that get a piece; the rest become unknown"""
     sample: int = 1_000_000
+    """sentences of each language to train on, drawn at random (0: all)"""
     seed: int = 1
+    """seed of that draw"""
     normalisation: Literal["nmt_nfkc", "nfkc", "nmt_nfkc_cf", "identity"] = "nmt_nfkc"
+    """SentencePiece's rule; identity leaves every character as it is"""
 
     def __post_init__(self) -> None:
         if self.kind not in ("bpe", "unigram"):
