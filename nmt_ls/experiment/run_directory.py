@@ -1,0 +1,276 @@
+"""One run, one directory: what it was asked (config.yaml), where and how it ran (manifest.json), what it measured
+(metrics.jsonl), what it came to (summary.json, which marks it finished), and its checkpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import yaml
+
+from nmt_ls.experiment.command_line import UserError
+
+if sys.platform != "win32":
+    import fcntl
+
+RunState = Literal["new", "resume", "finished"]
+_ABSENT = object()
+
+
+def atomic_write(path: str | Path, content: str | bytes) -> None:
+    """Write a whole file or nothing: to a temporary name beside it, fsynced, renamed. Text is stored as UTF-8."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class RunDirectory:
+    """The files of a run. `RunDirectory(path)` reads any run; only `open` takes the lock and lets a run write."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.config_file = self.path / "config.yaml"
+        self.manifest_file = self.path / "manifest.json"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.summary_file = self.path / "summary.json"
+        self._lock: int | None = None
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        config: dict[str, Any],
+        manifest: dict[str, Any],
+        may_differ: Sequence[str] = (),
+        may_grow: Sequence[str] = ("engine.max_updates",),
+        must_match: Sequence[str] = ("corpus_checksum",),
+    ) -> tuple[Self, RunState]:
+        """Begin a run at `path`, or go on with the one that is there; holds its lock until `close`.
+
+        A run that is there must have been asked the same: another value of any key is refused by name (UserError),
+        but for the dotted keys in `may_differ` and for numbers that became larger in `may_grow`. Keys of the manifest
+        in `must_match` must not differ either. A run with a summary is "finished" and nothing in it is touched,
+        unless a key of `may_grow` has grown: then it is taken up again and the summary is removed.
+        """
+        run = cls(path)
+        config, manifest = _plain(config), _plain(manifest)
+        run._take_lock()
+        try:
+            if not run.config_file.exists():
+                run._begin(config, manifest)
+                return run, "new"
+            grown = run._compare(config, manifest, may_differ, may_grow, must_match)
+            if run.summary_file.exists() and not grown:
+                return run, "finished"
+            run._go_on(config, manifest)
+            return run, "resume"
+        except BaseException:
+            run.close()
+            raise
+
+    def close(self) -> None:
+        """Give the lock back."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def append_metrics(self, line: Mapping[str, Any]) -> None:
+        """Add one line to metrics.jsonl; NaN and infinities, which JSON does not have, become null."""
+        text = json.dumps(_plain(line, finite=True), ensure_ascii=False)
+        with self.metrics_file.open("a", encoding="utf-8") as file:
+            file.write(text + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; a last line that a kill cut short is left out."""
+        if not self.metrics_file.exists():
+            return []
+        text = self.metrics_file.read_text(encoding="utf-8", errors="replace")
+        lines = []
+        for number, line in enumerate(text.split("\n")[:-1], start=1):
+            try:
+                lines.append(json.loads(line))
+            except ValueError:
+                raise UserError(f"{self.metrics_file}:{number}: not a line of JSON; remove it") from None
+        return lines
+
+    def cut_metrics(self, step: int) -> None:
+        """Drop the lines with a step after `step`, and one cut short: what a resumed run will write again."""
+        if self.metrics_file.exists():
+            lines = [json.dumps(line, ensure_ascii=False) for line in self.read_metrics() if line["step"] <= step]
+            atomic_write(self.metrics_file, "".join(line + "\n" for line in lines))
+
+    def sync_metrics(self) -> None:
+        """Have the lines so far on the disk itself (before a checkpoint that will count on them)."""
+        if self.metrics_file.exists():
+            with self.metrics_file.open("rb") as file:
+                os.fsync(file.fileno())
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write summary.json: from here on the run is finished."""
+        text = json.dumps(_plain(summary, finite=True), indent=2, ensure_ascii=False)
+        atomic_write(self.summary_file, text + "\n")
+
+    def read_config(self) -> dict[str, Any]:
+        """config.yaml."""
+        return _read(self.config_file, yaml.safe_load)
+
+    def read_manifest(self) -> dict[str, Any]:
+        """manifest.json."""
+        return _read(self.manifest_file, json.loads)
+
+    def read_summary(self) -> dict[str, Any]:
+        """summary.json."""
+        return _read(self.summary_file, json.loads)
+
+    def _take_lock(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path}: a file, where the directory of a run should be; choose another --out")
+        self.path.mkdir(parents=True, exist_ok=True)
+        if sys.platform == "win32":
+            return
+        lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(lock, 200).decode("utf-8", "replace").strip()
+            os.close(lock)
+            message = f"{self.path}: in use by {holder or 'another process'}; wait for it or choose another --out"
+            raise UserError(message) from None
+        except OSError:  # a file system without locks: go on without
+            pass
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        self._lock = lock
+
+    def _begin(self, config: dict[str, Any], manifest: dict[str, Any]) -> None:
+        strangers = [entry.name for entry in self.path.iterdir() if not entry.name.startswith(".")]
+        # a run killed while it began has a manifest and no config: config.yaml, written last, makes a run of it
+        if not set(strangers) <= {self.manifest_file.name, self.checkpoints.name}:
+            raise UserError(f"{self.path}: not a run (no config.yaml) and not empty; choose another --out")
+        self.checkpoints.mkdir(exist_ok=True)
+        self._write_manifest(manifest)
+        self._write_config(config)
+
+    def _go_on(self, config: dict[str, Any], manifest: dict[str, Any]) -> None:
+        self.checkpoints.mkdir(exist_ok=True)
+        if self.read_config() != config:
+            self._write_config(config)
+        self.summary_file.unlink(missing_ok=True)
+        kept = self.read_manifest()
+        resumed = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **_changes(kept, manifest)}
+        self._write_manifest({**kept, "resumed": [*kept.get("resumed", []), resumed]})
+
+    def _write_config(self, config: dict[str, Any]) -> None:
+        atomic_write(self.config_file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+    def _write_manifest(self, manifest: dict[str, Any]) -> None:
+        atomic_write(self.manifest_file, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+
+    def _compare(
+        self,
+        config: dict[str, Any],
+        manifest: dict[str, Any],
+        may_differ: Sequence[str],
+        may_grow: Sequence[str],
+        must_match: Sequence[str],
+    ) -> bool:
+        """Refuse what may not differ; whether a key of may_grow has grown."""
+        was, now = _flat(self.read_config()), _flat(config)
+        refused, grown = [], False
+        for key in dict.fromkeys([*was, *now]):
+            old, new = was.get(key, _ABSENT), now.get(key, _ABSENT)
+            if old == new or key in may_differ:
+                continue
+            if key in may_grow and isinstance(old, int | float) and isinstance(new, int | float):
+                if new > old:
+                    grown = True
+                    continue
+                refused.append(f"{key} was {old} and may only grow, not become {new}")
+            else:
+                refused.append(f"{key} was {_show(old)}, now {_show(new)}")
+        kept = self.read_manifest()
+        for key in must_match:
+            if key in kept and key in manifest and kept[key] != manifest[key]:
+                refused.append(f"{key} was {_show(kept[key])}, now {_show(manifest[key])}")
+        if refused:
+            rest = f" (and {len(refused) - 4} more)" if len(refused) > 4 else ""
+            what = "; ".join(refused[:4]) + rest
+            raise UserError(f"{self.path}: begun with other settings: {what}; repeat them or choose another --out")
+        return grown
+
+
+def newest_finished_run(root: str | Path = "runs", accept: Callable[[RunDirectory], bool] | None = None) -> Path | None:
+    """The run under `root` (one or two levels down) whose summary was written last; None if there is none."""
+    root = Path(root)
+    found = [path for pattern in ("*/summary.json", "*/*/summary.json") for path in root.glob(pattern)]
+    for summary in sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        run = RunDirectory(summary.parent)
+        if run.config_file.exists() and (accept is None or accept(run)):
+            return run.path
+    return None
+
+
+def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+    try:
+        content = parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file; is {path.parent} a run, and finished?") from None
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); restore it") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: does not hold keys and values; restore it")
+    return content
+
+
+def _plain(value: Any, finite: bool = False) -> Any:
+    """`value` as YAML and JSON give it back: tuples as lists, paths and keys as strings; if `finite`, NaN as None."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, finite) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, finite) for item in value]
+    if finite and isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _changes(kept: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the manifest is another this time (commit, versions, threads, …)."""
+    was, now = _flat(kept), _flat(manifest)
+    return {key: value for key, value in now.items() if was.get(key, _ABSENT) != value and key != "time"}
+
+
+def _show(value: Any) -> str:
+    return "absent" if value is _ABSENT else json.dumps(value, ensure_ascii=False, default=str)
