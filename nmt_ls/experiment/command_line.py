@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import warnings
 from argparse import SUPPRESS
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
@@ -83,8 +84,10 @@ def run_command(
     """Parse, run `main`, and leave with its status (None: 0).
 
     A UserError, or an OSError about a file of the user's, is one `error:` line and status 2; a reader that closed the
-    pipe ends the command quietly; any other exception is a bug of ours and keeps its traceback.
+    pipe ends the command quietly; any other exception is a bug of ours and keeps its traceback. Warnings are shown as
+    `warning: …` lines.
     """
+    warnings.formatwarning = _warning_line
     try:
         try:
             arguments = sys.argv[1:] if argv is None else argv
@@ -115,6 +118,10 @@ def report(problem: UserError | str) -> None:
     """One `error: …` line on standard error for each line of the message."""
     for line in filter(None, map(str.strip, str(problem).splitlines())):
         print(f"error: {line}", file=sys.stderr)
+
+
+def _warning_line(message: Warning | str, *_: Any, **__: Any) -> str:
+    return f"warning: {message}\n"
 
 
 def load_config(config_class: type[Config], mapping: Mapping[str, Any], where: str = "config.yaml") -> Config:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -299,6 +300,11 @@ def test_load_config_refuses_by_key_and_file() -> None:
         load_config(Config, {"loss": {"alpha": 7}, "seed": -3})
 
 
+@pytest.fixture(autouse=True)
+def keep_warnings_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+
+
 def leave(main: Any) -> int | str | None:
     with pytest.raises(SystemExit) as left:
         run_command(main, Config, program="prog", description="", argv=[])
@@ -342,27 +348,38 @@ def test_run_command_on_interrupt(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "interrupted\n"
 
 
+PROGRAM = """\
+    import warnings
+    from dataclasses import dataclass
+    from nmt_ls.experiment.command_line import run_command
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        lines: int = 1
+
+    def main(config):
+        warnings.warn("line 7 is long") if config.lines < 0 else None
+        for line in range(config.lines):
+            print("line", line)
+
+    run_command(main, Config, program="prog", description="")
+    """
+
+
+def started(tmp_path: Path, *argv: str) -> subprocess.Popen[bytes]:
+    script = written(tmp_path / "prog.py", PROGRAM)
+    return subprocess.Popen([sys.executable, script, *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
 def test_a_closed_pipe_ends_the_command_quietly(tmp_path: Path) -> None:
-    program = """\
-        from dataclasses import dataclass
-        from nmt_ls.experiment.command_line import run_command
-
-        @dataclass(frozen=True, kw_only=True)
-        class Config:
-            lines: int = 1
-
-        def main(config):
-            for line in range(config.lines):
-                print("line", line)
-
-        run_command(main, Config, program="prog", description="")
-        """
-    script = written(tmp_path / "prog.py", program)
-    command = subprocess.Popen(
-        [sys.executable, script, "--lines", "100000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    command = started(tmp_path, "--lines", "100000")
     assert command.stdout is not None
     assert command.stderr is not None
     assert command.stdout.readline() == b"line 0\n"
     command.stdout.close()
     assert (command.stderr.read(), command.wait()) == (b"", 141)
+
+
+def test_a_warning_is_one_line(tmp_path: Path) -> None:
+    command = started(tmp_path, "--lines", "-1")
+    assert (*command.communicate(), command.returncode) == (b"", b"warning: line 7 is long\n", 0)

@@ -1,0 +1,199 @@
+"""Records: measured figures, each with the recipe it belongs to (its signature) and the command that made it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from nmt_ls.experiment.command_line import UserError
+from nmt_ls.experiment.processor import device_name, this_processor
+
+PACKAGES = ("torch", "numpy", "sacrebleu", "sentencepiece")
+
+
+def provenance(device: str | torch.device = "cpu") -> dict[str, Any]:
+    """Where a figure comes from: commit, versions, machine, command and time, as JSON can hold them.
+
+    `commit` and `dirty` are None outside a git checkout of this project; `dirty` is about tracked files other than
+    those below results/, which every measurement changes.
+    """
+    commit, dirty = _commit()
+    processor = this_processor()
+    return {
+        "commit": commit,
+        "dirty": dirty,
+        "versions": {"python": platform.python_version(), **_versions()},
+        "device": f"{device} ({device_name(torch.device(device))})",
+        "processor": processor.name,
+        "instruction_sets": list(processor.instruction_sets),
+        "threads": torch.get_num_threads(),
+        "command": command(),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def command() -> str:
+    """This process's command line, as it can be typed again: `python -m package.module args`."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    if spec is None:
+        return shlex.join(["python", *sys.argv])
+    return shlex.join(["python", "-m", spec.name.removesuffix(".__main__"), *sys.argv[1:]])
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _commit(package: Path = Path(__file__).parent) -> tuple[str | None, bool | None]:
+    """The commit of the checkout that `package` belongs to; (None, None) where git does not track this file in it."""
+
+    def git(*arguments: str) -> str:
+        quiet = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # a status must not stand in another process's way
+        run = ["git", "-C", str(package), *arguments]
+        return subprocess.run(run, capture_output=True, text=True, check=True, timeout=30, env=quiet).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # or: installed inside some other project's checkout
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":/!results")
+        return git("rev-parse", "HEAD"), bool(changed)
+    except (OSError, subprocess.SubprocessError):
+        return None, None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signature:
+    """The recipe of a figure: what does not apply stays None and is left out; what has no field goes into `extras`."""
+
+    alpha: float | None = None
+    spread: str | None = None
+    prior: str | None = None
+    temperature: float | str | None = None
+    beam: int | None = None
+    length_penalty: float | str | None = None
+    bins: int | None = None
+    split: str | None = None
+    checkpoint: str | None = None
+    seed: int | None = None
+    precision: str | None = None
+    commit: str | None = None
+    corpus: str | None = None  # its checksum
+    device: str | None = None
+    threads: int | None = None
+    versions: Mapping[str, str] | None = None
+    extras: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if taken := sorted(set(self.extras) & {entry.name for entry in fields(self)}):
+            raise ValueError(f"extras may not hold {', '.join(taken)}: the signature has a field of that name")
+
+    @classmethod
+    def of(cls, origin: Mapping[str, Any], **recipe: Any) -> Self:
+        """A signature whose commit, versions, device and threads come from `provenance()`; a dirty tree is marked."""
+        commit = f"{origin['commit']}-dirty" if origin["dirty"] else origin["commit"]
+        machine = {name: origin[name] for name in ("versions", "device", "threads")}
+        return cls(**{"commit": commit, **machine, **recipe})
+
+    def to_dict(self) -> dict[str, Any]:
+        """What applies, extras among it."""
+        named = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "extras"}
+        return {name: value for name, value in {**named, **self.extras}.items() if value is not None}
+
+    def __str__(self) -> str:
+        """One line to print beside a figure: `alpha:0.1|temperature:1.0|…`."""
+        shown = self.to_dict()
+        versions = shown.pop("versions", {})
+        return "|".join(f"{name}:{value}" for name, value in {**shown, **versions}.items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One measured figure."""
+
+    name: str
+    value: float
+    signature: Mapping[str, Any]
+    command: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise ValueError("a record needs a name")
+        if isinstance(self.value, bool) or not isinstance(self.value, int | float) or not math.isfinite(self.value):
+            raise ValueError(f"record {self.name}: {self.value!r} is not a finite number")
+        if not isinstance(self.signature, Mapping) or not isinstance(self.command, str):
+            raise ValueError(f"record {self.name}: its signature must be a mapping, and its command text")
+
+
+def append_records(path: str | Path, records: Iterable[Record]) -> None:
+    """Append to a JSON-lines file; each line is written whole, also beside other writers, and all reach the disk.
+
+    Raises:
+        ValueError: a signature holds what JSON cannot (NaN included); then nothing is written.
+    """
+    lines = [(_line(record) + "\n").encode() for record in records]
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        size = os.fstat(handle).st_size
+        if lines and size and os.pread(handle, 1, size - 1) != b"\n":  # a writer died in mid-line: spoil no second one
+            lines[0] = b"\n" + lines[0]
+        for line in lines:
+            if os.write(handle, line) != len(line):
+                raise OSError(f"{path}: a record could be written only in part")
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _line(record: Record) -> str:
+    entry = {
+        "name": record.name,
+        "value": record.value,
+        "signature": dict(record.signature),
+        "command": record.command,
+    }
+    try:
+        return json.dumps(entry, allow_nan=False, ensure_ascii=False)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"record {record.name}: {error}") from None
+
+
+def read_records(path: str | Path) -> list[Record]:
+    """The records of a file, in its order.
+
+    Raises:
+        UserError: a line that is no record, by file and line.
+        OSError: the file cannot be read.
+    """
+    records = []
+    for number, line in enumerate(Path(path).read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            records.append(Record(**json.loads(line, parse_constant=_refuse_constant)))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path}, line {number}: not a record: {error}") from None
+    return records
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number")

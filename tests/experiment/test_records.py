@@ -1,0 +1,209 @@
+"""Records and provenance, and the tables they are printed in."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+from importlib.machinery import ModuleSpec
+from multiprocessing import get_context
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from nmt_ls.experiment import records
+from nmt_ls.experiment.command_line import UserError
+from nmt_ls.experiment.records import Record, Signature, append_records, provenance, read_records
+from nmt_ls.experiment.tables import format_table
+
+
+def record(name: str = "nll", value: float = 1.5, **signature: Any) -> Record:
+    return Record(name=name, value=value, signature=signature, command="python -m nmt_ls.score")
+
+
+def test_records_come_back_as_they_went(tmp_path: Path) -> None:
+    file = tmp_path / "results" / "study" / "records.jsonl"
+    first = [record(value=0.1 + 0.2, alpha=0.1), record("bleu", 40, split="tëst", versions={"torch": "2"})]
+    append_records(file, first)
+    append_records(file, [record("ece", -1e-300)])
+    append_records(file, [])
+    assert read_records(file) == [*first, record("ece", -1e-300)]
+    assert len(file.read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, "1.5", None, True])
+def test_a_figure_has_to_be_a_finite_number(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"record nll: .* is not a finite number"):
+        record(value=value)
+
+
+def test_a_record_needs_a_name() -> None:
+    with pytest.raises(ValueError, match="needs a name"):
+        record(name="")
+
+
+@pytest.mark.parametrize("poison", [math.nan, object()])
+def test_nothing_is_written_of_a_refused_batch(poison: Any, tmp_path: Path) -> None:
+    file = tmp_path / "records.jsonl"
+    with pytest.raises(ValueError, match="record bleu: "):
+        append_records(file, [record(), record("bleu", temperature=poison)])
+    assert not file.exists()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"{",
+        b"[1]",
+        b'{"name": "nll", "value": 1.0}',
+        b'{"name": "nll", "value": NaN, "signature": {}, "command": "c"}',
+        b'{"name": "nll", "value": 1.0, "signature": {"temperature": Infinity}, "command": "c"}',
+        b'{"name": "nll", "value": 1.0, "signature": [], "command": "c"}',
+        b'{"name": "nll", "value": 1.0, "signature": {}, "command": "c", "more": 1}',
+        b'{"name": "\xff", "value": 1.0, "signature": {}, "command": "c"}',
+    ],
+)
+def test_a_bad_line_is_named(line: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "records.jsonl"
+    append_records(file, [record()])
+    file.write_bytes(file.read_bytes() + b"\n" + line + b"\n")
+    with pytest.raises(UserError, match=f"^{re.escape(str(file))}, line 3: not a record: ") as caught:
+        read_records(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_line_torn_by_a_crash_spoils_no_other(tmp_path: Path) -> None:
+    file = tmp_path / "records.jsonl"
+    file.write_text('{"name": "nl')
+    append_records(file, [record(), record("bleu")])
+    lines = file.read_text().splitlines()
+    assert [json.loads(line)["name"] for line in lines[1:]] == ["nll", "bleu"]
+
+
+def _append_many(file: Path, name: str) -> None:
+    for value in range(50):
+        append_records(file, [record(name, value, padding="x" * 500)])
+
+
+def test_writers_side_by_side_do_not_mix_lines(tmp_path: Path) -> None:
+    file = tmp_path / "records.jsonl"
+    context = get_context("fork" if sys.platform == "linux" else "spawn")
+    writers = [context.Process(target=_append_many, args=(file, name)) for name in ("a", "b")]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    found = read_records(file)
+    for name in ("a", "b"):
+        assert [entry.value for entry in found if entry.name == name] == list(range(50))
+
+
+def test_a_signature_leaves_out_what_does_not_apply() -> None:
+    signature = Signature(alpha=0.0, seed=3, extras={"augmentation": "flip"})
+    assert signature.to_dict() == {"alpha": 0.0, "seed": 3, "augmentation": "flip"}
+    assert str(signature) == "alpha:0.0|seed:3|augmentation:flip"
+    with pytest.raises(ValueError, match="extras may not hold beam"):
+        Signature(extras={"beam": 5})
+
+
+def test_a_signature_takes_the_machine_from_provenance() -> None:
+    origin = {
+        "commit": "abc",
+        "dirty": True,
+        "versions": {"torch": "2.13"},
+        "device": "cpu (X)",
+        "threads": 2,
+        "time": "now",
+    }
+    assert Signature.of(origin, beam=5).to_dict() == {
+        "beam": 5,
+        "commit": "abc-dirty",
+        "versions": {"torch": "2.13"},
+        "device": "cpu (X)",
+        "threads": 2,
+    }
+    assert Signature.of({**origin, "dirty": False}).commit == "abc"
+    assert "commit" not in Signature.of({**origin, "commit": None, "dirty": None}).to_dict()
+
+
+def test_provenance_says_where_a_figure_comes_from() -> None:
+    found = json.loads(json.dumps(provenance("cpu"), allow_nan=False))
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert set(found["versions"]) == {"python", "torch", "numpy", "sacrebleu", "sentencepiece"}
+    assert found["threads"] == torch.get_num_threads()
+    assert found["device"] == f"cpu ({found['processor']})"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", found["time"])
+
+
+@pytest.mark.parametrize(
+    ("module", "argv", "expected"),
+    [
+        (
+            "nmt_ls.train",
+            ["/x/train.py", "--ls", "0.1", "--name", "a b"],
+            "python -m nmt_ls.train --ls 0.1 --name 'a b'",
+        ),
+        ("package.__main__", ["/x/package/__main__.py"], "python -m package"),
+        (None, ["script.py", "x"], "python script.py x"),
+    ],
+)
+def test_the_command_can_be_typed_again(
+    module: str | None, argv: list[str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main = ModuleType("__main__")
+    main.__spec__ = None if module is None else ModuleSpec(module, None)
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    monkeypatch.setattr(sys, "argv", argv)
+    assert records.command() == expected
+
+
+def test_commit_and_dirtiness(tmp_path: Path) -> None:
+    def git(*arguments: str) -> str:
+        author = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        run = ["git", "-C", str(tmp_path), *author, *arguments]
+        return subprocess.run(run, capture_output=True, text=True, check=True).stdout.strip()
+
+    package = tmp_path / "package"
+    for file in (package / "records.py", tmp_path / "results" / "table.csv", tmp_path / "README.md"):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("1")
+    assert records._commit(package) == (None, None)
+    git("init", "-q")
+    git("add", "README.md", "results")
+    git("commit", "-q", "-m", "one")
+    assert records._commit(package) == (None, None)  # this checkout is somebody else's: ours is not part of it
+    git("add", "package")
+    git("commit", "-q", "-m", "two")
+    assert records._commit(package) == (git("rev-parse", "HEAD"), False)
+    (tmp_path / "results" / "table.csv").write_text("2")
+    (tmp_path / "untracked").write_text("2")
+    assert records._commit(package)[1] is False
+    (tmp_path / "README.md").write_text("2")
+    assert records._commit(package)[1] is True
+
+
+def test_no_git_no_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert records._commit() == (None, None)
+
+
+def test_tables_are_aligned() -> None:
+    rows = [
+        {"run": "hard", "nll": 1.23456, "beam": 5, "bleu": 40},
+        {"run": "ls", "nll": np.float32(12.5), "beam": None, "bleu": 41.026},
+    ]
+    assert format_table(rows, {"run": "", "nll": "", "beam": "", "bleu": ".2f", "ece": ""}).splitlines() == [
+        "run     nll  beam   bleu  ece",
+        "----  -----  ----  -----  ---",
+        "hard  1.235     5  40.00",
+        "ls     12.5        41.03",
+    ]
+    assert format_table([], ["a", "bc"]) == "a  bc\n-  --"
+    assert format_table([{"a": True, "b": 1234567}], ["b", "a"]).splitlines()[-1] == "1234567  True"
