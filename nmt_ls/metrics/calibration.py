@@ -14,6 +14,7 @@ Shapes: N confidences, B bins.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -96,6 +97,17 @@ class CalibrationAccumulator:
         self.sums += binned_sums(c, y, self.bins)
         return self
 
+    def update_probabilities(self, probabilities_NK: Any, targets_N: Any, mask_N: Any = None) -> Self:
+        """Add rows of class probabilities: confidence is the largest of a row, correct where its class is the target.
+
+        Of equal probabilities the first is predicted. Raises ValueError where a value is NaN or outside [0, 1].
+        """
+        sums = np.zeros_like(self.sums)  # added at the end, so that refused input leaves the accumulator as it was
+        for confidences, correct in top_label_chunks(probabilities_NK, targets_N, mask_N):
+            sums += binned_sums(confidences, correct, self.bins)
+        self.sums += sums
+        return self
+
     def merge(self, other: CalibrationAccumulator) -> Self:
         """Add what another accumulator of as many bins has seen."""
         if other.bins != self.bins:
@@ -118,6 +130,37 @@ def checked_pair(confidences: Any, correct: Any, mask: Any = None) -> tuple[NDAr
     if c.dtype.kind != "f":
         c = c.astype(np.float64)
     return c.ravel(), y.ravel()
+
+
+def top_label_chunks(
+    probabilities_NK: Any, targets_N: Any, mask_N: Any = None
+) -> Iterator[tuple[NDArray[Any], NDArray[np.bool_]]]:
+    """Confidence and correctness of the most probable class, a few rows at a time."""
+    p_NK, y_N = checked_probabilities(probabilities_NK, targets_N)
+    keep_N = None if mask_N is None else as_mask(mask_N, y_N)
+    rows = max(1, (_CHUNK * 8) // p_NK.shape[1])
+    for start in range(0, len(y_N), rows):
+        p, y = p_NK[start : start + rows], y_N[start : start + rows]
+        if keep_N is not None:
+            keep = keep_N[start : start + rows]
+            p, y = p[keep], y[keep]
+        predicted = p.argmax(1)
+        top = p[np.arange(len(p)), predicted]
+        # argmax stops at a NaN, so what is largest shows both NaN and values above 1
+        check_unit_interval(top, "probabilities")
+        if p.size and p.min() < 0:
+            check_unit_interval(p, "probabilities")
+        yield top, predicted == y
+
+
+def checked_probabilities(probabilities_NK: Any, targets_N: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Arrays [N, K] and [N], K at least 1; ValueError where shapes or target classes do not fit."""
+    p_NK, y_N = as_array(probabilities_NK, "probabilities"), as_array(targets_N, "targets")
+    if p_NK.ndim != 2 or y_N.shape != p_NK.shape[:1] or p_NK.shape[1] == 0:
+        raise ValueError(f"probabilities must be [N, K] and targets [N], got {p_NK.shape} and {y_N.shape}")
+    if y_N.size and (y_N.dtype.kind not in "iu" or y_N.min() < 0 or y_N.max() >= p_NK.shape[1]):
+        raise ValueError(f"targets must be whole numbers from 0 to {p_NK.shape[1] - 1}")
+    return p_NK, y_N
 
 
 @dataclass(frozen=True, kw_only=True)
