@@ -5,6 +5,7 @@ The two languages are columns of text (`en`, `de`), or keys of a `translation` c
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from collections.abc import Iterator
@@ -138,7 +139,8 @@ class ParallelSource:
     def pairs(self, split: str) -> Iterator[tuple[str, str]]:
         """(source, target) of each row. Raises UserError that names file and line, or split and row, of a fault."""
         if not self._splits:
-            self._splits = self._load()
+            with _without_log():
+                self._splits = self._load()
         data, config = self._splits[split], self._config
         columns = data.column_names
         nested = "translation" in columns and not {config.src, config.tgt} <= set(columns)
@@ -159,13 +161,10 @@ class ParallelSource:
         import datasets
 
         config, wanted = self._config, asdict(self._config.splits)
-        name = config.name or None
-        if self._folder is not None and name not in datasets.get_dataset_config_names(str(self._folder)):
-            name = None  # a preset's Hub configuration, which a bare folder does not have
         try:
             loaded = datasets.load_dataset(
                 config.source if self._folder is None else str(self._folder),
-                name,
+                self._configuration(),
                 split=list(wanted.values()),
                 revision=config.revision or None if self._folder is None else None,
                 cache_dir=None if self._folder is None else str(self._scratch),
@@ -173,6 +172,15 @@ class ParallelSource:
         except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
             raise self._explain(error) from None
         return dict(zip(wanted, loaded, strict=True))
+
+    def _configuration(self) -> str | None:
+        """The configuration to load: not a preset's from the Hub where a bare folder has no such thing."""
+        import datasets
+
+        name = self._config.name or None
+        if self._folder is not None and name not in datasets.get_dataset_config_names(str(self._folder)):
+            return None
+        return name
 
     def _explain(self, error: Exception) -> UserError:
         config, reason = self._config, first_line(error.__cause__ or error)
@@ -216,6 +224,19 @@ class ParallelSource:
         files = data_files(self._folder) if self._folder is not None else []
         faults = (line_fault(path) for path in files if path.suffix in LINE_SUFFIXES)
         return UserError(next((fault for fault in faults if fault), otherwise))
+
+
+@contextlib.contextmanager
+def _without_log() -> Iterator[None]:
+    """Without the messages of `datasets` beside the exceptions that it raises."""
+    from datasets.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def line_fault(path: Path) -> str | None:

@@ -15,6 +15,8 @@ from data_prep.parallel import ParallelConfig, command
 class TatoebaConfig(ParallelConfig):
     """Tatoeba sentence pairs from a local folder."""
 
+    source: str = ""
+    """a local folder with a file a split"""
     out: str = "data/tatoeba-{src}-{tgt}"
     licence: str = "CC BY 2.0 FR, attribution to tatoeba.org"
 

@@ -164,6 +164,8 @@ def _build(
 
 
 def _train_vocabularies(directory: Path, staged: StagedTexts, config: VocabularyConfig) -> None:
+    if sys.stderr.isatty():
+        print(f"training a {config.kind} vocabulary of {config.size:,} pieces …", file=sys.stderr)
     wanted_N = staged.keep_N.copy()
     kept = np.flatnonzero(wanted_N)
     if 0 < config.sample < len(kept):

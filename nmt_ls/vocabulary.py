@@ -202,7 +202,7 @@ def explain_trainer(output: str, config: VocabularyConfig) -> str:
     if too_low:
         return (
             f"vocabulary.size {config.size} has no room for the characters of the training text: "
-            f"set it above {too_low[1]}, or lower vocabulary.character_coverage"
+            f"set it to {too_low[1]} or more, or lower vocabulary.character_coverage"
         )
     lines = output.strip().splitlines() or ["it said nothing"]
     return f"SentencePiece could not train the vocabulary: {lines[-1]}"
