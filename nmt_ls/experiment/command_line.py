@@ -10,17 +10,16 @@ import errno
 import os
 import sys
 import warnings
-from argparse import SUPPRESS
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-import jsonargparse
 import yaml
 
-from nmt_ls.experiment.config_fields import ConfigTree, Given, first_sentence
-from nmt_ls.experiment.config_values import ConfigDumper, convert_words, describe, plain, read_yaml, sequence_in
+from nmt_ls.experiment.config_fields import ConfigTree, Given
+from nmt_ls.experiment.config_help import print_help
+from nmt_ls.experiment.config_values import ConfigDumper, convert_words, plain, read_yaml
 
 Config = TypeVar("Config")
 
@@ -60,7 +59,7 @@ def parse(
     try:
         asked = _read_arguments(tree, argv, short_names)
         if asked.help:
-            _print_help(tree, program, description, short_names)
+            print_help(tree.settings.values(), program, description, short_names)
             raise SystemExit(0)
         config = _build(tree, asked)
     except UserError as error:
@@ -219,37 +218,6 @@ def _sound(tree: ConfigTree, given: Mapping[str, Given], problems: list[str]) ->
     if problems:
         raise UserError("\n".join(problems))
     return config
-
-
-def _print_help(tree: ConfigTree, program: str, description: str, short_names: Mapping[str, str]) -> None:
-    parser = jsonargparse.ArgumentParser(
-        prog=program,
-        usage=f"{program} [--config FILE ...] [--KEY VALUE ...]",
-        description=description,
-        epilog="Values come from the defaults, then the --config files in their order, then the command line.",
-    )
-    parser.add_argument("--config", metavar="FILE ...", default=SUPPRESS, help="YAML files; later ones win")
-    parser.add_argument(
-        "--print_config", action="store_true", default=SUPPRESS, help="print the configuration as YAML, and leave"
-    )
-    groups: dict[str, Any] = {"": parser}
-    for key, setting in tree.settings.items():
-        component = key.rpartition(".")[0]
-        if component not in groups:
-            groups[component] = parser.add_argument_group(component, first_sentence(setting.owner))
-        name = key.rpartition(".")[2].upper()
-        metavar = {"metavar": f"{name} ..."} if sequence_in(setting.hint) is not None else {}
-        action = groups[component].add_argument(
-            f"--{key}",
-            *(f"--{name}" for name, meant in short_names.items() if meant == key),
-            type=dict[str, Any] | None if setting.optional_component else setting.hint,
-            default=None if setting.default is MISSING else setting.default,
-            required=setting.default is MISSING,
-            help=setting.help or describe(setting.hint),
-            **metavar,
-        )
-        action.option_strings = [name for name in action.option_strings if not name.endswith("+")]
-    parser.print_help()
 
 
 def _about_user_file(error: OSError) -> str | None:

@@ -6,19 +6,15 @@ appended to a list of one-line messages that name file, line and key, so that a 
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import difflib
-import inspect
-import io
 import re
-import textwrap
-import tokenize
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from typing import Any
 
+from nmt_ls.experiment.config_help import field_help, prose
 from nmt_ls.experiment.config_values import Setting, convert, describe, union_members
 
 
@@ -56,7 +52,7 @@ def settings_of(config_class: type, default: Any = MISSING, prefix: str = "") ->
             yield Setting(key=key, owner=config_class, hint=hint, default=value, help=helps.get(field.name, ""))
             continue
         if optional:
-            about = helps.get(field.name) or first_sentence(component)
+            about = helps.get(field.name) or prose(component)
             off = value is None or value is MISSING
             yield Setting(
                 key=key, owner=config_class, hint=hint, default=None if off else {}, help=about, optional_component=True
@@ -69,48 +65,6 @@ def default_of(field: dataclasses.Field[Any], parent: Any) -> Any:
     if parent is not MISSING:
         return getattr(parent, field.name)
     return field.default_factory() if callable(field.default_factory) else field.default
-
-
-def first_sentence(config_class: type) -> str:
-    """The first paragraph of the class's docstring, in one line; empty where dataclass wrote it."""
-    doc = inspect.getdoc(config_class) or ""
-    if doc.startswith(config_class.__name__ + "("):
-        return ""
-    return " ".join(doc.split("\n\n")[0].split())
-
-
-def field_help(config_class: type) -> dict[str, str]:
-    """Help by field: metadata["help"], else the docstring under the field, else the comment at the end of its line."""
-    helps: dict[str, str] = {}
-    for owner in reversed(config_class.__mro__):
-        if dataclasses.is_dataclass(owner):
-            helps.update(_help_in_source(owner))
-    for field in dataclasses.fields(config_class):
-        if "help" in field.metadata:
-            helps[field.name] = str(field.metadata["help"])
-    return helps
-
-
-def _help_in_source(config_class: type) -> dict[str, str]:
-    try:
-        source = textwrap.dedent(inspect.getsource(config_class))
-    except OSError:  # typed in at a prompt
-        return {}
-    comments = {
-        token.start[0]: token.string.lstrip("# ")
-        for token in tokenize.generate_tokens(io.StringIO(source).readline)
-        if token.type == tokenize.COMMENT
-    }
-    body = typing.cast(ast.ClassDef, ast.parse(source).body[0]).body
-    helps = {}
-    for statement, following in zip(body, [*body[1:], None], strict=True):
-        if not (isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)):
-            continue
-        text = comments.get(statement.end_lineno or statement.lineno, "")
-        if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
-            text = str(following.value.value)
-        helps[statement.target.id] = " ".join(text.split())
-    return helps
 
 
 class ConfigTree:
