@@ -1,0 +1,143 @@
+"""Figures of a translator on a split: what validation, `score` and the final summary of `train` all call.
+
+Shapes: B sentences, T target positions, N tokens that are not padding, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nmt_ls.batching import Batch, epoch_batches
+from nmt_ls.corpus import Split
+from nmt_ls.losses import LossConfig, Prior, smoothed_cross_entropy
+from nmt_ls.metrics.calibration import CalibrationAccumulator
+from nmt_ls.metrics.likelihood import LikelihoodAccumulator, token_statistics
+from nmt_ls.metrics.temperature import fit_temperature_to_chunks
+from nmt_ls.metrics.translation import TranslationScores, translation_scores
+from nmt_ls.search import SearchConfig
+from nmt_ls.transformer import Transformer
+from nmt_ls.translator import Hypothesis, Translator
+from nmt_ls.vocabulary import PAD
+
+CHUNK_TOKENS = 1024
+"""How many tokens' logits exist at a time; a bound on memory, without influence on any figure."""
+BINS = 15
+"""Equal-width bins of ECE (Guo et al. 2017; the paper)."""
+MAX_TOKENS = 4096
+"""Tokens of a batch in teacher-forced scoring; likewise."""
+
+
+def split_batches(split: Split) -> Iterable[Batch]:
+    """The split in batches by length, each sentence once."""
+    longest = int(max(split.source.lengths_N.max(initial=0), split.target.lengths_N.max(initial=0))) + 1
+    return epoch_batches(split, max_tokens=max(MAX_TOKENS, longest), seed=0, epoch=0, shuffle=False)
+
+
+@torch.no_grad()
+def hidden_and_targets(model: Transformer, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Penultimate activations hidden_ND and labels targets_N of each batch, end-of-sentence included, pads left out."""
+    device = model.output_weight.device
+    for batch in batches:
+        batch = batch.to(device)
+        kept_BT = batch.target_out_BT != PAD
+        hidden_BTD = model(batch.source_BS, batch.target_in_BT)
+        yield hidden_BTD[kept_BT], batch.target_out_BT[kept_BT]
+
+
+def _chunks(hidden_ND: Tensor, targets_N: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    for start in range(0, len(targets_N), CHUNK_TOKENS):
+        yield hidden_ND[start : start + CHUNK_TOKENS], targets_N[start : start + CHUNK_TOKENS]
+
+
+@torch.no_grad()
+def score_batches(
+    model: Transformer,
+    batches: Iterable[Batch],
+    *,
+    loss: LossConfig,
+    prior: Prior = "uniform",
+    temperature: float = 1.0,
+    bins: int = BINS,
+) -> dict[str, float]:
+    """Smoothed loss, NLL (nats a token, hard labels), token accuracy and top-label ECE given the correct prefix.
+
+    The smoothed loss is that of training (temperature 1); the others are of the model at `temperature`. Every figure
+    is over the target tokens that are not padding, end-of-sentence included, from fp32 logits.
+    """
+    calibration, likelihood = CalibrationAccumulator(bins), LikelihoodAccumulator()
+    smoothed = 0.0
+    for hidden_ND, targets_N in hidden_and_targets(model, batches):
+        for hidden, targets in _chunks(hidden_ND, targets_N):
+            logits = model.logits(hidden)
+            smoothed += float(smoothed_cross_entropy(logits, targets, loss.alpha, prior, loss.spread, reduction="sum"))
+            tokens = token_statistics(logits, targets, temperature)
+            calibration.update(tokens.confidences.clamp(max=1.0), tokens.correct)
+            likelihood.update(tokens.log_probs, tokens.correct, tokens.entropies)
+    figures = likelihood.compute()
+    return {
+        "loss": smoothed / figures.tokens,
+        "nll": figures.nll,
+        "perplexity": figures.perplexity,
+        "accuracy": figures.accuracy,
+        "ece": calibration.compute().ece,
+        "model_entropy": figures.entropy,
+        "tokens": figures.tokens,
+    }
+
+
+def fitted_temperature(model: Transformer, batches: Iterable[Batch]) -> float:
+    """The temperature of lowest NLL on these batches. Activations are kept, logits computed anew at each step."""
+    kept = list(hidden_and_targets(model, batches))
+
+    def chunks() -> Iterator[tuple[Tensor, Tensor]]:
+        for hidden_ND, targets_N in kept:
+            for hidden, targets in _chunks(hidden_ND, targets_N):
+                with torch.no_grad():
+                    yield model.logits(hidden), targets
+
+    return fit_temperature_to_chunks(chunks, by="nll")
+
+
+def translate_split(
+    translator: Translator,
+    split: Split,
+    search: SearchConfig,
+    sentences: int | None = None,
+    on_progress: Callable[[int], object] | None = None,
+) -> tuple[list[list[Hypothesis]], TranslationScores]:
+    """Translations of the first `sentences` sources of a split (None: all), and their scores against its references."""
+    rows = range(len(split) if sentences is None else min(sentences, len(split)))
+    hypotheses = translator.translate([split.source_text(row) for row in rows], search, on_progress=on_progress)
+    scores = translation_scores([best[0].text for best in hypotheses], [split.references(row) for row in rows])
+    return hypotheses, scores
+
+
+def evaluate(
+    translator: Translator,
+    split: Split,
+    search: SearchConfig,
+    *,
+    loss: LossConfig,
+    prior: Prior = "uniform",
+    on_progress: Callable[[int], object] | None = None,
+) -> dict[str, Any]:
+    """Everything that a summary reports of one checkpoint on one split, at `search.temperature`.
+
+    Teacher-forced figures (see score_batches), BLEU and chrF with their signatures, length ratio, brevity penalty.
+    """
+    translator.precision.apply()
+    figures: dict[str, Any] = dict(
+        score_batches(translator.model, split_batches(split), loss=loss, prior=prior, temperature=search.temperature)
+    )
+    _, scores = translate_split(translator, split, search, on_progress=on_progress)
+    return {
+        **figures,
+        **scores.scores,
+        "length_ratio": scores.length_ratio,
+        "brevity_penalty": scores.brevity_penalty,
+        "signatures": scores.signatures,
+    }

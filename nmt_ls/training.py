@@ -1,0 +1,281 @@
+"""What translation gives the engine: the configuration of a run, its batches, loss, validation and final summary."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from nmt_ls.batching import Batch, epoch_batches
+from nmt_ls.corpus import Corpus, Split
+from nmt_ls.embedded import EmbeddedSizes, prepare_embedded
+from nmt_ls.experiment.checkpoint import checkpoint_exists, load_weights
+from nmt_ls.experiment.command_line import UserError, config_to_dict
+from nmt_ls.experiment.engine import Engine, EngineConfig, StepLoss
+from nmt_ls.experiment.precision import Precision, choose_precision
+from nmt_ls.experiment.records import Signature, provenance
+from nmt_ls.experiment.run_directory import RunDirectory
+from nmt_ls.experiment.schedule import OptimizerConfig, ScheduleConfig, build_optimizer
+from nmt_ls.losses import LossConfig, Prior, fused_loss_and_nll
+from nmt_ls.scoring import BINS, evaluate, score_batches, split_batches, translate_split
+from nmt_ls.search import SearchConfig
+from nmt_ls.transformer import Transformer, TransformerConfig
+from nmt_ls.translator import CheckpointName, Translator, with_vocabularies
+from nmt_ls.truth import bleu_ceilings, is_embedded, true_entropy
+from nmt_ls.vocabulary import PAD
+
+EMBEDDED_DIRECTORY = Path("data/grammar")
+GRAMMAR_SEED = 0
+EXAMPLES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A training run. Without a corpus it is the embedded one's, whose sizes and settings are the defaults here.
+
+    data: a prepared corpus; left out, the embedded one, prepared on first use under data/.
+    out: the run's directory; left out, runs/CORPUS-lsALPHA-sSEED.
+    max_tokens: of a batch, padding included, on the longer side.
+    validation_sentences: translated at each validation for BLEU (the first ones of the split); 0 is none.
+    init_from: a run whose weights to start from, at its checkpoint init_checkpoint.
+    checkpoints: which ones the summary scores on the test split; the first gives its top-level figures.
+    threads: CPU threads; 0 leaves PyTorch's choice.
+    """
+
+    data: str | None = None
+    out: str | None = None
+    seed: int = 1
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = 0
+    max_tokens: int = 4096
+    validation_sentences: int = 200
+    init_from: str | None = None
+    init_checkpoint: CheckpointName = "best"
+    checkpoints: tuple[CheckpointName, ...] = ("best", "averaged", "last")
+    embedded: EmbeddedSizes = field(default_factory=EmbeddedSizes)
+    loss: LossConfig = field(default_factory=LossConfig)
+    model: TransformerConfig = field(default_factory=TransformerConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens must be positive, got {self.max_tokens}")
+        if self.seed < 0 or self.threads < 0 or self.validation_sentences < 0:
+            raise ValueError("seed, threads and validation_sentences must not be negative")
+        if self.engine.monitor == "bleu" and self.validation_sentences == 0:
+            raise ValueError("engine.monitor is bleu: validation_sentences must be above 0")
+        if not self.checkpoints:
+            raise ValueError("checkpoints: name at least one of best, averaged, last")
+
+
+class TranslationTask:
+    """Corpus, model and settings of a run, as the engine wants to see them."""
+
+    def __init__(self, config: TrainConfig, corpus: Corpus, model: Transformer, precision: Precision) -> None:
+        self.config, self.corpus, self.model = config, corpus, model
+        self.training, self.validation = corpus.split("train"), corpus.split("validation")
+        self.prior: Prior = (
+            corpus.unigram_prior().to(model.output_weight) if config.loss.prior == "unigram" else "uniform"
+        )
+        # figures are of fp32 arithmetic, whatever trains
+        self.translator = Translator(
+            model, corpus.source_vocabulary, corpus.target_vocabulary, replace(precision, kind="fp32")
+        )
+
+    def batches(self, epoch: int) -> Sequence[Batch]:
+        """The batches of an epoch: a pure function of seed and epoch."""
+        config = self.config
+        return epoch_batches(self.training, max_tokens=config.max_tokens, seed=config.seed, epoch=epoch)
+
+    def loss(self, model: nn.Module, batch: Batch) -> StepLoss:
+        """Smoothed loss of a batch, summed over its tokens, and beside it the hard-label NLL."""
+        batch = batch.to(self.translator.device)
+        hidden_BTD: Tensor = model(batch.source_BS, batch.target_in_BT)
+        smoothing = self.config.loss
+        total, nll = fused_loss_and_nll(
+            hidden_BTD.flatten(0, 1),
+            self.model.output_weight,
+            batch.target_out_BT.flatten(),
+            smoothing.alpha,
+            self.prior,
+            smoothing.spread,
+            ignore_index=PAD,
+            reduction="sum",
+        )
+        return StepLoss(total, batch.tokens, {"nll": nll})
+
+    def validate(self, _: nn.Module) -> dict[str, float]:
+        """Smoothed loss, NLL, token accuracy and ECE on the validation split; BLEU of its first sentences."""
+        config = self.config
+        figures = score_batches(self.model, split_batches(self.validation), loss=config.loss, prior=self.prior)
+        if config.validation_sentences:
+            scores = translate_split(self.translator, self.validation, config.search, config.validation_sentences)[1]
+            figures["bleu"] = scores.bleu
+        return figures
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How `train` ended: the run, its summary (None where a signal stopped it first), the signal, and what was new."""
+
+    run: RunDirectory
+    summary: dict[str, Any] | None
+    signal: int = 0
+    already_finished: bool = False
+
+
+def train(config: TrainConfig) -> Outcome:
+    """Train, or go on with, the run that `config` describes, and score it on the test split.
+
+    Raises UserError for whatever of the configuration, the corpus or the run's directory does not fit.
+    """
+    device = choose_device(config.device)
+    if config.data is None:
+        print(f"no --data: the embedded corpus, in {EMBEDDED_DIRECTORY}", file=sys.stderr)
+        corpus = prepare_embedded(EMBEDDED_DIRECTORY, GRAMMAR_SEED, config.embedded)
+    else:
+        corpus = Corpus.load(config.data)
+    path = Path(config.out or f"runs/{corpus.directory.name}-ls{config.loss.alpha:g}-s{config.seed}")
+    begun = _begun_manifest(path)
+    threads = int(begun.get("threads", 0)) or config.threads
+    if threads:
+        torch.set_num_threads(threads)
+    precision = Precision.from_manifest(begun["precision"]) if begun else choose_precision(config.precision, device)
+    model_config = with_vocabularies(config.model, corpus.source_vocabulary, corpus.target_vocabulary)
+    config = replace(config, model=model_config)
+    manifest = {
+        **provenance(),
+        "precision": precision.to_dict(),
+        "corpus": str(corpus.directory),
+        "corpus_checksum": corpus.checksum,
+        "corpus_source": corpus.manifest["source"],
+    }
+    run, state = RunDirectory.open(path, config_to_dict(config), manifest, may_differ=("threads",))
+    with run:
+        if state == "finished":
+            return Outcome(run=run, summary=run.read_summary(), already_finished=True)
+        print(
+            f"{run.path}: {corpus.directory}, {len(corpus.split('train')):,} pairs; {precision.reason}", file=sys.stderr
+        )
+        corpus.copy_vocabulary(run.path)
+        torch.manual_seed(config.seed)
+        model = Transformer(model_config).to(device)
+        if config.init_from is not None:
+            _start_from(model, Path(config.init_from), config.init_checkpoint)
+        task = TranslationTask(config, corpus, model, precision)
+        engine = Engine(
+            model,
+            batches=task.batches,
+            loss=task.loss,
+            validate=task.validate,
+            optimizer=build_optimizer(model, config.optimizer),
+            optimizer_config=config.optimizer,
+            schedule_config=config.schedule,
+            config=config.engine,
+            run=run,
+            precision=precision,
+            seed=config.seed,
+            unit="tokens",
+        )
+        result = engine.fit()
+        if result.stopped_by == "signal":
+            return Outcome(run=run, summary=None, signal=result.signal)
+        summary = {**summarise(run, task), "updates": result.update, "stopped_by": result.stopped_by}
+        summary |= {
+            "training_seconds": round(result.seconds, 1),
+            "parameters": sum(p.numel() for p in model.parameters()),
+        }
+        run.write_summary(summary)
+        return Outcome(run=run, summary=summary)
+
+
+def summarise(run: RunDirectory, task: TranslationTask) -> dict[str, Any]:
+    """Figures of each of `config.checkpoints` on the test split; the first one's nll, ece and bleu at top level too.
+
+    On the embedded corpus also `entropy` (the true mean −log p* of the same targets, nats a piece) and BLEU's ceilings.
+    """
+    config, corpus, translator = task.config, task.corpus, task.translator
+    split = corpus.split("test")
+    figures: dict[str, dict[str, Any]] = {}
+    examples: list[dict[str, str]] = []
+    for name in config.checkpoints:
+        if not checkpoint_exists(run.checkpoints / name):
+            continue
+        translator.model.load_state_dict(load_weights(run.checkpoints / name))
+        translator.model.eval()
+        print(f"scoring the {name} checkpoint on {len(split):,} test sentences", file=sys.stderr)
+        figures[name] = evaluate(translator, split, config.search, loss=config.loss, prior=task.prior)
+        examples = examples or example_translations(translator, split, config.search)
+    first = next(iter(figures))
+    summary: dict[str, Any] = {
+        **{key: figures[first][key] for key in ("nll", "ece", "bleu")},
+        "checkpoint": first,
+        "split": "test",
+        "checkpoints": figures,
+        "examples": examples,
+        "signature": run_signature(config, corpus, translator.precision, split="test").to_dict(),
+    }
+    if is_embedded(corpus):
+        print("computing what the grammar itself reaches", file=sys.stderr)
+        summary |= {"entropy": true_entropy(split), **bleu_ceilings(split)}
+    return summary
+
+
+def example_translations(translator: Translator, split: Split, search: SearchConfig) -> list[dict[str, str]]:
+    """A few test sentences with their reference and translation."""
+    rows = range(min(EXAMPLES, len(split)))
+    translations = translator.translate([split.source_text(row) for row in rows], search)
+    return [
+        {"source": split.source_text(row), "reference": split.references(row)[0], "translation": best[0].text}
+        for row, best in zip(rows, translations, strict=True)
+    ]
+
+
+def run_signature(config: TrainConfig, corpus: Corpus, precision: Precision, *, split: str) -> Signature:
+    """The recipe of a run's figures on a split."""
+    loss, search = config.loss, config.search
+    return Signature.of(
+        provenance(),
+        alpha=loss.alpha,
+        spread=loss.spread,
+        prior=loss.prior,
+        temperature=search.temperature,
+        beam=search.beam,
+        length_penalty=f"{search.length_penalty_kind}:{search.length_penalty:g}",
+        bins=BINS,
+        split=split,
+        seed=config.seed,
+        precision=f"{precision.kind}/{precision.matmul}",
+        corpus=corpus.checksum,
+    )
+
+
+def choose_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    """The device that a name stands for; auto is CUDA where there is one. Raises UserError where it is absent."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device: cuda was asked for, but PyTorch sees no CUDA device; use device=cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _begun_manifest(path: Path) -> dict[str, Any]:
+    """What the manifest of a run that is there already says; empty for a new one."""
+    run = RunDirectory(path)
+    return run.read_manifest() if run.config_file.exists() else {}
+
+
+def _start_from(model: Transformer, run: Path, checkpoint: CheckpointName) -> None:
+    try:
+        model.load_state_dict(load_weights(RunDirectory(run).checkpoints / checkpoint))
+    except RuntimeError as error:
+        raise UserError(
+            f"init_from: {run} is a model of another shape ({' '.join(str(error).split())[:200]})"
+        ) from None

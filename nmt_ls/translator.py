@@ -1,0 +1,223 @@
+"""Translator: a trained run that translates and scores; what the commands and a notebook all call.
+
+Shapes: B sentences, S source positions, T target positions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor
+
+from nmt_ls.batching import SourceBatch, encode_lines, encode_pairs, epoch_batches
+from nmt_ls.experiment.checkpoint import load_weights
+from nmt_ls.experiment.command_line import UserError, load_config
+from nmt_ls.experiment.precision import Precision, choose_precision
+from nmt_ls.experiment.run_directory import RunDirectory
+from nmt_ls.search import Found, SearchConfig, beam_search, maximum_lengths, rescore, sample
+from nmt_ls.transformer import Transformer, TransformerConfig
+from nmt_ls.vocabulary import EOS, PAD, Vocabulary, load_vocabularies
+
+CheckpointName = Literal["best", "last", "averaged"]
+WORD_START = "\u2581"
+MAX_SOURCE_PIECES = 1024
+"""Longer lines are translated truncated, and the caller is told which."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hypothesis:
+    """One translation.
+
+    Attributes:
+        text: detokenised.
+        pieces: its SentencePiece pieces, end-of-sentence not included.
+        score: what ranks it, log-probability over the length penalty.
+        token_log_probs: nats at the temperature in force, one a piece and one for end-of-sentence.
+        alternatives: at each of those positions the most probable pieces with their log-probabilities, if asked for.
+    """
+
+    text: str
+    pieces: list[str]
+    score: float
+    token_log_probs: list[float]
+    alternatives: list[list[tuple[str, float]]] | None = None
+
+    @property
+    def log_prob(self) -> float:
+        """log p(translation | source) in nats, end-of-sentence included."""
+        return math.fsum(self.token_log_probs)
+
+    def word_confidences(self) -> list[tuple[str, float]]:
+        """Each word with the product of its pieces' probabilities: p(its pieces | source, what precedes them)."""
+        words: list[tuple[str, float]] = []
+        for piece, log_prob in zip(self.pieces, self.token_log_probs, strict=False):
+            if piece.startswith(WORD_START) or not words:
+                words.append((piece.removeprefix(WORD_START), log_prob))
+            else:
+                word, before = words[-1]
+                words[-1] = (word + piece, before + log_prob)
+        return [(word, math.exp(log_prob)) for word, log_prob in words]
+
+
+EMPTY = Hypothesis(text="", pieces=[], score=0.0, token_log_probs=[])
+"""What an empty line is translated to."""
+
+
+class Translator:
+    """A model with its vocabularies, ready to translate and to score.
+
+    >>> Translator.load("runs/X").translate(["A dog runs."], beam=5, temperature=1.13)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        source_vocabulary: Vocabulary,
+        target_vocabulary: Vocabulary,
+        precision: Precision | None = None,
+    ) -> None:
+        self.model = model
+        self.source_vocabulary = source_vocabulary
+        self.target_vocabulary = target_vocabulary
+        self.precision = precision or Precision()
+        self.device = next(model.parameters()).device
+
+    @classmethod
+    def load(
+        cls,
+        run: str | Path,
+        checkpoint: CheckpointName = "best",
+        device: str | torch.device = "cpu",
+        precision: Precision | Literal["auto", "fp32", "bf16"] = "fp32",
+    ) -> Self:
+        """The model of a run. Raises UserError where there is no such run or checkpoint, or where it is damaged."""
+        directory = RunDirectory(run)
+        config = load_config(TransformerConfig, directory.read_config()["model"])
+        source_vocabulary, target_vocabulary = load_vocabularies(directory.path)
+        weights_directory = directory.checkpoints / checkpoint
+        if not weights_directory.exists():
+            raise UserError(f"{weights_directory}: the run has no such checkpoint yet; train further or name another")
+        if not isinstance(precision, Precision):
+            precision = choose_precision(precision, device)
+        model = Transformer(with_vocabularies(config, source_vocabulary, target_vocabulary))
+        model.load_state_dict(load_weights(weights_directory))
+        return cls(model.to(device).eval(), source_vocabulary, target_vocabulary, precision)
+
+    def translate(
+        self,
+        lines: Sequence[str],
+        config: SearchConfig | None = None,
+        *,
+        max_tokens: int = 2048,
+        prefixes: Sequence[str] | None = None,
+        on_truncated: Callable[[int], None] | None = None,
+        on_progress: Callable[[int], object] | None = None,
+        **changes: Any,
+    ) -> list[list[Hypothesis]]:
+        """The n best translations of each line, best first; an empty line's translation is empty.
+
+        Args:
+            config: how to search; `changes` replace single fields: beam, temperature, length_penalty, nbest, …
+            max_tokens: source tokens in a batch, padding included; without influence on the translations.
+            prefixes: text that each translation has to begin with.
+            on_truncated: called with the number (from 0) of each line that has more than 1,024 pieces.
+            on_progress: called with the number of lines that a batch has finished.
+
+        Raises:
+            ValueError: a setting out of its range.
+        """
+        config = replace(config or SearchConfig(), **changes)
+        encoded = encode_lines(self.source_vocabulary, lines, MAX_SOURCE_PIECES)
+        for line in encoded.truncated:
+            if on_truncated is not None:
+                on_truncated(line)
+        forced = None if prefixes is None else self._forced(lines, prefixes)
+
+        def results() -> Iterator[tuple[SourceBatch, list[list[Hypothesis]]]]:
+            for batch in encoded.batches(max_tokens):
+                prefix_BP = None if forced is None else forced[batch.indices_B]
+                yield (
+                    batch,
+                    [[self._hypothesis(found) for found in best] for best in self._search(batch, config, prefix_BP)],
+                )
+                if on_progress is not None:
+                    on_progress(len(batch.indices_B))
+
+        self.precision.apply()
+        return encoded.in_order(results(), empty=lambda: [EMPTY])
+
+    def score(
+        self, sources: Sequence[str], targets: Sequence[str], temperature: float = 1.0, *, max_tokens: int = 4096
+    ) -> list[Tensor]:
+        """Teacher-forced log-probability (nats) of each target's pieces and its end-of-sentence, given its source."""
+        pairs = encode_pairs(self.source_vocabulary, self.target_vocabulary, sources, targets)
+        longest = int(max(pairs.source.lengths_N.max(initial=0), pairs.target.lengths_N.max(initial=0))) + 1
+        found: dict[int, Tensor] = {}
+        self.precision.apply()
+        for batch in epoch_batches(pairs, max_tokens=max(max_tokens, longest), seed=0, epoch=0, shuffle=False):
+            with torch.inference_mode(), self.precision.autocast(self.device.type):
+                on_device = batch.to(self.device)
+                rows = rescore(
+                    self.model,
+                    on_device.source_BS,
+                    on_device.target_in_BT,
+                    on_device.target_out_BT,
+                    temperature=temperature,
+                )
+            lengths = (batch.target_out_BT != PAD).sum(1).tolist()
+            for index, row_T, length in zip(batch.indices_B.tolist(), rows.cpu(), lengths, strict=True):
+                found[index] = row_T[:length]
+        return [found[index] for index in range(len(sources))]
+
+    def _search(self, batch: SourceBatch, config: SearchConfig, prefix_BP: Tensor | None) -> list[list[Found]]:
+        source_BS = batch.source_BS.to(self.device)
+        max_lengths_B = maximum_lengths(source_BS, config)
+        with torch.inference_mode(), self.precision.autocast(self.device.type):
+            stepper = self.model.start(source_BS, config.width, int(max_lengths_B.max()))
+            if config.samples:
+                return sample(
+                    stepper,
+                    max_lengths_B=max_lengths_B,
+                    config=config,
+                    prefix_BP=prefix_BP,
+                    sentence_ids=batch.indices_B.tolist(),
+                )
+            return beam_search(stepper, max_lengths_B=max_lengths_B, config=config, prefix_BP=prefix_BP)
+
+    def _forced(self, lines: Sequence[str], prefixes: Sequence[str]) -> Tensor:
+        if len(prefixes) != len(lines):
+            raise UserError(
+                f"there are {len(lines)} lines but {len(prefixes)} prefixes; give one a line (it may be empty)"
+            )
+        ids = [torch.tensor(self.target_vocabulary.encode(prefix), dtype=torch.int64) for prefix in prefixes]
+        return torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=PAD)
+
+    def _hypothesis(self, found: Found) -> Hypothesis:
+        ids = [piece for piece in found.ids if piece != EOS]
+        names = self.target_vocabulary.pieces
+        alternatives = None
+        if found.alternatives is not None:
+            alternatives = [
+                list(zip(names([piece for piece, _ in row]), [log_prob for _, log_prob in row], strict=True))
+                for row in found.alternatives
+            ]
+        return Hypothesis(
+            text=self.target_vocabulary.decode(ids),
+            pieces=names(ids),
+            score=found.score,
+            token_log_probs=found.token_log_probs,
+            alternatives=alternatives,
+        )
+
+
+def with_vocabularies(config: TransformerConfig, source: Vocabulary, target: Vocabulary) -> TransformerConfig:
+    """The same shape with the sizes of these vocabularies. Raises UserError where they cannot be shared as it asks."""
+    try:
+        return replace(config, source_vocabulary=source.size, target_vocabulary=target.size)
+    except ValueError as error:
+        raise UserError(f"model: {error}") from None
