@@ -14,7 +14,6 @@ import pytest
 import yaml
 
 from nmt_ls.experiment.command_line import UserError, config_to_dict, load_config, parse, run_command
-from nmt_ls.experiment.config_help import field_help, prose
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,51 +302,6 @@ def test_load_config_refuses_by_key_and_file() -> None:
 @pytest.fixture(autouse=True)
 def keep_warnings_format(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Documented:
-    """How to search, stop: included.
-
-    beam: kept ones;
-    1 is greedy. beam_size,
-    stop: share a text. Note: no field.
-    """
-
-    beam: int = 1
-    beam_size: int = 1
-    stop: str = ""
-    silent: int = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inherits(Documented):
-    beam: int = 2
-    stop: str = "x"  # nearer
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sections:
-    """Google's way.
-
-    Attributes:
-        beam: kept ones,
-            over two lines.
-        stop: the rule.
-    """
-
-    beam: int = 1
-    stop: str = ""
-
-
-def test_help_from_docstrings() -> None:
-    shared = "share a text. Note: no field."
-    assert prose(Documented) == "How to search, stop: included."
-    assert field_help(Documented) == {"beam": "kept ones; 1 is greedy.", "beam_size": shared, "stop": shared}
-    assert field_help(Inherits) == {"beam": "kept ones; 1 is greedy.", "beam_size": shared, "stop": "nearer"}
-    assert prose(Sections) == "Google's way."
-    assert field_help(Sections) == {"beam": "kept ones, over two lines.", "stop": "the rule."}
-    assert prose(Search) == ""  # not the signature that dataclass writes
 
 
 def leave(main: Any) -> int | str | None:
