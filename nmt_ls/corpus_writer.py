@@ -201,11 +201,12 @@ def _write_split(directory: Path, staged: StagedTexts, config: CorpusConfig) -> 
     import datasets  # not at the top: it takes longer to import than everything else here
 
     texts = datasets.Dataset.from_file(str(staged.path))
+    workers = min(config.workers or _workers(len(texts)), len(texts))
     ids = datasets.Sequence(datasets.Value("int32"))
     encoded = texts.map(
         _Encoder(directory.parent),
         batched=True,
-        num_proc=min(config.workers or _workers(len(texts)), len(texts)),
+        num_proc=workers if workers > 1 else None,  # 1 would fork one
         features=datasets.Features({**texts.features, "source_ids": ids, "target_ids": ids}),
         cache_file_name=str(staged.path) + ".encoded",
         desc=f"encoding {directory.name}",
