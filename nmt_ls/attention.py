@@ -40,12 +40,14 @@ class _ByteDropout(torch.autograd.Function):
 
 
 def _masked(x: Tensor, kept: Tensor, scale: float) -> Tensor:
-    return (x * kept.to(x.dtype)).mul_(scale)
+    """x times the mask times the scale, in fp32: mixed types take PyTorch's slow paths."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    return kept.to(x.dtype).mul_(x).mul_(scale)
 
 
 def dropout(x: Tensor, probability: float, training: bool) -> Tensor:
     """x with each element zeroed with the given probability and the others scaled to keep the mean; x itself outside
-    training or at probability 0.
+    training or at probability 0. The result is at least fp32 (what the residual stream is summed in).
 
     On a CPU the probability is rounded to a multiple of 1/256 (0.1 becomes 0.1016), at least 1/256, and the scale is
     that of the rounded one. The mask comes from PyTorch's global generator, so a run resumed with its state draws the
@@ -60,13 +62,15 @@ def dropout(x: Tensor, probability: float, training: bool) -> Tensor:
     return dropped
 
 
-def padding_mask(tokens_BS: Tensor, dtype: torch.dtype) -> Tensor:
-    """What to add to attention scores so that padding is never attended to: 0, or the least number of the type, B11S.
+HIDDEN = -1e9
+"""What is added to the attention score of a position that must not be seen. Not minus infinity: a row in which
+everything is hidden (a source of nothing but padding) must come out finite, in bf16 too."""
 
-    Not minus infinity: a row that is all padding must come out finite.
-    """
-    mask = torch.zeros(tokens_BS.shape, dtype=dtype, device=tokens_BS.device)
-    return mask.masked_fill_(tokens_BS == PAD, torch.finfo(dtype).min)[:, None, None]
+
+def padding_mask(tokens_BS: Tensor, dtype: torch.dtype) -> Tensor:
+    """What to add to attention scores so that padding is never attended to, B11S."""
+    mask_BS = torch.zeros(tokens_BS.shape, dtype=dtype, device=tokens_BS.device)
+    return mask_BS.masked_fill_(tokens_BS == PAD, HIDDEN)[:, None, None]
 
 
 def causal_mask(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -74,31 +78,43 @@ def causal_mask(length: int, dtype: torch.dtype, device: torch.device) -> Tensor
 
     Padding on the right needs no mask of its own then: only padded positions can see it.
     """
-    return torch.full((length, length), torch.finfo(dtype).min, dtype=dtype, device=device).triu_(1)[None, None]
-
-
-def mask_dtype(x: Tensor) -> torch.dtype:
-    """The type in which attention will be computed on x: autocast's where it is on."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    return torch.full((length, length), HIDDEN, dtype=dtype, device=device).triu_(1)[None, None]
 
 
 def attend(
     q_BHTE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, mask: Tensor, form: AttentionForm, dropout_probability: float = 0.0
 ) -> Tensor:
-    """softmax(q k^T / sqrt(E) + mask) v, BHTE (Vaswani et al. 2017, equation 1); the mask broadcasts to BHTS.
+    """softmax(q k^T / sqrt(E) + mask) v, BHTE (Vaswani et al. 2017, equation 1); the mask (at least fp32) broadcasts to
+    BHTS, and the softmax is computed in its type.
 
     Both forms give the same results. Dropout on the weights (``dropout_probability``, 0 outside training) needs the
     weights themselves, so it is always computed in the explicit form.
     """
     if form == "fused" and dropout_probability == 0.0:
-        return F.scaled_dot_product_attention(q_BHTE, k_BHSE, v_BHSE, attn_mask=mask)
+        return F.scaled_dot_product_attention(q_BHTE, k_BHSE, v_BHSE, attn_mask=mask.to(q_BHTE.dtype))
     scores_BHTS = torch.matmul(q_BHTE, k_BHSE.transpose(-1, -2))
     scores_BHTS = torch.add(mask, scores_BHTS, alpha=1.0 / math.sqrt(q_BHTE.shape[-1]))
-    precise = torch.promote_types(scores_BHTS.dtype, torch.float32)
-    weights_BHTS = torch.softmax(scores_BHTS, dim=-1, dtype=precise).to(v_BHSE.dtype)
-    weights_BHTS = dropout(weights_BHTS, dropout_probability, training=True)
-    return torch.matmul(weights_BHTS, v_BHSE)
+    weights_BHTS = dropout(torch.softmax(scores_BHTS, dim=-1), dropout_probability, training=True)
+    return torch.matmul(weights_BHTS.to(v_BHSE.dtype), v_BHSE)
+
+
+class _SplitHeads(torch.autograd.Function):
+    """BT(PHE) -> P tensors BHTE, contiguous as the products of attention want them: one copy forward, and one backward
+    (autograd of the same views would stack the gradients first and then copy again)."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BTC: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
+        sentences, positions, columns = x_BTC.shape
+        ctx.shape = (sentences, positions, parts, heads, columns // (parts * heads))
+        x_PBHTE = x_BTC.view(ctx.shape).permute(2, 0, 3, 1, 4).contiguous()
+        return x_PBHTE.unbind(0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        together_BTPHE = gradients[0].new_empty(ctx.shape)
+        for part, gradient_BHTE in enumerate(gradients):
+            together_BTPHE[:, :, part] = gradient_BHTE.transpose(1, 2)
+        return together_BTPHE.flatten(2), None, None
 
 
 class Projection(nn.Linear):
@@ -127,10 +143,8 @@ class Attention(nn.Module):
 
     def split_heads(self, x_BTD: Tensor, parts: int) -> tuple[Tensor, ...]:
         """The parts of a fused projection, each BHTE and contiguous."""
-        sentences, positions, columns = x_BTD.shape
-        shape = (sentences, positions, parts, self.heads, columns // (parts * self.heads))
-        parts_PBHTE = x_BTD.view(shape).permute(2, 0, 3, 1, 4).contiguous()
-        return parts_PBHTE.unbind(0)
+        split: tuple[Tensor, ...] = _SplitHeads.apply(x_BTD, parts, self.heads)  # type: ignore[no-untyped-call]
+        return split
 
     def combine(self, q_BHTE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, mask: Tensor) -> Tensor:
         """Attention, heads side by side again, and the output projection: BTD."""

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from nmt_ls.attention import HIDDEN
+
 if TYPE_CHECKING:
     from nmt_ls.transformer import Transformer
 
@@ -17,7 +19,7 @@ class KVCache:
     """Keys and values of everything that has been read: the source once a sentence, the target once a hypothesis.
 
     All hypotheses of a sentence write to one buffer: at step t beam k owns slot t K + k, for ever. A hypothesis is the
-    set of slots that it descends from, which is a row of the mask (0 for an ancestor, the least number for any
+    set of slots that it descends from, which is a row of the mask (0 for an ancestor, HIDDEN for any
     other slot). So when hypotheses are reordered only that small mask is, and no key or value is moved.
     """
 
@@ -33,8 +35,7 @@ class KVCache:
         self.source_mask = source_mask_B11S
         shape = (sentences, heads, max_steps * beams, head_width)
         self._targets = [(sample_BHSE.new_empty(shape), sample_BHSE.new_empty(shape)) for _ in sources]
-        self._hidden = torch.finfo(source_mask_B11S.dtype).min
-        self._ancestry_BKS = source_mask_B11S.new_full((sentences, beams, max_steps * beams), self._hidden)
+        self._ancestry_BKS = source_mask_B11S.new_full((sentences, beams, max_steps * beams), HIDDEN)
 
     def mask(self) -> Tensor:
         """The additive mask of self-attention over the slots used so far, B1KS."""

@@ -21,7 +21,6 @@ from nmt_ls.attention import (
     SelfAttention,
     causal_mask,
     dropout,
-    mask_dtype,
     padding_mask,
 )
 from nmt_ls.decoder_state import DecoderState, KVCache
@@ -232,7 +231,7 @@ class Transformer(nn.Module):
         """
         memory = self.encode(source_BS)
         x_BTD = self._embed(self.target_embedding, target_in_BT, 0, target_in_BT.shape[1])
-        mask_11TT = causal_mask(target_in_BT.shape[1], mask_dtype(x_BTD), x_BTD.device)
+        mask_11TT = causal_mask(target_in_BT.shape[1], x_BTD.dtype, x_BTD.device)
         for layer in self.decoder_layers:
             x_BTD = layer(x_BTD, mask_11TT, memory)
         hidden_BTD: Tensor = self.decoder_norm(x_BTD)
@@ -241,7 +240,7 @@ class Transformer(nn.Module):
     def encode(self, source_BS: Tensor) -> Memory:
         """The encoder's states of sources that end with end-of-sentence and are right-padded with 0."""
         x_BSD = self._embed(self.source_embedding, source_BS, 0, source_BS.shape[1])
-        mask_B11S = padding_mask(source_BS, mask_dtype(x_BSD))
+        mask_B11S = padding_mask(source_BS, x_BSD.dtype)
         for layer in self.encoder_layers:
             x_BSD = layer(x_BSD, mask_B11S)
         return Memory(self.encoder_norm(x_BSD), mask_B11S)
