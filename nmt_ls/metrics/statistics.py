@@ -1,0 +1,250 @@
+"""Uncertainty and tests: bootstrap over sentences crossed with seeds, McNemar, equivalence, seeds needed.
+
+A recipe is measured with several seeds on one test set, so sentences and seeds are crossed: every seed translates
+every sentence. One resample of sentences therefore serves all seeds and both recipes, and seeds are resampled apart.
+
+Shapes: A and C seeds of two recipes, S sentences, R resamples; what follows S (...) are sums that add up over
+sentences (`slices.sliced_sums`, `translation.bleu_statistics`, NLL sums), from which a figure is computed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nmt_ls.metrics.distributions import NORMAL, student_t_cdf, student_t_quantile, t_test_power
+from nmt_ls.metrics.inputs import FloatArray, as_array, same_shape
+
+Figure = Callable[[FloatArray], FloatArray]
+_WEIGHTS_AT_ONCE = 1 << 21
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A figure or a difference of figures, with its bootstrap standard deviation.
+
+    The interval is value +- 1.96 sd. There are no percentile intervals: for ECE, which is biased upwards and more so
+    in resamples, they would not cover.
+    """
+
+    value: float
+    sd: float
+    resamples: int
+
+    @property
+    def low(self) -> float:
+        return self.value - 1.96 * self.sd
+
+    @property
+    def high(self) -> float:
+        return self.value + 1.96 * self.sd
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided, of the hypothesis that the true value is 0 (normal approximation)."""
+        if self.sd == 0:
+            return 1.0 if self.value == 0 else 0.0
+        return 2 * NORMAL.cdf(-abs(self.value) / self.sd)
+
+
+def bootstrap(statistics_AS: Any, figure: Figure, *, resamples: int = 1000, seed: int = 0) -> Estimate:
+    """A recipe's figure, the mean over its seeds, with the sd due to its sentences and its seeds.
+
+    `statistics_AS` is [A, S, ...]; `figure` maps summed statistics [..., *] to values [...].
+    """
+    return _bootstrap([_checked(statistics_AS, "statistics")], figure, resamples, seed)
+
+
+def crossed_bootstrap(
+    first_AS: Any, second_CS: Any, figure: Figure, *, resamples: int = 1000, seed: int = 0
+) -> Estimate:
+    """Second minus first recipe: the difference of their mean figures over seeds, and its bootstrap sd.
+
+    `first_AS` is [A, S, ...] and `second_CS` [C, S, ...], of the same sentences in the same order.
+    """
+    first, second = _checked(first_AS, "first"), _checked(second_CS, "second")
+    if first.shape[1:] != second.shape[1:]:
+        raise ValueError(f"both must hold the same sentences and sums, got {first.shape} and {second.shape}")
+    return _bootstrap([first, second], figure, resamples, seed)
+
+
+def _checked(statistics: Any, name: str) -> FloatArray:
+    array = as_array(statistics, name).astype(np.float64)
+    if array.ndim < 3 or 0 in array.shape:
+        raise ValueError(f"{name} must be [seeds, sentences, sums...] and not empty, got {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} must not hold NaN or infinite sums")
+    return array
+
+
+def _bootstrap(recipes: list[FloatArray], figure: Figure, resamples: int, seed: int) -> Estimate:
+    if resamples < 2:
+        raise ValueError(f"resamples must be at least 2, got {resamples}")
+    rng = np.random.default_rng(seed)
+    signs = [1.0] if len(recipes) == 1 else [-1.0, 1.0]
+    value = sum(sign * float(np.mean(figure(r.sum(1)))) for sign, r in zip(signs, recipes, strict=True))
+    sentences = recipes[0].shape[1]
+    drawn = np.zeros(resamples)
+    rows = max(1, _WEIGHTS_AT_ONCE // sentences)
+    for start in range(0, resamples, rows):
+        part = slice(start, min(start + rows, resamples))
+        weights_RS = _resample_weights(rng, part.stop - start, sentences, sentences)
+        for sign, recipe in zip(signs, recipes, strict=True):
+            drawn[part] += sign * _resampled_figures(recipe, weights_RS, figure, rng)
+    return Estimate(value=value, sd=float(drawn.std(ddof=1)), resamples=resamples)
+
+
+def _resampled_figures(
+    recipe: FloatArray, weights_RS: FloatArray, figure: Figure, rng: np.random.Generator
+) -> FloatArray:
+    """The mean figure over resampled seeds, [R]."""
+    seeds, sentences = recipe.shape[:2]
+    flat = recipe.reshape(seeds, sentences, -1)
+    totals_RA = np.stack([weights_RS @ flat[a] for a in range(seeds)], axis=1)
+    figures_RA = np.asarray(figure(totals_RA.reshape(len(weights_RS), seeds, *recipe.shape[2:])))
+    if figures_RA.shape != (len(weights_RS), seeds):
+        raise ValueError(f"the figure must keep the leading dimensions, got {figures_RA.shape}")
+    # of A seeds A - 1 are drawn: drawing A would understate their variance by (A - 1) / A (Rao & Wu 1988)
+    draws = max(seeds - 1, 1)
+    seed_weights_RA = _resample_weights(rng, len(weights_RS), seeds, draws) / draws
+    return np.asarray((figures_RA * seed_weights_RA).sum(1))
+
+
+def _resample_weights(rng: np.random.Generator, rows: int, items: int, draws: int) -> FloatArray:
+    """How often each item is drawn, [rows, items]: rows sum to `draws`."""
+    chosen = rng.integers(0, items, (rows, draws)) + np.arange(rows)[:, None] * items
+    return np.bincount(chosen.ravel(), minlength=rows * items).reshape(rows, items).astype(np.float64)
+
+
+def ratio_of_sums(sums: FloatArray) -> FloatArray:
+    """A figure for the bootstrap: first sum over second, as NLL a token from [..., (NLL sum, tokens)]."""
+    return np.asarray(sums[..., 0] / sums[..., 1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class McNemar:
+    """Paired comparison of two classifiers on the same items (McNemar 1947)."""
+
+    only_first: int  # items that only the first has right
+    only_second: int
+    exact_p: float  # two-sided binomial
+    corrected_p: float  # chi-squared with Edwards' continuity correction
+
+
+def mcnemar(first_correct: Any, second_correct: Any) -> McNemar:
+    """Are two classifiers equally often right on the same items? Both arrays boolean, of one shape."""
+    first, second = as_array(first_correct, "first_correct"), as_array(second_correct, "second_correct")
+    same_shape(first, "first_correct", second, "second_correct")
+    for name, array in (("first_correct", first), ("second_correct", second)):
+        if array.dtype != np.bool_ and not np.isin(array, (0, 1)).all():
+            raise ValueError(f"{name} must be boolean, or 0 and 1")
+    first, second = first.astype(bool), second.astype(bool)
+    b, c = int((first & ~second).sum()), int((second & ~first).sum())
+    n = b + c
+    if n == 0:
+        return McNemar(only_first=0, only_second=0, exact_p=1.0, corrected_p=1.0)
+    log_half_n = n * math.log(2)
+    terms = [
+        math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - log_half_n for k in range(min(b, c) + 1)
+    ]
+    statistic = max(abs(b - c) - 1, 0) ** 2 / n
+    return McNemar(
+        only_first=b,
+        only_second=c,
+        exact_p=min(1.0, 2 * math.fsum(map(math.exp, terms))),
+        corrected_p=math.erfc(math.sqrt(statistic / 2)),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Equivalence:
+    """Two one-sided tests (Schuirmann 1987) of the hypothesis that two means differ by `margin` or more."""
+
+    difference: float  # second minus first
+    standard_error: float
+    degrees: float
+    margin: float
+    p_value: float
+    low: float  # the interval at 1 - 2 * level: wholly within the margin exactly where `equivalent`
+    high: float
+    equivalent: bool
+
+
+def equivalence_test(
+    first: Sequence[float] | Any,
+    second: Sequence[float] | Any,
+    margin: float,
+    *,
+    paired: bool = False,
+    level: float = 0.05,
+) -> Equivalence:
+    """Are two recipes' figures (accuracies of several seeds, say) the same to within `margin`? Welch's t, or paired."""
+    x = as_array(first, "first").astype(np.float64).ravel()
+    y = as_array(second, "second").astype(np.float64).ravel()
+    if paired:
+        same_shape(x, "first", y, "second")
+        x, y = np.zeros(1), y - x
+    sizes = [len(y)] if paired else [len(x), len(y)]
+    if min(sizes) < 2:
+        raise ValueError("an equivalence test needs at least two values of each recipe")
+    variances = [y.var(ddof=1) / len(y)] if paired else [x.var(ddof=1) / len(x), y.var(ddof=1) / len(y)]
+    total = sum(variances)
+    parts = sum(v * v / (n - 1) for v, n in zip(variances, sizes, strict=True))
+    degrees = total * total / parts if parts > 0 else math.inf
+    return equivalence_from_error(float(y.mean() - x.mean()), math.sqrt(total), margin, degrees=degrees, level=level)
+
+
+def equivalence_from_error(
+    difference: float, standard_error: float, margin: float, *, degrees: float = math.inf, level: float = 0.05
+) -> Equivalence:
+    """The same from a difference and its standard error, such as a bootstrap's sd."""
+    if not margin > 0:
+        raise ValueError(f"margin must be above 0, got {margin}")
+    if standard_error > 0:
+        below = student_t_cdf((difference - margin) / standard_error, degrees)
+        above = student_t_cdf(-(difference + margin) / standard_error, degrees)
+        p_value = max(below, above)
+    else:
+        p_value = 0.0 if abs(difference) < margin else 1.0
+    reach = student_t_quantile(1 - level, degrees) * standard_error
+    return Equivalence(
+        difference=difference,
+        standard_error=standard_error,
+        degrees=degrees,
+        margin=margin,
+        p_value=p_value,
+        low=difference - reach,
+        high=difference + reach,
+        equivalent=p_value < level,
+    )
+
+
+def seeds_needed(
+    sd: float, effect: float, *, level: float = 0.05, power: float = 0.8, paired: bool = False, most: int = 10_000
+) -> int:
+    """Seeds a recipe so that a two-sided t-test finds a true difference of `effect` with this power.
+
+    `sd` is that of one recipe's figure over seeds (of the differences, if paired). At most `most`.
+    """
+    if not (sd >= 0 and effect > 0 and 0 < level < 1 and 0 < power < 1):
+        raise ValueError(
+            f"seeds_needed needs sd >= 0, effect > 0 and level, power in (0, 1), got {sd}, {effect}, {level}, {power}"
+        )
+    if sd == 0:
+        return 2
+
+    def enough(n: int) -> bool:
+        degrees = n - 1 if paired else 2 * (n - 1)
+        return t_test_power(effect / sd * math.sqrt(n if paired else n / 2), degrees, level) >= power
+
+    low, high = 1, 2
+    while high < most and not enough(high):
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return min(high, most)
