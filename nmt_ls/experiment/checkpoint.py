@@ -1,8 +1,9 @@
 """Checkpoints that are whole or absent: weights in safetensors, the rest in a file that torch reads weights_only.
 
 A checkpoint is a directory: weights.safetensors, state.pt, checksums.json (SHA-256 of the two). It is written under a
-temporary name, fsynced, and swapped in with two renames. Between the two the old one lies under a name that
-`load_checkpoint` knows, so there is no moment at which a kill leaves nothing to load.
+temporary name, fsynced, and swapped in with two renames. Between the two the old one lies under a name that loading
+knows too, so there is no moment at which a kill leaves nothing to load. One process writes a checkpoint at a time;
+others may read it meanwhile.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from nmt_ls.experiment.atomic import fsync
 from nmt_ls.experiment.command_line import UserError
 
 WEIGHTS, STATE, CHECKSUMS = "weights.safetensors", "state.pt", "checksums.json"
@@ -33,11 +36,13 @@ def save_checkpoint(directory: str | Path, weights: Mapping[str, Tensor], state:
     `weights` is a model's state_dict: tensors that are one (tied) are stored once and come back under all their
     names. `state` holds only what torch.load(weights_only=True) can read: tensors, numbers, strings, dicts, lists.
     """
-    directory = Path(directory)
-    new = _begin(directory)
     stored, tied = _without_ties(weights)
-    save_file(stored, new / WEIGHTS, metadata={_TIED: json.dumps(tied)})
-    _finish(new, directory, state, _sha256(new / WEIGHTS))
+    with _replacing(Path(directory)) as new:
+        try:
+            save_file(stored, new / WEIGHTS, metadata={_TIED: json.dumps(tied)})
+        except SafetensorError as error:  # it wraps what the system said
+            raise OSError(f"{new / WEIGHTS}: cannot be written ({error})") from None
+        _add_state(new, state, _sha256(new / WEIGHTS))
 
 
 def link_checkpoint(source: str | Path, directory: str | Path, state: Mapping[str, Any]) -> None:
@@ -45,13 +50,13 @@ def link_checkpoint(source: str | Path, directory: str | Path, state: Mapping[st
 
     Weights files are replaced but never written into, so two checkpoints can share one.
     """
-    source, directory = Path(source), Path(directory)
-    new = _begin(directory)
-    try:
-        os.link(source / WEIGHTS, new / WEIGHTS)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(source / WEIGHTS, new / WEIGHTS)
-    _finish(new, directory, state, _read_checksums(source)[WEIGHTS])
+    source = Path(source)
+    with _replacing(Path(directory)) as new:
+        try:
+            os.link(source / WEIGHTS, new / WEIGHTS)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(source / WEIGHTS, new / WEIGHTS)
+        _add_state(new, state, _read_checksums(source)[WEIGHTS])
 
 
 def load_checkpoint(directory: str | Path, verify: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -76,6 +81,19 @@ def load_state(directory: str | Path, verify: bool = True) -> dict[str, Any]:
 def checkpoint_exists(directory: str | Path) -> bool:
     """Whether there is a checkpoint to load, be it one that a kill left in the midst of the swap."""
     return _find(Path(directory)) is not None
+
+
+def tidy_checkpoint(directory: str | Path) -> None:
+    """Clear up after a writer that was killed."""
+    directory = Path(directory)
+    new, old = _new_name(directory), _old_name(directory)
+    if old.exists():
+        if directory.exists():  # killed after the swap, before the old one was removed
+            shutil.rmtree(old)
+        else:  # killed between the two renames: the old one is the only one known to be whole
+            old.rename(directory)
+    if new.exists():  # killed while writing
+        shutil.rmtree(new)
 
 
 def remove_checkpoint(directory: str | Path) -> None:
@@ -142,42 +160,32 @@ def _find(directory: Path) -> Path | None:
     return next((path for path in (directory, _old_name(directory)) if path.is_dir()), None)
 
 
-def _begin(directory: Path) -> Path:
-    """An empty temporary directory beside `directory`, after any writer that was killed has been cleared up."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
+@contextmanager
+def _replacing(directory: Path) -> Iterator[Path]:
+    """An empty directory to write a checkpoint into, which then takes the place of `directory`."""
+    tidy_checkpoint(directory)
     new, old = _new_name(directory), _old_name(directory)
-    if old.exists():
-        if directory.exists():  # killed after the swap, before the old one was removed
-            shutil.rmtree(old)
-        else:  # killed between the two renames: the old one is the only one known to be whole
-            old.rename(directory)
-    if new.exists():
-        shutil.rmtree(new)
-    new.mkdir()
-    return new
-
-
-def _finish(new: Path, directory: Path, state: Mapping[str, Any], weights_sha256: str) -> None:
-    torch.save(dict(state), new / STATE)
-    sums = {WEIGHTS: weights_sha256, STATE: _sha256(new / STATE)}
-    (new / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
-    for path in (new / WEIGHTS, new / STATE, new / CHECKSUMS, new):
-        _fsync(path)
-    old = _old_name(directory)
+    new.mkdir(parents=True)
+    try:
+        yield new
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    for path in (*new.iterdir(), new):
+        fsync(path)
     if directory.exists():
         directory.rename(old)
     new.rename(directory)
-    _fsync(directory.parent)
+    fsync(directory.parent)
     if old.exists():
         shutil.rmtree(old)
 
 
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _add_state(new: Path, state: Mapping[str, Any], weights_sha256: str) -> None:
+    with (new / STATE).open("wb") as file:
+        torch.save(dict(state), file)
+    sums = {WEIGHTS: weights_sha256, STATE: _sha256(new / STATE)}
+    (new / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
 
 
 def _sha256(path: Path) -> str:

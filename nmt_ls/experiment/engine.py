@@ -28,6 +28,8 @@ from nmt_ls.experiment.training_state import NonFiniteError, NonFiniteGuard, Ste
 
 __all__ = ["Engine", "EngineConfig", "FitResult", "NonFiniteError", "StepLoss"]
 
+# entries of a manifest (records.provenance) on which the last bits of a sum depend
+_BEARS_ON_BITS = ("versions.torch", "threads", "device", "processor")
 _HIGHER_IS_BETTER = ("accuracy", "bleu", "chrf")
 
 
@@ -152,13 +154,19 @@ class Engine:
         self._board = TensorBoard(self.run.path / "tensorboard", state.update) if config.tensorboard else None
         if state.update:
             self._progress.say(f"resumed at step {state.update}")
+            self._mention_changes()
         self._began = time.perf_counter()
         self._seconds_before = state.seconds
         try:
             with StopSignals() as signals:
                 stopped_by = self._train(signals)
-                state.seconds = self._elapsed()
-                self._finish(stopped_by, signals)
+                if self._checkpoints.saved != state.update:
+                    self._save_last()
+                if stopped_by != "signal":
+                    self._checkpoints.average(state)
+                if signals.received is not None:
+                    stopped_by = "signal"
+                self._progress.say(self._farewell(stopped_by, signals))
         finally:
             self._progress.close()
             if self._board is not None:
@@ -170,7 +178,7 @@ class Engine:
             signal=signals.received or 0,
             best=dict(state.best),
             latest=dict(state.latest),
-            seconds=state.seconds,
+            seconds=self._elapsed(),
         )
 
     def _train(self, signals: StopSignals) -> Literal["max_updates", "patience", "signal"]:
@@ -302,18 +310,20 @@ class Engine:
                 module.training = mode
             set_random_state(numbers, self._device)
 
-    def _finish(self, stopped_by: str, signals: StopSignals) -> None:
+    def _farewell(self, stopped_by: str, signals: StopSignals) -> str:
         state, monitor = self._state, self.config.monitor
-        if self._checkpoints.saved != state.update:
-            self._save_last()
         if signals.received is not None:
             where = f"saved in {self._checkpoints.last}; the same command goes on from there"
-            self._progress.say(f"stopped by {signals.received.name} at update {state.update}, {where}")
-            return
-        if stopped_by == "patience":
-            best = f"{state.best[monitor]:.4g} at update {state.best['step']}"
-            self._progress.say(f"stopped at update {state.update}: no better {monitor} since {best}")
-        self._checkpoints.average(state)
+            return f"stopped by {signals.received.name} at update {state.update}, {where}"
+        best = f"best {monitor} {state.best[monitor]:.4g} at update {state.best['step']}"
+        why = f": {state.since_best} validations without a better one" if stopped_by == "patience" else ""
+        return f"trained to update {state.update}; {best}{why}"
+
+    def _mention_changes(self) -> None:
+        """Say what may make the rest of this run differ, in the last bits, from what it would have been."""
+        for key, (was, now) in self.run.changes.items():
+            if was is not None and key.endswith(_BEARS_ON_BITS):
+                self._progress.say(f"note: begun with {key} {was}, resumed with {now}: not bit for bit the same run")
 
     def _start(self) -> None:
         """Take up the state in last/, or begin; and clear away what a killed session wrote after it."""

@@ -20,6 +20,7 @@ from nmt_ls.experiment.checkpoint import (
     load_state,
     remove_checkpoint,
     save_checkpoint,
+    tidy_checkpoint,
 )
 from nmt_ls.experiment.training_state import TrainingState
 
@@ -33,7 +34,9 @@ class RunCheckpoints:
         self.saved: int | None = None  # the update that last/ holds, once this session has loaded or written it
 
     def load_last(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Weights and state of last/; None if there is none."""
+        """Weights and state of last/; None if there is none. Clears up after a session that was killed."""
+        for directory in (self.last, self.best, self.averaged):
+            tidy_checkpoint(directory)
         if not checkpoint_exists(self.last):
             return None
         weights, content = load_checkpoint(self.last)

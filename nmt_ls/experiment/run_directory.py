@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -16,28 +17,16 @@ from typing import Any, Literal, Self
 
 import yaml
 
+from nmt_ls.experiment.atomic import atomic_write, fsync
 from nmt_ls.experiment.command_line import UserError
 
 if sys.platform != "win32":
     import fcntl
 
+__all__ = ["RunDirectory", "RunState", "atomic_write", "newest_finished_run"]
+
 RunState = Literal["new", "resume", "finished"]
 _ABSENT = object()
-
-
-def atomic_write(path: str | Path, content: str | bytes) -> None:
-    """Write a whole file or nothing: to a temporary name beside it, fsynced, renamed. Text is stored as UTF-8."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
-    data = content.encode("utf-8") if isinstance(content, str) else content
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class RunDirectory:
@@ -50,7 +39,8 @@ class RunDirectory:
         self.manifest_file = self.path / "manifest.json"
         self.metrics_file = self.path / "metrics.jsonl"
         self.summary_file = self.path / "summary.json"
-        self._lock: int | None = None
+        self.changes: dict[str, tuple[Any, Any]] = {}  # entries of the manifest that are others on resume: (was, is)
+        self._release: Callable[[], object] = lambda: None
 
     @classmethod
     def open(
@@ -62,7 +52,7 @@ class RunDirectory:
         may_grow: Sequence[str] = ("engine.max_updates",),
         must_match: Sequence[str] = ("corpus_checksum",),
     ) -> tuple[Self, RunState]:
-        """Begin a run at `path`, or go on with the one that is there; holds its lock until `close`.
+        """Begin a run at `path`, or go on with the one that is there; holds its lock until `close` or garbage.
 
         A run that is there must have been asked the same: another value of any key is refused by name (UserError),
         but for the dotted keys in `may_differ` and for numbers that became larger in `may_grow`. Keys of the manifest
@@ -73,11 +63,14 @@ class RunDirectory:
         config, manifest = _plain(config), _plain(manifest)
         run._take_lock()
         try:
+            for left in run.path.glob(".*.new"):  # by a process that was killed while writing
+                left.unlink()
             if not run.config_file.exists():
                 run._begin(config, manifest)
                 return run, "new"
             grown = run._compare(config, manifest, may_differ, may_grow, must_match)
             if run.summary_file.exists() and not grown:
+                run.close()
                 return run, "finished"
             run._go_on(config, manifest)
             return run, "resume"
@@ -87,9 +80,7 @@ class RunDirectory:
 
     def close(self) -> None:
         """Give the lock back."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._release()
 
     def __enter__(self) -> Self:
         return self
@@ -125,8 +116,7 @@ class RunDirectory:
     def sync_metrics(self) -> None:
         """Have the lines so far on the disk itself (before a checkpoint that will count on them)."""
         if self.metrics_file.exists():
-            with self.metrics_file.open("rb") as file:
-                os.fsync(file.fileno())
+            fsync(self.metrics_file)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json: from here on the run is finished."""
@@ -163,7 +153,7 @@ class RunDirectory:
             pass
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-        self._lock = lock
+        self._release = weakref.finalize(self, os.close, lock)
 
     def _begin(self, config: dict[str, Any], manifest: dict[str, Any]) -> None:
         strangers = [entry.name for entry in self.path.iterdir() if not entry.name.startswith(".")]
@@ -180,7 +170,9 @@ class RunDirectory:
             self._write_config(config)
         self.summary_file.unlink(missing_ok=True)
         kept = self.read_manifest()
-        resumed = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **_changes(kept, manifest)}
+        was, now = _flat(kept), _flat(manifest)
+        self.changes = {key: (was.get(key), now[key]) for key in now if key != "time" and was.get(key) != now[key]}
+        resumed = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **{key: now[key] for key in self.changes}}
         self._write_manifest({**kept, "resumed": [*kept.get("resumed", []), resumed]})
 
     def _write_config(self, config: dict[str, Any]) -> None:
@@ -264,12 +256,6 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def _changes(kept: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What of the manifest is another this time (commit, versions, threads, …)."""
-    was, now = _flat(kept), _flat(manifest)
-    return {key: value for key, value in now.items() if was.get(key, _ABSENT) != value and key != "time"}
 
 
 def _show(value: Any) -> str:
