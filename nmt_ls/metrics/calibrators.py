@@ -1,0 +1,162 @@
+"""Post-hoc calibrators: fitted on one split, applied to another.
+
+Each remembers the name of the split that it was fitted on and refuses to be applied to the same one, since a figure
+measured where the calibrator was fitted flatters it; `same_split=True` says that this is meant.
+
+Shapes: N tokens or examples, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nmt_ls.metrics.calibration import checked_pair
+from nmt_ls.metrics.inputs import FloatArray, as_array, check_unit_interval
+from nmt_ls.metrics.temperature import check_logits, fit_temperature, log_probs, logit_chunks
+
+
+def _check_split(fitted_on: str, split: str, same_split: bool) -> None:
+    if split == fitted_on and not same_split:
+        raise ValueError(
+            f"this calibrator was fitted on the {split} split: apply it to another, or pass same_split=True"
+            " and say so beside the figure"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemperatureScaling:
+    """One temperature for all logits (Guo et al. 2017)."""
+
+    temperature: float
+    fitted_on: str
+
+    @classmethod
+    def fit(
+        cls,
+        logits_NK: Tensor,
+        targets_N: Tensor,
+        *,
+        split: str,
+        by: Literal["nll", "ece"] = "nll",
+        ignore_index: int = -100,
+    ) -> Self:
+        """Fit by NLL or by ECE: see `fit_temperature`."""
+        return cls(temperature=fit_temperature(logits_NK, targets_N, by, ignore_index=ignore_index), fitted_on=split)
+
+    def apply(self, logits: Tensor, *, split: str, same_split: bool = False) -> Tensor:
+        """Calibrated log-probabilities, nats."""
+        _check_split(self.fitted_on, split, same_split)
+        return log_probs(logits, self.temperature)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorScaling:
+    """A scale and a shift for each class: log softmax(scale * z + shift) (Guo et al. 2017, Section 4.2)."""
+
+    scale_K: Tensor
+    shift_K: Tensor
+    fitted_on: str
+
+    @classmethod
+    def fit(
+        cls, logits_NK: Tensor, targets_N: Tensor, *, split: str, penalty: float = 1e-4, ignore_index: int = -100
+    ) -> Self:
+        """Minimise the mean NLL plus penalty * (|scale - 1|^2 + |shift|^2), a convex problem, by L-BFGS.
+
+        Without a penalty the shift of a class that the split never shows has no finite optimum. Starts from the
+        fitted temperature.
+        """
+        check_logits(logits_NK, targets_N)
+        if not penalty >= 0:
+            raise ValueError(f"penalty must be at least 0, got {penalty}")
+        keep_N = targets_N != ignore_index
+        logits_NK, targets_N = logits_NK[keep_N], targets_N[keep_N]
+        check_logits(logits_NK, targets_N)
+        start = 1.0 / fit_temperature(logits_NK, targets_N)
+        classes = logits_NK.shape[1]
+        parameters_2K = torch.zeros(2, classes, dtype=torch.float64, device=logits_NK.device)
+        parameters_2K[0] = start
+        parameters_2K.requires_grad_()
+        identity_2K = torch.zeros_like(parameters_2K)
+        identity_2K[0] = 1.0
+        optimizer = torch.optim.LBFGS([parameters_2K], max_iter=500, tolerance_grad=1e-8, line_search_fn="strong_wolfe")
+
+        def objective() -> Tensor:
+            optimizer.zero_grad()
+            loss = penalty * (parameters_2K - identity_2K).square().sum()
+            loss.backward()  # type: ignore[no-untyped-call]
+            for z_NK, y_N in logit_chunks(logits_NK, targets_N):
+                log_p = torch.log_softmax(parameters_2K[0] * z_NK.double() + parameters_2K[1], -1)
+                part = -log_p.gather(1, y_N[:, None]).sum() / targets_N.numel()
+                part.backward()  # type: ignore[no-untyped-call]
+                loss = loss.detach() + part.detach()
+            return loss
+
+        optimizer.step(objective)  # type: ignore[no-untyped-call]
+        scale_K, shift_K = parameters_2K.detach()
+        return cls(scale_K=scale_K, shift_K=shift_K, fitted_on=split)
+
+    def apply(self, logits: Tensor, *, split: str, same_split: bool = False) -> Tensor:
+        """Calibrated log-probabilities, nats, [..., K]; fp32, or float64 for float64 logits."""
+        _check_split(self.fitted_on, split, same_split)
+        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        return log_probs(self.scale_K.to(dtype) * logits.to(dtype) + self.shift_K.to(dtype))
+
+
+@dataclass(frozen=True, kw_only=True)
+class IsotonicCalibration:
+    """The rising step function from confidence to accuracy that fits best (Zadrozny & Elkan 2002).
+
+    For top-label confidences: it corrects how sure a prediction is, and leaves the prediction as it is. Between the
+    steps it is linear, beyond the outermost confidences of the fitted split constant.
+    """
+
+    confidences: FloatArray  # rising: where each step begins and ends
+    accuracies: FloatArray
+    fitted_on: str
+
+    @classmethod
+    def fit(cls, confidences: Any, correct: Any, *, split: str) -> Self:
+        """Least squares under monotonicity, by pooling adjacent violators. Inputs as for ECE."""
+        c, y = checked_pair(confidences, correct)
+        check_unit_interval(c, "confidences")
+        check_unit_interval(y, "correct")
+        if c.size == 0:
+            raise ValueError("there are no confidences to fit an isotonic calibrator to")
+        values, inverse, counts = np.unique(c.astype(np.float64), return_inverse=True, return_counts=True)
+        means = np.bincount(inverse.ravel(), y.astype(np.float64)) / counts
+        fitted = pool_adjacent_violators(means, counts.astype(np.float64))
+        # only the ends of each step matter to interpolation
+        changes = np.flatnonzero(np.diff(fitted) != 0)
+        ends = np.unique(np.concatenate([[0], changes, changes + 1, [len(values) - 1]]))
+        return cls(confidences=values[ends], accuracies=fitted[ends], fitted_on=split)
+
+    def apply(self, confidences: Any, *, split: str, same_split: bool = False) -> FloatArray:
+        """Calibrated confidences, float64, of the same shape."""
+        _check_split(self.fitted_on, split, same_split)
+        c = as_array(confidences, "confidences")
+        check_unit_interval(c, "confidences")
+        return np.asarray(np.interp(c, self.confidences, self.accuracies))
+
+
+def pool_adjacent_violators(values: FloatArray, weights: FloatArray) -> FloatArray:
+    """The rising sequence nearest to `values` in weighted least squares; linear time."""
+    means: list[float] = []
+    masses: list[float] = []
+    sizes: list[int] = []
+    for value, weight in zip(values.tolist(), weights.tolist(), strict=True):
+        size = 1
+        while means and means[-1] >= value:
+            mass = masses.pop()
+            value = (means.pop() * mass + value * weight) / (mass + weight)
+            weight += mass
+            size += sizes.pop()
+        means.append(value)
+        masses.append(weight)
+        sizes.append(size)
+    return np.repeat(np.asarray(means), sizes)
