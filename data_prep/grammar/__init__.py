@@ -13,15 +13,15 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from hashlib import blake2b
-from math import inf
 from random import Random as SeededRandom
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.grammar.automaton import Automaton, PieceAutomaton, Random, WordAutomaton
+from data_prep.grammar.automaton import Automaton, PieceAutomaton, WordAutomaton
 from data_prep.grammar.english import spell
+from data_prep.grammar.expression import Random, draw
 from data_prep.grammar.german import translation
 from data_prep.grammar.parser import parse
 from data_prep.grammar.sampler import Sampler
@@ -83,7 +83,7 @@ class Grammar:
             sentence = sampler.sentence()
             source = spell(sentence)
             if self._part(source) in _STREAMS[stream]:
-                yield source, " ".join(WordAutomaton(translation(sentence)).draw(rng))
+                yield source, " ".join(draw(translation(sentence), rng))
 
     def splits(self, *, train: int, validation: int, test: int) -> dict[str, Iterator[tuple[str, str]]]:
         """Lazy splits of the sizes given, under their names; no source is in two of them."""
@@ -139,7 +139,7 @@ class Grammar:
 
     def sample_target(self, source: str, rng: Random) -> str:
         """A fresh target for a source; `rng` is a `random.Random` or a `numpy.random.Generator`."""
-        return " ".join(self.automaton(source).draw(rng))
+        return " ".join(draw(self.automaton(source).expression, rng))
 
 
 class PieceFilter:

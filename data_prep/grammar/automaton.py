@@ -11,21 +11,12 @@ import heapq
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from itertools import count
 from math import inf, log
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
-from data_prep.grammar.expression import Choice, Node, Phrase, Word
+from data_prep.grammar.expression import MARKS, Choice, Node, Phrase, Word
 
 Symbol = TypeVar("Symbol", bound=Hashable)
 Belief = dict[int, float]
-MARKS = frozenset(",.?")
-
-
-class Random(Protocol):
-    """What drawing needs: `random.Random` and `numpy.random.Generator` both have it."""
-
-    def random(self) -> float:
-        """A uniform draw from [0, 1)."""
-        ...
 
 
 class Automaton(Generic[Symbol]):
@@ -97,22 +88,6 @@ class Automaton(Generic[Symbol]):
         end = sum(weight * self.outgoing(state).get(None, 0.0) for state, weight in belief.items())
         return [*logs, log(end) if end else -inf]
 
-    def draw(self, rng: Random) -> list[Symbol]:
-        """A fresh draw: the symbols of one derivation."""
-        symbols: list[Symbol] = []
-        state = _pick(self.start, rng)
-        while True:
-            threshold = rng.random()
-            for symbol, probability in self.outgoing(state).items():
-                chosen = symbol
-                threshold -= probability
-                if threshold < 0:
-                    break
-            if chosen is None:
-                return symbols
-            symbols.append(chosen)
-            state = _pick(dict(self.arcs(state)[chosen]), rng)
-
     def most_probable(self) -> tuple[list[Symbol], float]:
         """The most probable string and its log probability (nats), summed over its derivations.
 
@@ -156,8 +131,7 @@ class Automaton(Generic[Symbol]):
 class WordAutomaton(Automaton[str]):
     """All the words that an expression may spell: a state is the stack of what is still to come.
 
-    A punctuation mark joins the word before it ("Hund,"), a run of them leaves only the strongest, and the first
-    word is capitalised: the words of the automaton are the text's, split at its spaces.
+    Its words are those of the text, marks joined and the first capitalised as by `expression.join`.
     """
 
     def __init__(self, expression: Node) -> None:
@@ -165,6 +139,7 @@ class WordAutomaton(Automaton[str]):
         self._cells: list[tuple[Node, int] | None] = [None]  # cell 0 is the empty stack: nothing more to come
         self._known: dict[tuple[int, int], int] = {}
         self._spelt: dict[int, tuple[dict[tuple[str, int], float], float]] = {}
+        self.expression = expression
         self._first = self._cell(expression, 0)
         self.start = {self._first: 1.0}
 
@@ -276,14 +251,3 @@ class PieceAutomaton(Automaton[Symbol]):
         if done + 1 == len(pieces):
             return pieces[done], self._place(target, "", 0)
         return pieces[done], self._place(target, word, done + 1)
-
-
-def _pick(weights: Belief, rng: Random) -> int:
-    """A state drawn in proportion to its weight."""
-    threshold = rng.random() * sum(weights.values())
-    for state, weight in weights.items():
-        chosen = state
-        threshold -= weight
-        if threshold < 0:
-            break
-    return chosen

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import cache
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
+
+MARKS = frozenset(",.?")
+
+
+class Random(Protocol):
+    """What drawing needs: `random.Random` and `numpy.random.Generator` both have it."""
+
+    def random(self) -> float:
+        """A uniform draw from [0, 1)."""
+        ...
 
 
 class Word:
@@ -73,3 +83,43 @@ def choice(options: Iterable[tuple[float, Node | str]]) -> Node:
     kept = [(weight, phrase(option)) for weight, option in options if weight > 0]
     total = sum(weight for weight, _ in kept)
     return kept[0][1] if len(kept) == 1 else Choice(tuple((weight / total, option) for weight, option in kept))
+
+
+def draw(node: Node, rng: Random) -> list[str]:
+    """The words of one derivation, drawn choice by choice, as they stand in the text (see `join`)."""
+    words: list[str] = []
+    pending = [node]
+    while pending:
+        current = pending.pop()
+        if isinstance(current, Word):
+            words.append(current.text)
+        elif isinstance(current, Phrase):
+            pending.extend(reversed(current.parts))
+        elif isinstance(current, Choice):
+            threshold = rng.random()
+            for share, option in current.options:
+                chosen = option
+                threshold -= share
+                if threshold < 0:
+                    break
+            pending.append(chosen)
+        else:
+            pending.append(current.node)
+    return join(words)
+
+
+def join(words: Iterable[str]) -> list[str]:
+    """Words and marks as the words of a text.
+
+    A mark joins the word before it ("Hund,"), a run of marks leaves only the strongest (of ", ." the full stop), and
+    the first word is capitalised.
+    """
+    joined: list[str] = []
+    for word in words:
+        if word not in MARKS:
+            joined.append(word if joined else word[0].upper() + word[1:])
+        elif joined[-1][-1] not in MARKS:
+            joined[-1] += word
+        elif joined[-1][-1] == ",":
+            joined[-1] = joined[-1][:-1] + word
+    return joined

@@ -24,7 +24,7 @@ from data_prep.grammar.structure import Clause, NounPhrase, Period, Pronoun, Sen
 
 # Conjunction -> (share, German word, order of the clause that it opens).
 _CONJUNCTIONS = {
-    "because": ((0.6, "weil", "final"), (0.2, "da", "final"), (0.2, "denn", "main")),
+    "because": ((0.5, "weil", "final"), (0.25, "da", "final"), (0.25, "denn", "main")),
     "although": ((0.8, "obwohl", "final"), (0.2, "obgleich", "final")),
     "if": ((0.7, "wenn", "final"), (0.3, "falls", "final")),
     "while": ((1.0, "während", "final"),),
@@ -39,10 +39,10 @@ _JOINTS = {
     "so": ((0.5, ", deshalb"), (0.3, ", also"), (0.2, ", daher")),
 }
 # How likely an adverbial stands before the objects rather than behind them.
-_EARLY = {"time": 0.8, "manner": 0.25, "place": 0.3}
-_EXTRAPOSED = 0.3
-_WITHOUT_DASS = 0.2
-_LEADING = {True: 0.85, False: 0.2}
+_EARLY = {"time": 0.7, "manner": 0.35, "place": 0.4}
+_EXTRAPOSED = 0.4
+_WITHOUT_DASS = 0.3
+_LEADING = {True: 0.75, False: 0.3}
 
 
 class Government(NamedTuple):
@@ -116,9 +116,9 @@ class _Translation:
         assert clause.subject is not None
         fronts = [(1.0, "subject", self._nominals.of(clause.subject, "nom"))]
         if clause.time is not None:
-            fronts.append((4.0 if clause.fronted else 0.4, "time", _adverb(clause.time)))
+            fronts.append((3.0 if clause.fronted else 0.5, "time", _adverb(clause.time)))
         if clause.places:
-            fronts.append((0.15, "place", self._place(clause, 0)))
+            fronts.append((0.25, "place", self._place(clause, 0)))
         last = clause.objects[-1] if clause.objects else None
         governments = {_government(verb) for _, verb in _verbs(clause)}
         if (
@@ -129,7 +129,7 @@ class _Translation:
             and clause.verb.frame == "transitive"
             and len(governments) == 1
         ):
-            fronts.append((0.05, "object", self._nominals.of(last, governments.pop().case)))
+            fronts.append((0.08, "object", self._nominals.of(last, governments.pop().case)))
         return choice([(share, phrase(node, self._from_verb(clause, front))) for share, front, node in fronts])
 
     def _from_verb(self, clause: Clause, front: str) -> Node:
@@ -201,7 +201,7 @@ class _Translation:
         return phrase(
             ",",
             choice(
-                (share, phrase(relative_pronoun(government.case, gender), node))
+                (share, phrase(government.preposition, relative_pronoun(government.case, gender), node))
                 for government, (share, node) in options.items()
             ),
             ",",

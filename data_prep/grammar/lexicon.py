@@ -13,7 +13,7 @@ Weighted = tuple[tuple[float, Entry], ...]
 
 # Prefixes that stay on the verb and take the place of the participle's ge-.
 _INSEPARABLE = ("be", "ver", "er", "ent", "zer", "ge", "unter", "über")
-_FIRST_PERSON = {"wissen": "weiß"}
+_FIRST_PERSON = {"wissen": "weiß", "mögen": "mag"}
 
 
 @dataclass(frozen=True, kw_only=True)

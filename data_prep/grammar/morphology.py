@@ -54,9 +54,9 @@ def determiners(determiner: str, case: str, gender: str) -> list[tuple[float, st
     if determiner in _NUMBERS:
         return [(1.0, _NUMBERS[determiner], "strong")]
     if determiner == "some":
-        return [(0.7, f"einig{_STRONG[case]['p']}", "strong"), (0.3, "ein paar", "strong")]
+        return [(0.6, f"einig{_STRONG[case]['p']}", "strong"), (0.4, "ein paar", "strong")]
     if determiner == "many":
-        return [(1.0, f"viel{_STRONG[case]['p']}", "strong")]
+        return [(share, stem + _STRONG[case]["p"], "strong") for share, stem in ((0.75, "viel"), (0.25, "zahlreich"))]
     bare = (case == "nom" and gender in "mn") or (case == "acc" and gender == "n")
     return [(1.0, _POSSESSIVES[determiner] + ("" if bare else _STRONG[case][gender]), "mixed")]
 
@@ -119,9 +119,9 @@ _AUXILIARIES = {
 }
 # English tense -> German tenses with their shares.
 _TENSES = {
-    "past": ((0.6, "past"), (0.4, "perfect")),
-    "perfect": ((0.85, "perfect"), (0.15, "past")),
-    "future": ((0.75, "future"), (0.25, "present")),
+    "past": ((0.55, "past"), (0.45, "perfect")),
+    "perfect": ((0.8, "perfect"), (0.2, "past")),
+    "future": ((0.65, "future"), (0.35, "present")),
 }
 
 

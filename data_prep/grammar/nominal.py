@@ -10,10 +10,10 @@ from data_prep.grammar.lexicon import Adjective
 from data_prep.grammar.morphology import CONTRACTIONS, adjective_ending, determiners, noun_form, pronoun
 from data_prep.grammar.structure import Name, Nominal, NounPhrase, Pair, Pronoun
 
-_SWAPPED = 0.15
+_SWAPPED = 0.2
 _GENITIVE = 0.6
 _NAME_FIRST = 0.4
-_CONTRACTED = 0.8
+_CONTRACTED = 0.75
 # Determiners that show no genitive: only "von" is idiomatic for an owner that has one of these.
 _NO_GENITIVE = ("", "two", "three", "some", "many")
 

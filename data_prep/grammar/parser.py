@@ -118,14 +118,14 @@ class _Reader:
     def sentence(self) -> Sentence:
         if self.peek() in _AUXILIARIES:
             period = Period(main=self.question())
-            self.take("?")
+            self.take(("?",))
             sentence = Sentence(periods=(period,), question=True)
         else:
             periods, joints = [self.period()], []
             while self.skip(","):
                 joints.append(self.take(JOINTS))
                 periods.append(self.period())
-            self.take(".")
+            self.take((".",))
             sentence = Sentence(periods=tuple(periods), joints=tuple(joints))
         if self.peek():
             raise _NotInGrammarError(f"it goes on after its end with {self.peek()!r}")
@@ -134,7 +134,7 @@ class _Reader:
     def period(self) -> Period:
         if self.peek() in CONJUNCTIONS:
             conjunction, subordinate = self.take(CONJUNCTIONS), self.clause()
-            self.take(",")
+            self.take((",",))
             return Period(main=self.clause(), conjunction=conjunction, subordinate=subordinate, leading=True)
         main = self.clause()
         if self.peek() in CONJUNCTIONS:

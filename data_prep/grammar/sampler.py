@@ -9,8 +9,8 @@ from itertools import accumulate
 from typing import TypeVar
 
 from data_prep.grammar import lexicon
-from data_prep.grammar.automaton import Random
 from data_prep.grammar.english import CONJUNCTIONS, JOINTS, OBJECT_FORMS, PLURAL_DETERMINERS, SINGULAR_DETERMINERS
+from data_prep.grammar.expression import Random
 from data_prep.grammar.lexicon import Adjective, Adverb, Noun, Preposition, Verb
 from data_prep.grammar.structure import TENSES, Clause, Name, Nominal, NounPhrase, Pair, Period, Pronoun, Sentence
 
@@ -26,6 +26,7 @@ _JOINT_SHARES = (0.55, 0.3, 0.15)
 # How often a word is drawn falls with its rank in the table, as 1 / (rank + shift).
 _SHIFT = 3.0
 _MAX_DEPTH = 3
+_TEMPORAL = ("when", "before", "after", "if")
 
 
 class Sampler:
@@ -36,7 +37,7 @@ class Sampler:
 
     def sentence(self) -> Sentence:
         """A sentence; its "richness" decides how much is added to the bare clause, so that lengths have a long tail."""
-        richness = 0.25 + 0.9 * self._rng.random() ** 2
+        richness = 0.4 + 0.8 * self._rng.random() ** 2
         if self._chance(0.07):
             return Sentence(periods=(Period(main=self._clause(min(richness, 0.6), 2, plain=True)),), question=True)
         periods = [self._period(richness)]
@@ -72,6 +73,9 @@ class Sampler:
         if leading:
             main = replace(main, fronted=False)
         subordinate = replace(self._clause(richness, 1), fronted=False)
+        if conjunction in _TEMPORAL and subordinate.tense not in ("present", "past"):
+            tense = "past" if main.tense in ("past", "perfect") else "present"
+            subordinate = replace(subordinate, tense=tense, time=None)
         return Period(main=main, conjunction=conjunction, subordinate=subordinate, leading=leading)
 
     def _clause(self, richness: float, depth: int, plain: bool = False) -> Clause:
@@ -129,7 +133,7 @@ class Sampler:
     def _time(self, tense: str, probability: float) -> Adverb | None:
         if not self._chance(probability):
             return None
-        fitting = {"past": _PAST_TIMES, "future": _FUTURE_TIMES}.get(tense, _ANY_TIMES)
+        fitting = {"past": _PAST_TIMES, "future": _FUTURE_TIMES, "present": _FUTURE_TIMES}.get(tense, _ANY_TIMES)
         return self._ranked(fitting)
 
     def _places(self, richness: float, frame: str) -> tuple[tuple[Preposition, Nominal], ...]:
@@ -162,7 +166,8 @@ class Sampler:
     ) -> Nominal:
         """A nominal of a noun class; `pronouns`, `relative` and `pairs` are the probabilities of those forms."""
         if self._chance(pronouns):
-            return Pronoun(self._pick(tuple(OBJECT_FORMS), (0.25, 0.15, 0.25, 0.15, 0.2)))
+            # "it" would hide a gender that German shows: of pronouns only "them" stands for things
+            return Pronoun(self._pick(tuple(OBJECT_FORMS), (0.25, 0.15, 0.25, 0.15, 0.2)) if kind in "pa" else "they")
         if self._chance(pairs):
             return Pair(self._named(kind, 0.0), self._named(kind, 0.0))
         named = self._named(kind, richness)
