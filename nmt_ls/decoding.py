@@ -57,6 +57,8 @@ class DecodeConfig:
             raise ValueError("split and input were both given; name one of them")
         if self.input is None and (self.reference or self.prefix):
             raise ValueError("reference and prefix belong to input; a split has its own references")
+        if self.input == "-" and self.prefix is not None:
+            raise ValueError("prefix pairs up with the lines of a file; it does not go with standard input")
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens must be positive, got {self.max_tokens}")
         if self.temperature != "fitted":
@@ -94,7 +96,10 @@ def search_config(config: DecodeConfig, run: Path, translator: Translator) -> Se
     temperature = config.temperature
     if temperature == "fitted":
         translator.precision.apply()
-        temperature = fitted_temperature(translator.model, split_batches(run_corpus(run).split("validation")))
+        try:
+            temperature = fitted_temperature(translator.model, split_batches(run_corpus(run).split("validation")))
+        except ValueError as error:
+            raise UserError(f"temperature: cannot be fitted ({error}); give a number") from None
         print(f"temperature: {temperature:.4f} (lowest NLL on the validation split)", file=sys.stderr)
     return replace(config.search, temperature=float(temperature))
 
@@ -110,7 +115,7 @@ class Work:
 
 
 def find_work(config: DecodeConfig, run: Path) -> Work:
-    """The lines of the split, of the file, or of standard input; a file's references are read before the work begins."""
+    """The lines of the split, of the file, or of standard input. References of a file are read first."""
     if config.input == "-":
         return Work(portions=portions_of(sys.stdin), total=None)
     if config.input is not None:

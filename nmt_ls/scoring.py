@@ -6,7 +6,7 @@ Shapes: B sentences, T target positions, N tokens that are not padding, D width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,8 +14,8 @@ from torch import Tensor
 from nmt_ls.batching import Batch, epoch_batches
 from nmt_ls.corpus import Split
 from nmt_ls.losses import LossConfig, Prior, smoothed_cross_entropy
-from nmt_ls.metrics.calibration import CalibrationAccumulator
-from nmt_ls.metrics.likelihood import LikelihoodAccumulator, token_statistics
+from nmt_ls.metrics.calibration import Calibration, CalibrationAccumulator
+from nmt_ls.metrics.likelihood import Likelihood, LikelihoodAccumulator, token_statistics
 from nmt_ls.metrics.temperature import fit_temperature_to_chunks
 from nmt_ls.metrics.translation import TranslationScores, translation_scores
 from nmt_ls.search import SearchConfig
@@ -53,6 +53,32 @@ def _chunks(hidden_ND: Tensor, targets_N: Tensor) -> Iterator[tuple[Tensor, Tens
         yield hidden_ND[start : start + CHUNK_TOKENS], targets_N[start : start + CHUNK_TOKENS]
 
 
+@dataclass(frozen=True, kw_only=True)
+class TeacherForced:
+    """Figures over the target tokens that are not padding, end-of-sentence included, given the correct prefix.
+
+    smoothed_loss: training's, at temperature 1, nats a token. likelihood, calibration: of the model at the temperature
+    asked for, on hard labels.
+    """
+
+    smoothed_loss: float
+    likelihood: Likelihood
+    calibration: Calibration
+
+    def figures(self) -> dict[str, float]:
+        """By the names under which they are logged and recorded."""
+        return {
+            "loss": self.smoothed_loss,
+            "nll": self.likelihood.nll,
+            "perplexity": self.likelihood.perplexity,
+            "accuracy": self.likelihood.accuracy,
+            "ece": self.calibration.ece,
+            "debiased_ece": self.calibration.debiased_l1,
+            "model_entropy": self.likelihood.entropy,
+            "tokens": self.likelihood.tokens,
+        }
+
+
 @torch.no_grad()
 def score_batches(
     model: Transformer,
@@ -62,12 +88,8 @@ def score_batches(
     prior: Prior = "uniform",
     temperature: float = 1.0,
     bins: int = BINS,
-) -> dict[str, float]:
-    """Smoothed loss, NLL (nats a token, hard labels), token accuracy and top-label ECE given the correct prefix.
-
-    The smoothed loss is that of training (temperature 1); the others are of the model at `temperature`. Every figure
-    is over the target tokens that are not padding, end-of-sentence included, from fp32 logits.
-    """
+) -> TeacherForced:
+    """Teacher-forced figures of a model on batches, from fp32 logits; how they are batched changes nothing."""
     calibration, likelihood = CalibrationAccumulator(bins), LikelihoodAccumulator()
     smoothed = 0.0
     for hidden_ND, targets_N in hidden_and_targets(model, batches):
@@ -78,15 +100,7 @@ def score_batches(
             calibration.update(tokens.confidences.clamp(max=1.0), tokens.correct)
             likelihood.update(tokens.log_probs, tokens.correct, tokens.entropies)
     figures = likelihood.compute()
-    return {
-        "loss": smoothed / figures.tokens,
-        "nll": figures.nll,
-        "perplexity": figures.perplexity,
-        "accuracy": figures.accuracy,
-        "ece": calibration.compute().ece,
-        "model_entropy": figures.entropy,
-        "tokens": figures.tokens,
-    }
+    return TeacherForced(smoothed_loss=smoothed / figures.tokens, likelihood=figures, calibration=calibration.compute())
 
 
 def fitted_temperature(model: Transformer, batches: Iterable[Batch]) -> float:
@@ -116,6 +130,25 @@ def translate_split(
     return hypotheses, scores
 
 
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Teacher-forced figures, and translations with their scores against the references."""
+
+    teacher_forced: TeacherForced
+    translation: TranslationScores
+    hypotheses: list[list[Hypothesis]]
+
+    def figures(self) -> dict[str, float]:
+        """By the names under which they are recorded."""
+        translation = self.translation
+        return {
+            **self.teacher_forced.figures(),
+            **translation.scores,
+            "length_ratio": translation.length_ratio,
+            "brevity_penalty": translation.brevity_penalty,
+        }
+
+
 def evaluate(
     translator: Translator,
     split: Split,
@@ -124,20 +157,11 @@ def evaluate(
     loss: LossConfig,
     prior: Prior = "uniform",
     on_progress: Callable[[int], object] | None = None,
-) -> dict[str, Any]:
-    """Everything that a summary reports of one checkpoint on one split, at `search.temperature`.
-
-    Teacher-forced figures (see score_batches), BLEU and chrF with their signatures, length ratio, brevity penalty.
-    """
+) -> Evaluation:
+    """Everything that is reported of one checkpoint on one split, at `search.temperature`."""
     translator.precision.apply()
-    figures: dict[str, Any] = dict(
-        score_batches(translator.model, split_batches(split), loss=loss, prior=prior, temperature=search.temperature)
+    teacher_forced = score_batches(
+        translator.model, split_batches(split), loss=loss, prior=prior, temperature=search.temperature
     )
-    _, scores = translate_split(translator, split, search, on_progress=on_progress)
-    return {
-        **figures,
-        **scores.scores,
-        "length_ratio": scores.length_ratio,
-        "brevity_penalty": scores.brevity_penalty,
-        "signatures": scores.signatures,
-    }
+    hypotheses, translation = translate_split(translator, split, search, on_progress=on_progress)
+    return Evaluation(teacher_forced=teacher_forced, translation=translation, hypotheses=hypotheses)

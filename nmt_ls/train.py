@@ -31,9 +31,8 @@ def print_summary(outcome: Outcome, summary: dict[str, Any]) -> None:
     print(f"\n{outcome.run.path}, {summary['updates']:,} updates, {summary['split']} split{done}\n")
     columns = ["checkpoint", "loss", "nll", "accuracy", "ece", "bleu", "bleu_lowercase", "chrf", "length_ratio"]
     print(format_table([{"checkpoint": name, **row} for name, row in summary["checkpoints"].items()], columns))
-    first = summary["checkpoints"][summary["checkpoint"]]
     print("\nloss: smoothed; nll: nats a token, hard labels; ece: 15 bins, given the correct prefix")
-    for name, text in first["signatures"].items():
+    for name, text in summary["translation_signatures"].items():
         print(f"{name}: {text}")
     if "entropy" in summary:
         print("\nwhat the truth allows (the embedded grammar's own probabilities of the same targets):")

@@ -25,7 +25,7 @@ from nmt_ls.losses import LossConfig, Prior, fused_loss_and_nll
 from nmt_ls.scoring import BINS, evaluate, score_batches, split_batches, translate_split
 from nmt_ls.search import SearchConfig
 from nmt_ls.transformer import Transformer, TransformerConfig
-from nmt_ls.translator import CheckpointName, Translator, with_vocabularies
+from nmt_ls.translator import CheckpointName, Hypothesis, Translator, with_vocabularies
 from nmt_ls.truth import bleu_ceilings, is_embedded, true_entropy
 from nmt_ls.vocabulary import PAD
 
@@ -69,8 +69,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens must be positive, got {self.max_tokens}")
-        if self.seed < 0 or self.threads < 0 or self.validation_sentences < 0:
-            raise ValueError("seed, threads and validation_sentences must not be negative")
+        for key in ("seed", "threads", "validation_sentences"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"{key} must not be negative, got {getattr(self, key)}")
         if self.engine.monitor == "bleu" and self.validation_sentences == 0:
             raise ValueError("engine.monitor is bleu: validation_sentences must be above 0")
         if not self.checkpoints:
@@ -116,7 +117,8 @@ class TranslationTask:
     def validate(self, _: nn.Module) -> dict[str, float]:
         """Smoothed loss, NLL, token accuracy and ECE on the validation split; BLEU of its first sentences."""
         config = self.config
-        figures = score_batches(self.model, split_batches(self.validation), loss=config.loss, prior=self.prior)
+        scored = score_batches(self.model, split_batches(self.validation), loss=config.loss, prior=self.prior)
+        figures = scored.figures()
         if config.validation_sentences:
             scores = translate_split(self.translator, self.validation, config.search, config.validation_sentences)[1]
             figures["bleu"] = scores.bleu
@@ -205,16 +207,19 @@ def summarise(run: RunDirectory, task: TranslationTask) -> dict[str, Any]:
     """
     config, corpus, translator = task.config, task.corpus, task.translator
     split = corpus.split("test")
-    figures: dict[str, dict[str, Any]] = {}
+    figures: dict[str, dict[str, float]] = {}
     examples: list[dict[str, str]] = []
+    signatures: dict[str, str] = {}
     for name in config.checkpoints:
         if not checkpoint_exists(run.checkpoints / name):
             continue
         translator.model.load_state_dict(load_weights(run.checkpoints / name))
         translator.model.eval()
         print(f"scoring the {name} checkpoint on {len(split):,} test sentences", file=sys.stderr)
-        figures[name] = evaluate(translator, split, config.search, loss=config.loss, prior=task.prior)
-        examples = examples or example_translations(translator, split, config.search)
+        evaluation = evaluate(translator, split, config.search, loss=config.loss, prior=task.prior)
+        figures[name] = evaluation.figures()
+        examples = examples or example_translations(split, evaluation.hypotheses)
+        signatures = evaluation.translation.signatures
     first = next(iter(figures))
     summary: dict[str, Any] = {
         **{key: figures[first][key] for key in ("nll", "ece", "bleu")},
@@ -222,6 +227,7 @@ def summarise(run: RunDirectory, task: TranslationTask) -> dict[str, Any]:
         "split": "test",
         "checkpoints": figures,
         "examples": examples,
+        "translation_signatures": signatures,
         "signature": run_signature(config, corpus, translator.precision, split="test").to_dict(),
     }
     if is_embedded(corpus):
@@ -230,13 +236,11 @@ def summarise(run: RunDirectory, task: TranslationTask) -> dict[str, Any]:
     return summary
 
 
-def example_translations(translator: Translator, split: Split, search: SearchConfig) -> list[dict[str, str]]:
-    """A few test sentences with their reference and translation."""
-    rows = range(min(EXAMPLES, len(split)))
-    translations = translator.translate([split.source_text(row) for row in rows], search)
+def example_translations(split: Split, hypotheses: Sequence[Sequence[Hypothesis]]) -> list[dict[str, str]]:
+    """A few sentences of a split with their reference and translation."""
     return [
         {"source": split.source_text(row), "reference": split.references(row)[0], "translation": best[0].text}
-        for row, best in zip(rows, translations, strict=True)
+        for row, best in enumerate(hypotheses[:EXAMPLES])
     ]
 
 

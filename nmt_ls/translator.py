@@ -185,7 +185,7 @@ class Translator:
                     max_lengths_B=max_lengths_B,
                     config=config,
                     prefix_BP=prefix_BP,
-                    sentence_ids=batch.indices_B.tolist(),
+                    sentence_ids_B=batch.indices_B,
                 )
             return beam_search(stepper, max_lengths_B=max_lengths_B, config=config, prefix_BP=prefix_BP)
 

@@ -1,0 +1,72 @@
+"""A small corpus and a small trained run, made once a session, that the tests of commands share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from nmt_ls.corpus import Corpus
+from nmt_ls.embedded import EmbeddedSizes, prepare_embedded
+from nmt_ls.experiment.engine import EngineConfig
+from nmt_ls.experiment.run_directory import RunDirectory
+from nmt_ls.experiment.schedule import OptimizerConfig, ScheduleConfig
+from nmt_ls.losses import LossConfig
+from nmt_ls.search import SearchConfig
+from nmt_ls.training import TrainConfig, train
+from nmt_ls.transformer import TransformerConfig
+
+SIZES = EmbeddedSizes(train=400, validation=30, test=20, vocabulary=600)
+
+
+@pytest.fixture(scope="session")
+def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """A few hundred pairs of the embedded corpus."""
+    return prepare_embedded(tmp_path_factory.mktemp("corpus") / "small", 0, SIZES)
+
+
+def small_config(corpus: Corpus, out: Path, **changes: object) -> TrainConfig:
+    """Settings with which a run takes a second."""
+    settings: dict[str, object] = {
+        "data": str(corpus.directory),
+        "out": str(out),
+        "precision": "fp32",
+        "max_tokens": 800,
+        "validation_sentences": 8,
+        "loss": LossConfig(alpha=0.1),
+        "model": TransformerConfig(width=32, feed_forward=64, heads=2, encoder_layers=1, decoder_layers=1),
+        "optimizer": OptimizerConfig(learning_rate=5e-3),
+        "schedule": ScheduleConfig(warmup_updates=20),
+        "engine": EngineConfig(max_updates=60, validate_every=30, average_last=2, log_every=10),
+        "search": SearchConfig(beam=2),
+    }
+    return TrainConfig(**{**settings, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def small_run(small_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """A finished run on the small corpus: it has learnt little, but its files are those of any run."""
+    outcome = train(small_config(small_corpus, tmp_path_factory.mktemp("runs") / "small"))
+    assert outcome.summary is not None
+    return outcome.run
+
+
+@pytest.fixture(autouse=True)
+def _one_process_wide_state() -> Iterator[None]:
+    """Tests leave PyTorch's switches as they found them."""
+    matmul, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
+    yield
+    torch.set_float32_matmul_precision(matmul)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data sets that NMT_LS_DATA names; tests that need it are skipped without."""
+    folder = os.environ.get("NMT_LS_DATA")
+    if not folder:
+        pytest.skip("NMT_LS_DATA does not name a folder with real data sets (multi30k, tatoeba)")
+    return Path(folder)

@@ -1,0 +1,143 @@
+"""Translator: what a notebook and the commands call."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from nmt_ls import Translator
+from nmt_ls.corpus import Corpus
+from nmt_ls.experiment.command_line import UserError
+from nmt_ls.experiment.run_directory import RunDirectory
+from nmt_ls.search import SearchConfig
+from nmt_ls.translator import MAX_SOURCE_PIECES, Hypothesis
+
+
+@pytest.fixture(scope="module")
+def translator(small_run: RunDirectory) -> Translator:
+    return Translator.load(small_run.path)
+
+
+@pytest.fixture(scope="module")
+def sources(small_corpus: Corpus) -> list[str]:
+    split = small_corpus.split("test")
+    return [split.source_text(row) for row in range(8)]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1.13])
+@pytest.mark.parametrize("beam", [1, 4])
+def test_token_probabilities_equal_teacher_forced_rescoring(
+    translator: Translator, sources: list[str], temperature: float, beam: int
+) -> None:
+    best = [row[0] for row in translator.translate(sources, beam=beam, temperature=temperature)]
+    vocabulary = translator.target_vocabulary
+    compared = 0
+    for source, hypothesis in zip(sources, best, strict=True):
+        # rescoring starts from text: only where the text is segmented as the search spelt it can the two be compared
+        if vocabulary.pieces(vocabulary.encode(hypothesis.text)) != hypothesis.pieces:
+            continue
+        (rescored,) = translator.score([source], [hypothesis.text], temperature=temperature)
+        torch.testing.assert_close(rescored, torch.tensor(hypothesis.token_log_probs), rtol=0, atol=1e-4)
+        assert hypothesis.log_prob == pytest.approx(float(rescored.sum()), abs=1e-3)
+        compared += 1
+    assert compared >= 2
+
+
+def test_score_is_the_log_probability_over_the_length(translator: Translator, sources: list[str]) -> None:
+    (hypothesis,) = translator.translate(sources[:1], beam=3, length_penalty_kind="average", length_penalty=0.7)[0]
+    length = len(hypothesis.token_log_probs)
+    assert length == len(hypothesis.pieces) + 1
+    assert hypothesis.score == pytest.approx(hypothesis.log_prob / length**0.7, rel=1e-5)
+
+
+def test_order_and_batches_change_no_translation(translator: Translator, sources: list[str]) -> None:
+    together = translator.translate(sources, beam=3)
+    one_by_one = [translator.translate([source], beam=3)[0] for source in sources]
+    backwards = translator.translate(sources[::-1], beam=3, max_tokens=40)[::-1]
+    for rows in (one_by_one, backwards):
+        for expected, found in zip(together, rows, strict=True):
+            # in float32 another batch may round another way: only ties below 1e-4 may differ
+            same_score = abs(expected[0].score - found[0].score) < 1e-4
+            assert same_score
+            assert expected[0].text == found[0].text or abs(expected[0].log_prob - found[0].log_prob) < 1e-4
+
+
+def test_empty_lines_stay_empty_and_long_ones_are_reported(translator: Translator, sources: list[str]) -> None:
+    long = " ".join([sources[0]] * MAX_SOURCE_PIECES)
+    reported: list[int] = []
+    rows = translator.translate(
+        ["", sources[0], "   ", long], beam=1, max_length_factor=0.0, on_truncated=reported.append
+    )
+    assert [len(row) for row in rows] == [1, 1, 1, 1]
+    assert rows[0][0].text == rows[2][0].text == ""
+    assert rows[1][0].text
+    assert reported == [3]
+
+
+def test_nbest_is_in_order_and_distinct(translator: Translator, sources: list[str]) -> None:
+    for row in translator.translate(sources, beam=4, nbest=4):
+        assert len(row) == 4
+        assert [one.score for one in row] == sorted((one.score for one in row), reverse=True)
+        assert len({tuple(one.pieces) for one in row}) == 4
+
+
+def test_a_forced_prefix_begins_the_translation(translator: Translator, sources: list[str]) -> None:
+    rows = translator.translate(sources[:3], beam=2, prefixes=["Der Hund", "", "Die"])
+    assert rows[0][0].text.startswith("Der Hund")
+    assert rows[2][0].text.startswith("Die")
+    with pytest.raises(UserError, match="prefixes"):
+        translator.translate(sources[:3], prefixes=["Der"])
+
+
+def test_alternatives_name_the_most_probable_pieces(translator: Translator, sources: list[str]) -> None:
+    (hypothesis,) = translator.translate(sources[:1], beam=1, alternatives=3)[0]
+    assert hypothesis.alternatives is not None
+    assert len(hypothesis.alternatives) == len(hypothesis.token_log_probs)
+    assert all(len(row) == 3 for row in hypothesis.alternatives)
+    # greedy search takes the most probable; the end is forced where the longest length is reached
+    for row, piece, log_prob in zip(
+        hypothesis.alternatives, hypothesis.pieces, hypothesis.token_log_probs, strict=False
+    ):
+        assert row[0] == (piece, pytest.approx(log_prob, abs=1e-5))
+        assert row[0][1] >= row[1][1] >= row[2][1]
+
+
+def test_word_confidences_multiply_their_pieces() -> None:
+    hypothesis = Hypothesis(
+        text="der Hund",
+        pieces=["▁d", "er", "▁Hund"],
+        score=0.0,
+        token_log_probs=[math.log(0.5), math.log(0.5), math.log(0.8), math.log(0.9)],
+    )
+    assert hypothesis.word_confidences() == [("der", pytest.approx(0.25)), ("Hund", pytest.approx(0.8))]
+
+
+def test_samples_depend_on_the_seed_alone(translator: Translator, sources: list[str]) -> None:
+    config = SearchConfig(samples=3, seed=4)
+    first, again = translator.translate(sources, config), translator.translate(sources, config, max_tokens=30)
+    other = translator.translate(sources, config, seed=5)
+    texts = [[one.text for one in row] for row in first]
+    assert texts == [[one.text for one in row] for row in again]
+    assert texts != [[one.text for one in row] for row in other]
+
+
+def test_a_run_that_is_none_is_named(tmp_path: object) -> None:
+    with pytest.raises(UserError, match=r"config\.yaml"):
+        Translator.load(f"{tmp_path}/nothing")
+
+
+def test_importing_the_package_is_quick_and_silent() -> None:
+    """Beside torch it takes under a second: torch is imported before the clock starts."""
+    script = (
+        "import time, torch; began = time.process_time(); import nmt_ls; from nmt_ls import Translator; "
+        "print(time.process_time() - began, torch.get_num_threads(), torch.get_float32_matmul_precision())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    seconds, _, matmul = done.stdout.split()
+    assert float(seconds) < 1.0
+    assert matmul == "highest"
+    assert done.stderr == ""
