@@ -83,8 +83,8 @@ def lines(path: Path) -> Iterator[str]:
                     raise UserError(f"{path}, line {number}: {fault}; mend the line")
                 yield text.removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
-        byte = f"byte {error.object[error.start]:#04x}, the line's {error.start + 1}th"
-        raise UserError(f"{path}, line {number}: not valid UTF-8 ({byte}); convert the file to UTF-8") from None
+        byte = f"byte {error.object[error.start]:#04x} at {error.start + 1}"
+        raise UserError(f"{path}, line {number}: not valid UTF-8 ({byte}); convert the file") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path}, after line {number}: damaged gzip file ({error}); fetch it again") from None
 
