@@ -30,7 +30,7 @@ def equal_mass_ece(confidences: Any, correct: Any, bins: int = 15) -> float:
 
 
 def sweep_ece(confidences: Any, correct: Any) -> tuple[float, int]:
-    """ECE_sweep (Roelofs et al. 2022, Section 4) and its number of bins.
+    """ECE_sweep (Roelofs et al. 2022) and its number of bins.
 
     Equal-mass bins, as many as keep the bins' accuracies monotonically increasing: the last number before the first
     that breaks it.
@@ -68,7 +68,7 @@ def _sums_between(values: FloatArray, edges: NDArray[np.int64]) -> FloatArray:
 
 
 class SmoothECE:
-    """Smooth ECE (Blasiok & Nakkiran 2023, Section 3) of a stream: constant memory, mergeable.
+    """Smooth ECE (Błasiok & Nakkiran 2023) of a stream: constant memory, mergeable.
 
     The residuals y - c are smoothed with a Gaussian kernel reflected at 0 and 1, and smECE(s) is the integral of what
     is left in absolute value; it falls as the width s grows, and the smooth ECE is the s at which smECE(s) = s: the

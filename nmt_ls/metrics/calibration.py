@@ -246,7 +246,7 @@ def ece_from_sums(sums: FloatArray) -> FloatArray:
 
 
 def unbiased_squared_l2_from_sums(sums: FloatArray) -> FloatArray:
-    """Squared L2 calibration error without the bias of finite bins (Kumar et al. 2019, Section 5); can be negative.
+    """Squared L2 calibration error without the bias of finite bins (Kumar et al. 2019); can be negative.
 
     Per bin gap^2 minus the estimated variance of the gap, weighted by count. Kumar et al. take y(1-y)/(n-1) for that
     variance, which holds where a bin has one confidence; ours is the sample variance of y - c, unbiased for any.
@@ -258,7 +258,7 @@ def unbiased_squared_l2_from_sums(sums: FloatArray) -> FloatArray:
 
 
 def debiased_l1_from_sums(sums: FloatArray) -> FloatArray:
-    """ECE less the excess that noise alone would give (Kumar et al. 2019, Appendix; Gaussian approximation).
+    """ECE less the excess that noise alone would give (Gaussian debiasing as in Kumar et al. 2019).
 
     With s_b the standard error of gap g_b, E|N(g_b, s_b)| - |g_b| is subtracted from every bin. It is less biased
     than ECE but, as |g_b| itself is estimated, stays above 0 for a calibrated model: print it beside ECE, and test

@@ -3,7 +3,7 @@
 ECE cannot be negative, so that noise alone makes it positive. Under the null hypothesis that a model's conditionals
 are true, a prediction of confidence c is right with probability c. Redrawing all labels from the model's own
 conditionals therefore shows the ECE of a calibrated model with just these confidences: its 95% quantile is the floor
-below which an ECE says nothing (Vaicenavicius et al. 2019, Section 5: consistency resampling).
+below which an ECE says nothing (consistency resampling: Bröcker & Smith 2007, Vaicenavicius et al. 2019).
 
 Shapes: N confidences, B bins, R draws.
 """
