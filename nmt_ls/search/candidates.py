@@ -4,12 +4,16 @@ Two levels: the n best numbers lie in the n chunks whose maxima are best, so one
 columns, and only the winning chunks are looked at closely. Equal numbers rank by position, lower first, at both
 levels, which makes the choice unique: the same whatever the batch and the chunk.
 
-Shapes: B sentences, K hypotheses, V vocabulary rows, C chunks a hypothesis, n candidates, N positions.
+Shapes: B sentences, K hypotheses, V vocabulary rows, c columns a chunk, w winning chunks, n candidates,
+N chunks or numbers ranked, one after the other.
 """
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nmt_ls.metrics.temperature import log_probs
@@ -18,51 +22,49 @@ CHUNK = 128
 BLOCK = 1 << 18  # numbers whose log-probabilities are held at once: 1 MiB, so that they stay in the cache
 
 
-def log_normaliser(logits_BKV: Tensor, temperature: float) -> Tensor:
-    """log Σ exp(logits / T) over the vocabulary, B K: log p = logits / T − this.
+def log_normaliser(logits_BKV: Tensor) -> Tensor:
+    """log Σ exp(logits) over the vocabulary, B K: a token's log-probability is its logit minus this.
 
-    Through log_probs: PyTorch's log_softmax is one pass, and takes half the time of its logsumexp on a CPU.
+    By way of log_probs: PyTorch's log_softmax takes half the time of its logsumexp on a CPU.
     """
     rows_NV = logits_BKV.flatten(0, 1)
     blocks = [
-        block.amax(-1) / temperature - log_probs(block, temperature).amax(-1)
-        for block in torch.split(rows_NV, max(1, BLOCK // rows_NV.shape[1]))
+        block_NV.amax(-1) - log_probs(block_NV).amax(-1)
+        for block_NV in torch.split(rows_NV, max(1, BLOCK // rows_NV.shape[1]))
     ]
     return torch.cat(blocks).view(logits_BKV.shape[:2])
 
 
-def best_candidates(logits_BKV: Tensor, offsets_BK: Tensor, temperature: float, n: int) -> tuple[Tensor, Tensor]:
-    """The n greatest of logits / T + offset over the K · V continuations of each sentence, best first.
+def best_candidates(logits_BKV: Tensor, offsets_BK: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The n ≤ K · V greatest of logits + offset over the continuations of each sentence, best first.
 
-    Returns their values and their positions k · V + v, both B n. −inf is ranked like any number.
+    Returns their values, hypotheses and tokens, each B n. Which continuations −inf values belong to is left open.
     """
-    vocabulary = logits_BKV.shape[2]
-    maxima_BKC = _chunk_maxima(logits_BKV)
-    chunks = maxima_BKC.shape[2]
-    best_BN = (maxima_BKC / temperature + offsets_BK[..., None]).flatten(1)
-    # ascending, so that positions within the winning chunks are in the order of positions within the sentence
-    winners_BN = first_best(best_BN, min(n, best_BN.shape[1])).sort().values
-    hypothesis_BN = winners_BN // chunks
-    columns_BNc = (winners_BN % chunks * CHUNK)[..., None] + torch.arange(CHUNK, device=logits_BKV.device)
-    positions_BN = (hypothesis_BN[..., None] * vocabulary + columns_BNc.clamp(max=vocabulary - 1)).flatten(1)
-    values_BN = logits_BKV.flatten(1).gather(1, positions_BN) / temperature
-    values_BN += offsets_BK.gather(1, hypothesis_BN).repeat_interleave(CHUNK, 1)
-    if vocabulary % CHUNK:
-        # past the last column: −inf, and a position that comes after every real one of this hypothesis
-        values_BN = values_BN.masked_fill((columns_BNc >= vocabulary).flatten(1), float("-inf"))
+    batch, beams, vocabulary = logits_BKV.shape
+    width = chunk_width(vocabulary)
+    padded_BKV = F.pad(logits_BKV, (0, -vocabulary % width), value=float("-inf")) if vocabulary % width else logits_BKV
+    chunks_BNc = padded_BKV.reshape(batch, -1, width)
+    each = chunks_BNc.shape[1] // beams
+    best_BN = (chunks_BNc.amax(-1).view(batch, beams, each) + offsets_BK[..., None]).flatten(1)
+    # ascending, so that equal values in different chunks are met in the order of their positions
+    winners_Bw = first_best(best_BN, min(n, best_BN.shape[1])).sort().values
+    offsets_Bw = offsets_BK.gather(1, winners_Bw // each)
+    rows_B1 = torch.arange(batch, device=logits_BKV.device)[:, None]
+    values_BN = (chunks_BNc[rows_B1, winners_Bw] + offsets_Bw[..., None]).flatten(1)
     chosen_Bn = first_best(values_BN, n)
-    return values_BN.gather(1, chosen_Bn), positions_BN.gather(1, chosen_Bn)
+    chunks_Bn = winners_Bw.gather(1, chosen_Bn // width)
+    tokens_Bn = (chunks_Bn % each * width + chosen_Bn % width).clamp(max=vocabulary - 1)
+    return values_BN.gather(1, chosen_Bn), chunks_Bn // each, tokens_Bn
 
 
-def _chunk_maxima(logits_BKV: Tensor) -> Tensor:
-    """The maximum of each CHUNK columns, B K C; the last chunk may be narrower."""
-    whole = logits_BKV.shape[2] // CHUNK * CHUNK
-    maxima = []
-    if whole:
-        maxima.append(logits_BKV[..., :whole].view(*logits_BKV.shape[:2], -1, CHUNK).amax(-1))
-    if whole < logits_BKV.shape[2]:
-        maxima.append(logits_BKV[..., whole:].amax(-1, keepdim=True))
-    return torch.cat(maxima, -1)
+@cache
+def chunk_width(vocabulary: int) -> int:
+    """About 128. A divisor of the vocabulary where there is one, for padding copies the logits; and little more than
+    a multiple of 64, for PyTorch takes maxima of 64 columns at a time and of the remainder one by one."""
+    if vocabulary <= 2 * CHUNK:
+        return vocabulary
+    widths = range(CHUNK // 2, 2 * CHUNK + 1)
+    return min(widths, key=lambda width: (vocabulary % width != 0, width % 64, abs(width - CHUNK)))
 
 
 def first_best(values_BN: Tensor, n: int) -> Tensor:

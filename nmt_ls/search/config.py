@@ -12,8 +12,6 @@ from nmt_ls.metrics.temperature import check_temperature
 from nmt_ls.search.length_penalty import PenaltyKind, check_penalty
 from nmt_ls.search.stepper import PAD
 
-MAX_BEAM = 4096
-
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
@@ -51,8 +49,8 @@ class SearchConfig:
     def __post_init__(self) -> None:
         check_temperature(self.temperature)
         check_penalty(self.length_penalty_kind, self.length_penalty)
-        if not 1 <= self.beam <= MAX_BEAM:
-            raise ValueError(f"beam must be from 1 to {MAX_BEAM}, got {self.beam}")
+        if self.beam < 1:
+            raise ValueError(f"beam must be at least 1, got {self.beam}")
         if not 1 <= self.nbest <= self.beam:
             raise ValueError(f"nbest must be from 1 to beam ({self.beam}), got {self.nbest}")
         if self.min_length < 1:

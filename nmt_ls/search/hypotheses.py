@@ -49,13 +49,11 @@ class History:
         self.parents_TBK[step, rows_R] = parents_RK
         self.log_probs_TBK[step, rows_R] = log_probs_RK
 
-    def record_alternatives(
-        self, step: int, rows_R: Tensor, logits_RKV: Tensor, normaliser_RK: Tensor, temperature: float
-    ) -> None:
+    def record_alternatives(self, step: int, rows_R: Tensor, logits_RKV: Tensor, normaliser_RK: Tensor) -> None:
         """The most probable tokens after each hypothesis, as the step found it; before anything is forbidden."""
         best = logits_RKV.topk(self.others_TBKA.shape[3])
         self.others_TBKA[step, rows_R] = best.indices
-        self.other_log_probs_TBKA[step, rows_R] = (best.values / temperature - normaliser_RK[..., None]).double()
+        self.other_log_probs_TBKA[step, rows_R] = (best.values - normaliser_RK[..., None]).double()
 
 
 class Finished:
@@ -83,13 +81,20 @@ class Finished:
             field_Bn[rows_R] = torch.cat([field_Bn[rows_R], new_RK], 1).gather(1, kept_Rn)
         self.counts_B[rows_R] += (scores_RK > NONE).sum(1)
 
+    def put(self, step: int, rows_R: Tensor, scores_RK: Tensor, log_probs_RK: Tensor) -> None:
+        """Hypotheses that ended at this step, each in the place of its number; −inf scores are none."""
+        ends_RK = scores_RK > NONE
+        self.scores_Bn[rows_R] = torch.where(ends_RK, scores_RK, self.scores_Bn[rows_R])
+        self.steps_Bn[rows_R] = self.steps_Bn[rows_R].masked_fill(ends_RK, step)
+        self.log_probs_Bn[rows_R] = torch.where(ends_RK, log_probs_RK, self.log_probs_Bn[rows_R])
+
 
 def read_back(history: History, finished: Finished) -> list[list[Found]]:
     """Follow the back-pointers of every finished hypothesis from its end to its beginning."""
     steps_Bn = finished.steps_Bn.masked_fill(finished.scores_Bn == NONE, -1)
     hypotheses_Bn = finished.hypotheses_Bn
     ids, log_probs, others, other_log_probs = [], [], [], []
-    for step in range(int(steps_Bn.max()), -1, -1):
+    for step in range(int(steps_Bn.amax()) if len(steps_Bn) else -1, -1, -1):
         ends_Bn, runs_Bn = steps_Bn == step, steps_Bn > step
         ids.append(history.tokens_TBK[step].gather(1, hypotheses_Bn).masked_fill(ends_Bn, EOS))
         log_probs_Bn = history.log_probs_TBK[step].gather(1, hypotheses_Bn)
@@ -99,7 +104,7 @@ def read_back(history: History, finished: Finished) -> list[list[Found]]:
         pick_BnA = hypotheses_Bn[..., None].expand(-1, -1, history.others_TBKA.shape[3])
         others.append(history.others_TBKA[step].gather(1, pick_BnA))
         other_log_probs.append(history.other_log_probs_TBKA[step].gather(1, pick_BnA))
-    if not ids:
+    if not ids:  # nothing could be finished
         return [[] for _ in steps_Bn]
     table = [torch.stack(steps[::-1], 2).tolist() for steps in (ids, log_probs, others, other_log_probs)]
     return [

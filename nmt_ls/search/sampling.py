@@ -8,16 +8,15 @@ from __future__ import annotations
 import hashlib
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from nmt_ls.search.candidates import first_best, log_normaliser
+from nmt_ls.search.candidates import best_candidates, log_normaliser
 from nmt_ls.search.config import SearchConfig
 from nmt_ls.search.constraints import Constraints
 from nmt_ls.search.hypotheses import NONE, Finished, Found, History, read_back
 from nmt_ls.search.length_penalty import length_penalty
-from nmt_ls.search.stepper import BOS, EOS, PAD, Stepper
-
-WORTH_COMPACTING = 0.75
+from nmt_ls.search.stepper import BOS, EOS, PAD, Stepper, rows_left
 
 
 @torch.no_grad()
@@ -27,7 +26,7 @@ def sample(
     max_lengths_B: Tensor,
     config: SearchConfig,
     prefix_BP: Tensor | None = None,
-    sentence_ids: list[int] | None = None,
+    sentence_ids_B: Tensor | None = None,
 ) -> list[list[Found]]:
     """config.samples translations of each sentence, in the order drawn.
 
@@ -37,13 +36,13 @@ def sample(
 
     The random numbers of a sentence come from a generator of its own, seeded by (config.seed, its id): a sentence
     gets the same translations whatever is translated beside it, and asking for more samples adds to the same ones.
-    sentence_ids: default 0, 1, 2 …; pass places in the corpus where batches may be cut differently.
+    sentence_ids_B: default 0, 1, 2 …; pass places in the corpus where batches may be cut differently.
     """
     if config.samples < 1:
         raise ValueError("samples must be at least 1 to draw translations")
     constraints = Constraints(config, max_lengths_B, prefix_BP)
     steps, batch, device = max(constraints.longest, default=0), len(max_lengths_B), max_lengths_B.device
-    uniform_BKT = _uniform_numbers(config, constraints.longest, sentence_ids).to(device)
+    uniform_BKT = _uniform_numbers(config, constraints.longest, sentence_ids_B).to(device)
     lengths = torch.arange(1, steps + 1, device=device)
     penalties = length_penalty(lengths, config.length_penalty_kind, config.length_penalty)
     history = History(steps, batch, config.samples, config.alternatives, device)
@@ -52,59 +51,54 @@ def sample(
     finished.hypotheses_Bn = own_BK
     rows_R = torch.arange(batch, device=device)
     last_RK = torch.full((batch, config.samples), BOS, device=device)
-    totals_RK = torch.zeros_like(last_RK, dtype=torch.float64)
-    running_RK = torch.ones_like(last_RK, dtype=torch.bool)
+    totals_RK = torch.zeros_like(last_RK, dtype=torch.float64)  # log p of what is drawn so far; −inf: nothing goes on
     for step in range(steps):
         logits_RKV = stepper.logits(last_RK)
-        normaliser_RK = log_normaliser(logits_RKV, config.temperature)
+        if config.temperature != 1:
+            logits_RKV /= config.temperature
+        normaliser_RK = log_normaliser(logits_RKV)
         if config.alternatives:
-            history.record_alternatives(step, rows_R, logits_RKV, normaliser_RK, config.temperature)
+            history.record_alternatives(step, rows_R, logits_RKV, normaliser_RK)
         constraints.apply(logits_RKV, step, rows_R, history.tokens_TBK[:step, rows_R].permute(1, 2, 0))
-        probs_RKV = (logits_RKV / config.temperature - normaliser_RK[..., None]).exp()
-        last_RK = draw(narrow(probs_RKV, config.top_k, config.top_p), uniform_BKT[rows_R, :, step])
-        chosen_RK = logits_RKV.gather(2, last_RK[..., None])[..., 0]
-        log_probs_RK = (chosen_RK / config.temperature - normaliser_RK).double()
-        totals_RK = totals_RK + log_probs_RK
+        last_RK = _draw_next(logits_RKV, uniform_BKT[rows_R, :, step], config)
+        log_probs_RK = (logits_RKV.gather(2, last_RK[..., None])[..., 0] - normaliser_RK).double()
         history.record(step, rows_R, last_RK, own_BK[: len(rows_R)], log_probs_RK)
-        # −inf: nothing was allowed, and the sample is lost
-        ends_RK = running_RK & (last_RK == EOS) & (totals_RK > NONE)
-        running_RK = running_RK & (last_RK != EOS) & (totals_RK > NONE)
-        for field_Bn, new_RK in (
-            (finished.scores_Bn, totals_RK / penalties[step]),
-            (finished.steps_Bn, torch.full_like(last_RK, step)),
-            (finished.log_probs_Bn, log_probs_RK),
-        ):
-            field_Bn[rows_R] = torch.where(ends_RK, new_RK, field_Bn[rows_R])
-        state = torch.where(normaliser_RK.isnan().any(1), 2, running_RK.any(1).long()).tolist()
-        if 2 in state:
-            raise ValueError(f"the model's logits are not numbers (NaN) at token {step + 1} of the translation")
-        live = [row for row, runs in enumerate(state) if runs]
-        if not live:
+        totals_RK = totals_RK + log_probs_RK
+        ends_RK = last_RK == EOS
+        finished.put(step, rows_R, (totals_RK / penalties[step]).masked_fill(~ends_RK, NONE), log_probs_RK)
+        totals_RK = totals_RK.masked_fill(ends_RK, NONE)
+        any_left, keep = rows_left((totals_RK == NONE).all(1), normaliser_RK, step)
+        if not any_left:
             break
-        if len(live) <= WORTH_COMPACTING * len(state):
-            keep = torch.tensor(live, device=device)
+        if keep is not None:
             stepper.keep(keep)
-            rows_R, last_RK, totals_RK, running_RK = (x[keep] for x in (rows_R, last_RK, totals_RK, running_RK))
+            rows_R, last_RK, totals_RK = rows_R[keep], last_RK[keep], totals_RK[keep]
     return read_back(history, finished)
 
 
-def narrow(probs_RKV: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Probabilities with zeros outside the top_k most probable tokens (0: all) and the top_p nucleus of those.
+def _draw_next(logits_RKV: Tensor, uniform_RK: Tensor, config: SearchConfig) -> Tensor:
+    """Tokens R K drawn from softmax(logits), narrowed as configured; −inf logits are never drawn."""
+    greatest_RK1 = logits_RKV.amax(-1, keepdim=True).clamp(min=torch.finfo(logits_RKV.dtype).min)
+    return draw(narrow((logits_RKV - greatest_RK1).exp(), config.top_k, config.top_p), uniform_RK)
+
+
+def narrow(weights_RKV: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Weights with zeros outside the top_k most probable tokens (0: all) and the top_p nucleus of those.
 
     The nucleus is the smallest set, taken from the most probable down, whose share of what top_k left reaches
-    top_p (Holtzman et al. 2020). Of equal probabilities the lower token comes first. Not renormalised.
+    top_p (Holtzman et al. 2020). Of equal weights the lower token comes first.
     """
-    vocabulary = probs_RKV.shape[2]
+    vocabulary = weights_RKV.shape[2]
     count = min(top_k, vocabulary) if top_k else vocabulary
     if count == vocabulary and top_p == 1:
-        return probs_RKV
-    rows_NV = probs_RKV.flatten(0, 1)
-    order_Nk = first_best(rows_NV, count)
-    sorted_Nk = rows_NV.gather(1, order_Nk)
+        return weights_RKV
+    rows_NV = weights_RKV.flatten(0, 1)
+    sorted_Nk, _, order_Nk = best_candidates(rows_NV[:, None], torch.zeros_like(rows_NV[:, :1]), count)
     if top_p < 1:
-        before_Nk = sorted_Nk.double().cumsum(1) - sorted_Nk
-        sorted_Nk = sorted_Nk.masked_fill(before_Nk >= top_p * sorted_Nk.sum(1, keepdim=True), 0)
-    return torch.zeros_like(rows_NV).scatter_(1, order_Nk, sorted_Nk).view_as(probs_RKV)
+        up_to_Nk = sorted_Nk.double().cumsum(1)
+        before_Nk = F.pad(up_to_Nk[:, :-1], (1, 0))
+        sorted_Nk = sorted_Nk.masked_fill(before_Nk >= top_p * up_to_Nk[:, -1:], 0)
+    return torch.zeros_like(rows_NV).scatter_(1, order_Nk, sorted_Nk).view_as(weights_RKV)
 
 
 def draw(weights_RKV: Tensor, uniform_RK: Tensor) -> Tensor:
@@ -120,11 +114,11 @@ def draw(weights_RKV: Tensor, uniform_RK: Tensor) -> Tensor:
     return tokens_RK.masked_fill(totals_RK == 0, PAD)
 
 
-def _uniform_numbers(config: SearchConfig, longest: list[int], sentence_ids: list[int] | None) -> Tensor:
+def _uniform_numbers(config: SearchConfig, longest: list[int], sentence_ids_B: Tensor | None) -> Tensor:
     """One number in [0, 1) for each sentence, sample and step, B K T: row by row from the sentence's own generator."""
-    ids = list(range(len(longest))) if sentence_ids is None else sentence_ids
+    ids = list(range(len(longest))) if sentence_ids_B is None else sentence_ids_B.tolist()
     if len(ids) != len(longest):
-        raise ValueError(f"sentence_ids has {len(ids)} entries for {len(longest)} sentences")
+        raise ValueError(f"sentence_ids_B has {len(ids)} entries for {len(longest)} sentences")
     numbers_BKT = torch.zeros((len(longest), config.samples, max(longest, default=0)), dtype=torch.float64)
     for row, (sentence, length) in enumerate(zip(ids, longest, strict=True)):
         digest = hashlib.blake2b(f"{config.seed} {sentence}".encode(), digest_size=8).digest()
