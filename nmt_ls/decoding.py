@@ -91,9 +91,10 @@ def run_corpus(run: Path) -> Corpus:
     return corpus
 
 
-def search_config(config: DecodeConfig, run: Path, translator: Translator) -> SearchConfig:
+def search_config(
+    temperature: float | Literal["fitted"], search: SearchConfig, run: Path, translator: Translator
+) -> SearchConfig:
     """The search at the temperature asked for; fitted ones are announced on standard error."""
-    temperature = config.temperature
     if temperature == "fitted":
         translator.precision.apply()
         try:
@@ -101,7 +102,7 @@ def search_config(config: DecodeConfig, run: Path, translator: Translator) -> Se
         except ValueError as error:
             raise UserError(f"temperature: cannot be fitted ({error}); give a number") from None
         print(f"temperature: {temperature:.4f} (lowest NLL on the validation split)", file=sys.stderr)
-    return replace(config.search, temperature=float(temperature))
+    return replace(search, temperature=float(temperature))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +140,7 @@ def decode(config: DecodeConfig) -> TranslationScores | None:
     """
     run = find_run(config.run)
     translator = Translator.load(run, config.checkpoint, choose_device(config.device), config.precision)
-    search = search_config(config, run, translator)
+    search = search_config(config.temperature, config.search, run, translator)
     work = find_work(config, run)
     first = 0
     hypotheses: list[str] = []

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nmt_ls.batching import Batch, epoch_batches
@@ -37,33 +40,29 @@ def split_batches(split: Split) -> Iterable[Batch]:
     return epoch_batches(split, max_tokens=max(MAX_TOKENS, longest), seed=0, epoch=0, shuffle=False)
 
 
-@torch.no_grad()
-def hidden_and_targets(model: Transformer, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Penultimate activations hidden_ND and labels targets_N of each batch, end-of-sentence included, pads left out."""
-    device = model.output_weight.device
-    for batch in batches:
-        batch = batch.to(device)
-        kept_BT = batch.target_out_BT != PAD
-        hidden_BTD = model(batch.source_BS, batch.target_in_BT)
-        yield hidden_BTD[kept_BT], batch.target_out_BT[kept_BT]
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """What was asked of the model, token by token: M target tokens that are not padding, end-of-sentence included."""
 
-
-def _chunks(hidden_ND: Tensor, targets_N: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    for start in range(0, len(targets_N), CHUNK_TOKENS):
-        yield hidden_ND[start : start + CHUNK_TOKENS], targets_N[start : start + CHUNK_TOKENS]
+    sentences: NDArray[np.int64]  # row of the split
+    positions: NDArray[np.int64]  # from 0 in the target
+    labels: NDArray[np.int64]  # piece ids
+    log_probs: NDArray[np.float64]  # of the label, nats
+    confidences: NDArray[np.float64]  # probability of the most probable piece
+    correct: NDArray[np.bool_]  # whether that is the label
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherForced:
-    """Figures over the target tokens that are not padding, end-of-sentence included, given the correct prefix.
+    """Figures of a model on hard labels, given the correct prefix.
 
-    smoothed_loss: training's, at temperature 1, nats a token. likelihood, calibration: of the model at the temperature
-    asked for, on hard labels.
+    smoothed_loss: training's, at temperature 1, nats a token. The rest is at the temperature that was asked for.
     """
 
     smoothed_loss: float
     likelihood: Likelihood
     calibration: Calibration
+    tokens: Tokens
 
     def figures(self) -> dict[str, float]:
         """By the names under which they are logged and recorded."""
@@ -79,6 +78,29 @@ class TeacherForced:
         }
 
 
+class Slab(NamedTuple):
+    """Consecutive rows of a batch that are not padding: activations, labels, and which they are."""
+
+    hidden_ND: Tensor
+    targets_N: Tensor
+    sentences_N: Tensor
+    positions_N: Tensor
+
+
+@torch.no_grad()
+def slabs(model: Transformer, batches: Iterable[Batch]) -> Iterator[Slab]:
+    """Penultimate activations of every target token, in slabs of at most CHUNK_TOKENS rows."""
+    device = model.output_weight.device
+    for batch in batches:
+        batch = batch.to(device)
+        rows_N, positions_N = torch.nonzero(batch.target_out_BT != PAD, as_tuple=True)
+        hidden_ND = model(batch.source_BS, batch.target_in_BT)[rows_N, positions_N]
+        targets_N, sentences_N = batch.target_out_BT[rows_N, positions_N], batch.indices_B[rows_N.cpu()]
+        for start in range(0, len(rows_N), CHUNK_TOKENS):
+            part = slice(start, start + CHUNK_TOKENS)
+            yield Slab(hidden_ND[part], targets_N[part], sentences_N[part], positions_N[part])
+
+
 @torch.no_grad()
 def score_batches(
     model: Transformer,
@@ -90,28 +112,49 @@ def score_batches(
     bins: int = BINS,
 ) -> TeacherForced:
     """Teacher-forced figures of a model on batches, from fp32 logits; how they are batched changes nothing."""
-    calibration, likelihood = CalibrationAccumulator(bins), LikelihoodAccumulator()
-    smoothed = 0.0
-    for hidden_ND, targets_N in hidden_and_targets(model, batches):
-        for hidden, targets in _chunks(hidden_ND, targets_N):
-            logits = model.logits(hidden)
-            smoothed += float(smoothed_cross_entropy(logits, targets, loss.alpha, prior, loss.spread, reduction="sum"))
-            tokens = token_statistics(logits, targets, temperature)
-            calibration.update(tokens.confidences.clamp(max=1.0), tokens.correct)
-            likelihood.update(tokens.log_probs, tokens.correct, tokens.entropies)
+    likelihood, smoothed = LikelihoodAccumulator(), 0.0
+    columns: list[tuple[Tensor, ...]] = []
+    for slab in slabs(model, batches):
+        logits, targets = model.logits(slab.hidden_ND), slab.targets_N
+        smoothed += float(smoothed_cross_entropy(logits, targets, loss.alpha, prior, loss.spread, reduction="sum"))
+        found = token_statistics(logits, targets, temperature)
+        likelihood.update(found.log_probs, found.correct, found.entropies)
+        columns.append(
+            (
+                slab.sentences_N,
+                slab.positions_N,
+                targets,
+                found.log_probs.double(),
+                found.confidences.double().clamp(max=1.0),
+                found.correct,
+            )
+        )
     figures = likelihood.compute()
-    return TeacherForced(smoothed_loss=smoothed / figures.tokens, likelihood=figures, calibration=calibration.compute())
+    table = (torch.cat(column).cpu().numpy() for column in zip(*columns, strict=True))
+    sentences, positions, labels, log_probs, confidences, correct = table
+    return TeacherForced(
+        smoothed_loss=smoothed / figures.tokens,
+        likelihood=figures,
+        calibration=CalibrationAccumulator(bins).update(confidences, correct).compute(),
+        tokens=Tokens(
+            sentences=sentences,
+            positions=positions,
+            labels=labels,
+            log_probs=log_probs,
+            confidences=confidences,
+            correct=correct,
+        ),
+    )
 
 
 def fitted_temperature(model: Transformer, batches: Iterable[Batch]) -> float:
     """The temperature of lowest NLL on these batches. Activations are kept, logits computed anew at each step."""
-    kept = list(hidden_and_targets(model, batches))
+    kept = list(slabs(model, batches))
 
     def chunks() -> Iterator[tuple[Tensor, Tensor]]:
-        for hidden_ND, targets_N in kept:
-            for hidden, targets in _chunks(hidden_ND, targets_N):
-                with torch.no_grad():
-                    yield model.logits(hidden), targets
+        with torch.no_grad():
+            for slab in kept:
+                yield model.logits(slab.hidden_ND), slab.targets_N
 
     return fit_temperature_to_chunks(chunks, by="nll")
 
