@@ -42,6 +42,7 @@ _JOINTS = {
 _EARLY = {"time": 0.7, "manner": 0.35, "place": 0.4}
 _EXTRAPOSED = 0.4
 _WITHOUT_DASS = 0.3
+_OBJECTS_SWAPPED = 0.15
 _LEADING = {True: 0.75, False: 0.3}
 
 
@@ -53,10 +54,13 @@ class Government(NamedTuple):
     reflexive: bool
 
 
-class Plan(NamedTuple):
-    """How the clause carries its object's relative clause: in place, or behind the verb with the noun of a gender."""
+class Objects(NamedTuple):
+    """A clause's objects and negation in order: pronouns, the other objects, "nicht", and what comes last."""
 
-    extraposed: str = ""
+    pronouns: Node = EMPTY
+    others: Node = EMPTY
+    last: Node = EMPTY
+    negation: Node = EMPTY
 
 
 def translation(sentence: Sentence) -> Node:
@@ -141,9 +145,9 @@ class _Translation:
         options = []
         for share, verb in _verbs(clause):
             for part, cluster in clusters(verb, clause.tense, person(clause.subject)):
-                for portion, plan in self._plans(clause, front):
-                    middle = self._middle(clause, _government(verb), front, plan, _reflexive(clause))
-                    after = self._after(clause, plan, _reflexive(clause))
+                for portion, extraposed in self._plans(clause, front):
+                    middle = self._middle(clause, _government(verb), front, extraposed, _reflexive(clause))
+                    after = self._after(clause, extraposed, _reflexive(clause))
                     options.append(
                         (share * part * portion, phrase(cluster.finite, middle, cluster.bracket, after)),
                     )
@@ -177,12 +181,12 @@ class _Translation:
                     (
                         portion,
                         phrase(
-                            self._middle(clause, government, "", plan, reflexive),
+                            self._middle(clause, government, "", extraposed, reflexive),
                             ending,
-                            self._after(clause, plan, reflexive),
+                            self._after(clause, extraposed, reflexive),
                         ),
                     )
-                    for portion, plan in self._plans(clause, "")
+                    for portion, extraposed in self._plans(clause, "")
                 ),
             )
         return found
@@ -209,19 +213,20 @@ class _Translation:
 
     # The field between the two parts of the verb, and what follows it ------------------------------------------------
 
-    def _plans(self, clause: Clause, front: str) -> list[tuple[float, Plan]]:
+    def _plans(self, clause: Clause, front: str) -> list[tuple[float, str]]:
+        """Where the object's relative clause goes: "" in place, or behind the verb with a noun of the gender named."""
         last = clause.objects[-1] if clause.objects else None
         if front == "object" or not isinstance(last, NounPhrase) or last.relative is None:
-            return [(1.0, Plan())]
+            return [(1.0, "")]
         genders = self._nominals.genders(last)
-        return [(1 - _EXTRAPOSED, Plan())] + [(_EXTRAPOSED * share, Plan(gender)) for gender, share in genders.items()]
+        return [(1 - _EXTRAPOSED, "")] + [(_EXTRAPOSED * share, gender) for gender, share in genders.items()]
 
-    def _after(self, clause: Clause, plan: Plan, reflexive: str) -> Node:
+    def _after(self, clause: Clause, extraposed: str, reflexive: str) -> Node:
         """The relative clause put behind the verb, and the complement."""
         last = clause.objects[-1] if clause.objects else None
         relative: Node = EMPTY
-        if plan.extraposed and isinstance(last, NounPhrase):
-            relative = self._relative(last, plan.extraposed)
+        if extraposed and isinstance(last, NounPhrase):
+            relative = self._relative(last, extraposed)
         complement = clause.complement
         if complement is None:
             return relative
@@ -231,18 +236,18 @@ class _Translation:
         clauses = choice([(1 - _WITHOUT_DASS, with_dass), (_WITHOUT_DASS, self._main(complement))])
         return phrase(relative, ",", clauses, ",")
 
-    def _middle(self, clause: Clause, government: Government, front: str, plan: Plan, reflexive: str) -> Node:
-        key = ("middle", id(clause), government, front, plan, reflexive)
-        return self._once(key, lambda: self._field(clause, government, front, plan, reflexive))
+    def _middle(self, clause: Clause, government: Government, front: str, extraposed: str, reflexive: str) -> Node:
+        key = ("middle", id(clause), government, front, extraposed, reflexive)
+        return self._once(key, lambda: self._field(clause, government, front, extraposed, reflexive))
 
-    def _field(self, clause: Clause, government: Government, front: str, plan: Plan, reflexive: str) -> Node:
+    def _field(self, clause: Clause, government: Government, front: str, extraposed: str, reflexive: str) -> Node:
         subject: Node = EMPTY
         if clause.subject is not None and front != "subject":
             subject = self._nominals.of(clause.subject, "nom")
         opening = phrase(subject, reflexive if government.reflexive else "")
         if government.reflexive and subject is not EMPTY and not isinstance(clause.subject, Pronoun):
             opening = choice([(0.5, opening), (0.5, phrase(reflexive, subject))])
-        pronouns, objects, tail, negation = self._objects(clause, government, front, plan)
+        objects = self._objects(clause, government, front, extraposed)
         adverbials = self._adverbials(clause, front)
         orders = []
         for early in product((True, False), repeat=len(adverbials)):
@@ -251,8 +256,8 @@ class _Translation:
                 share *= _EARLY[kind] if first else 1 - _EARLY[kind]
             before = [node for (_, node), first in zip(adverbials, early, strict=True) if first]
             behind = [node for (_, node), first in zip(adverbials, early, strict=True) if not first]
-            orders.append((share, phrase(*before, objects, negation, *behind)))
-        return phrase(opening, pronouns, choice(orders), tail)
+            orders.append((share, phrase(*before, objects.others, objects.negation, *behind)))
+        return phrase(opening, objects.pronouns, choice(orders), objects.last)
 
     def _adverbials(self, clause: Clause, front: str) -> list[tuple[str, Node]]:
         found = []
@@ -270,43 +275,32 @@ class _Translation:
             (share, self._nominals.of(nominal, case, preposition=words)) for share, (words, case) in preposition.german
         )
 
-    def _objects(self, clause: Clause, government: Government, front: str, plan: Plan) -> tuple[Node, Node, Node, Node]:
-        """(pronouns, other objects, what must stay last, the negation)."""
+    def _objects(self, clause: Clause, government: Government, front: str, extraposed: str) -> Objects:
         negation = text("nicht") if clause.negated else EMPTY
         if clause.predicate is not None:
-            adjectives = choice((share, text(adjective.lemma)) for share, adjective in clause.predicate.german)
-            return EMPTY, EMPTY, adjectives, negation
-        objects = clause.objects
-        if not objects or objects[-1] is None or front == "object":
-            return EMPTY, EMPTY, EMPTY, negation
-        last = objects[-1]
+            predicate = choice((share, text(adjective.lemma)) for share, adjective in clause.predicate.german)
+            return Objects(last=predicate, negation=negation)
+        last = clause.objects[-1] if clause.objects else None
+        if last is None or front == "object":
+            return Objects(negation=negation)
         if clause.verb is not None and clause.verb.frame == "motion":
-            to = self._nominals.of(last, "dat", preposition="zu")
-            return (
-                EMPTY,
-                EMPTY,
-                choice([(0.65, to), (0.35, self._nominals.of(last, "acc", preposition="in"))]),
-                negation,
-            )
+            to = self._nominals.of(last, "dat", preposition="zu", extraposed=extraposed)
+            into = self._nominals.of(last, "acc", preposition="in", extraposed=extraposed)
+            return Objects(last=choice([(0.65, to), (0.35, into)]), negation=negation)
         if government.preposition:
-            governed = self._nominals.of(
-                last, government.case, preposition=government.preposition, extraposed=plan.extraposed
-            )
-            return EMPTY, EMPTY, governed, negation
+            node = self._nominals.of(last, government.case, preposition=government.preposition, extraposed=extraposed)
+            return Objects(last=node, negation=negation)
         indefinite = clause.negated and isinstance(last, NounPhrase) and last.determiner in ("a", "")
-        node = self._nominals.of(last, government.case, negated=indefinite, extraposed=plan.extraposed)
-        negation = EMPTY if indefinite else negation
-        first = objects[0] if len(objects) == 2 else None
-        if first is None:
-            return (node, EMPTY, EMPTY, negation) if isinstance(last, Pronoun) else (EMPTY, node, EMPTY, negation)
-        receiver = self._nominals.of(first, "dat")
-        if isinstance(first, Pronoun) or isinstance(last, Pronoun):
-            pronouns = [n for n, item in ((node, last), (receiver, first)) if isinstance(item, Pronoun)]
-            others = [n for n, item in ((receiver, first), (node, last)) if not isinstance(item, Pronoun)]
-            return phrase(*pronouns), phrase(*others), EMPTY, negation
-        if isinstance(last, NounPhrase) and last.relative is not None:
-            return EMPTY, phrase(receiver, node), EMPTY, negation
-        return EMPTY, choice([(0.85, phrase(receiver, node)), (0.15, phrase(node, receiver))]), EMPTY, negation
+        node = self._nominals.of(last, government.case, negated=indefinite, extraposed=extraposed)
+        in_order = [(last, node)]
+        if len(clause.objects) == 2 and clause.objects[0] is not None:
+            in_order = [(clause.objects[0], self._nominals.of(clause.objects[0], "dat")), *in_order]
+        pronouns = [part for item, part in reversed(in_order) if isinstance(item, Pronoun)]
+        others = [part for item, part in in_order if not isinstance(item, Pronoun)]
+        full = phrase(*others)
+        if len(others) == 2 and not (isinstance(last, NounPhrase) and last.relative is not None):
+            full = choice([(1 - _OBJECTS_SWAPPED, full), (_OBJECTS_SWAPPED, phrase(*reversed(others)))])
+        return Objects(phrase(*pronouns), full, EMPTY, EMPTY if indefinite else negation)
 
 
 def _adverb(adverb: Adverb) -> Node:

@@ -60,6 +60,11 @@ CASES = [
     ("If Anna sleeps, we dance.", "Wenn Anna schläft, tanzen wir.", "Wenn Anna schläft, wir tanzen."),
     ("Anna sleeps, so we dance.", "Anna schläft, deshalb tanzen wir.", "Anna schläft, deshalb wir tanzen."),
     ("Anna heard a dog which sleeps.", "Anna hat einen Hund gehört, der schläft.", "Anna einen Hund gehört hat."),
+    (
+        "Anna has gone to the house which he paints.",
+        "Anna ist zum Haus gegangen, das er malt.",
+        "Anna ist zum Haus, das er malt, gegangen, das er malt.",
+    ),
     ("He gives Anna a ring.", "Er gibt Anna einen Ring.", "Er gibt Anna ein Ring."),
     ("Does she sleep?", "Schläft sie?", "Sie schläft?"),
     ("Anna does not see a dog.", "Anna sieht keinen Hund.", "Anna sieht nicht einen Hund."),
