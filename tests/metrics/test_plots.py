@@ -1,0 +1,118 @@
+import subprocess
+import sys
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from nmt_ls.metrics.calibration import CalibrationAccumulator
+from nmt_ls.metrics.null import null_distribution
+from nmt_ls.metrics.plots import (
+    Curve,
+    SweepSeries,
+    reliability_diagram,
+    risk_coverage_figure,
+    save_figure,
+    sweep_figure,
+)
+from nmt_ls.metrics.selective import risk_coverage
+
+
+@pytest.fixture
+def tokens():
+    rng = np.random.default_rng(0)
+    confidences = rng.beta(2, 1, 2000)
+    return confidences, rng.random(2000) < confidences
+
+
+def series(best, seeds=3):
+    temperatures = [0.8, 0.9, 1.0, 1.1, 1.2]
+    bowl = (np.array(temperatures) - best) ** 2 + np.zeros((seeds, 1))
+    return SweepSeries(
+        bleu=Curve(temperatures=temperatures, values=30 - bowl),
+        ece=Curve(temperatures=temperatures[::-1], values=bowl[:, ::-1]),
+        nll=Curve(temperatures=temperatures, values=2 + bowl),
+    )
+
+
+def lines(axes):
+    return {line.get_label(): line for line in axes.get_lines()}
+
+
+def test_reliability_diagram_draws_the_bins_and_names_the_error(tokens):
+    calibration = CalibrationAccumulator(10).update(*tokens).compute()
+    band = null_distribution(tokens[0], 10, draws=50).accuracy_band()
+    figure = reliability_diagram({"hard": calibration, "smoothed": calibration}, band, "test split")
+    upper, lower = figure.axes
+    line = lines(upper)[f"hard (ECE {calibration.ece:.3f})"]
+    full = calibration.bin_counts > 0
+    np.testing.assert_allclose(line.get_xdata(), calibration.bin_confidence[full])
+    np.testing.assert_allclose(line.get_ydata(), calibration.bin_accuracy[full])
+    assert {text.get_text() for text in upper.get_legend().get_texts()} >= {"calibrated model, 95%"}
+    assert upper.get_title(loc="left") == "test split"
+    np.testing.assert_allclose(lower.patches[0].get_data().values, calibration.bin_counts / 2000)
+
+
+def test_every_line_differs_in_grey_too(tokens):
+    calibration = CalibrationAccumulator().update(*tokens).compute()
+    figure = reliability_diagram(dict.fromkeys("abcdef", calibration))
+    drawn = [line for line in figure.axes[0].get_lines() if line.get_marker() != "None"]
+    assert len(drawn) == len({line.get_marker() for line in drawn}) == len({line.get_color() for line in drawn}) == 6
+
+
+def test_sweep_marks_the_best_temperature_of_each_figure():
+    figure = sweep_figure({"hard": series(1.1), "smoothed": series(0.9)}, "en-de")
+    assert len(figure.axes) == 4
+    for axes in figure.axes:
+        marked = [line.get_xdata()[0] for line in axes.get_lines() if len(line.get_xdata()) == 1]
+        assert marked == pytest.approx([1.1, 0.9])
+        curves = [line for line in axes.get_lines() if len(line.get_xdata()) == 5]
+        assert all((np.diff(line.get_xdata()) > 0).all() for line in curves)
+        assert len(axes.collections) == 2  # a band for each recipe
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["hard", "smoothed", "best temperature"]
+
+
+def test_one_seed_has_no_band():
+    figure = sweep_figure({"hard": series(1.0, seeds=1)})
+    assert all(not axes.collections for axes in figure.axes)
+
+
+def test_risk_coverage_ends_at_the_error_rate(tokens):
+    curve = risk_coverage(*tokens)
+    figure = risk_coverage_figure({"hard": curve})
+    line = lines(figure.axes[0])[f"hard (AURC {curve.aurc:.3f})"]
+    assert line.get_xdata()[-1] == 1.0
+    assert line.get_ydata()[-1] == pytest.approx(1 - tokens[1].mean())
+    assert len(line.get_xdata()) <= 800
+
+
+def test_figures_are_saved_as_png_and_svg_with_the_same_bytes_each_time(tokens, tmp_path):
+    calibration = CalibrationAccumulator().update(*tokens).compute()
+    saved = [save_figure(reliability_diagram({"hard": calibration}), tmp_path / name / "fig.1") for name in "ab"]
+    assert [path.name for path in saved[0]] == ["fig.1.png", "fig.1.svg"]
+    for first, second in zip(*saved, strict=True):
+        assert first.read_bytes() == second.read_bytes()
+    assert saved[0][0].read_bytes().startswith(b"\x89PNG")
+    assert ElementTree.parse(saved[0][1]).getroot().tag.endswith("svg")
+
+
+def test_the_library_and_its_plots_leave_pyplot_and_the_look_of_others_alone():
+    code = (
+        "import sys, nmt_ls.metrics; assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules\n"
+        "import nmt_ls.metrics.calibration, nmt_ls.metrics.statistics, nmt_ls.metrics.translation\n"
+        "assert not {'torch', 'matplotlib', 'sacrebleu'} & set(sys.modules)\n"
+        "import matplotlib, numpy as np\n"
+        "from nmt_ls.metrics import plots, selective\n"
+        "plots.risk_coverage_figure({'a': selective.risk_coverage([0.5, 0.9], [0, 1])})\n"
+        "assert 'matplotlib.pyplot' not in sys.modules and matplotlib.rcParams['font.size'] == 10"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_wrong_inputs_are_refused():
+    for draw in (reliability_diagram, sweep_figure, risk_coverage_figure):
+        with pytest.raises(ValueError, match="at least one system"):
+            draw({})
+    with pytest.raises(ValueError, match=r"\[seeds, 2 temperatures\]"):
+        Curve(temperatures=[1.0, 2.0], values=np.zeros(2))
