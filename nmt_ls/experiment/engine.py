@@ -4,6 +4,8 @@ Exact resume is its central promise: a run that was stopped or killed and starte
 the same threads, with the same weights, optimiser state, random numbers and metrics (but for times), bit for bit.
 So all of a run's state is in `last/`, written in one piece, and everything else on the disk follows from it: on resume
 the lines of metrics.jsonl after its step are cut, and best/ and the snapshots are brought into line (run_checkpoints).
+Nothing depends on max_updates, so a run that ended and was given more equals one that had as many from the start, but
+for the validation at the first end, if that lay between two of the regular ones, and for schedules that need to know.
 """
 
 from __future__ import annotations
@@ -175,7 +177,7 @@ class Engine:
             update=state.update,
             epoch=state.epoch,
             stopped_by=stopped_by,
-            signal=signals.received or 0,
+            signal=int(signals.received or 0),
             best=dict(state.best),
             latest=dict(state.latest),
             seconds=self._elapsed(),

@@ -19,6 +19,7 @@ import yaml
 
 from nmt_ls.experiment.atomic import atomic_write, fsync
 from nmt_ls.experiment.command_line import UserError
+from nmt_ls.experiment.schedule import SCHEDULES_WITH_AN_END
 
 if sys.platform != "win32":
     import fcntl
@@ -49,16 +50,19 @@ class RunDirectory:
         config: dict[str, Any],
         manifest: dict[str, Any],
         may_differ: Sequence[str] = (),
-        may_grow: Sequence[str] = ("engine.max_updates",),
+        may_grow: Sequence[str] | None = None,
         must_match: Sequence[str] = ("corpus_checksum",),
     ) -> tuple[Self, RunState]:
         """Begin a run at `path`, or go on with the one that is there; holds its lock until `close` or garbage.
 
         A run that is there must have been asked the same: another value of any key is refused by name (UserError),
-        but for the dotted keys in `may_differ` and for numbers that became larger in `may_grow`. Keys of the manifest
-        in `must_match` must not differ either. A run with a summary is "finished" and nothing in it is touched,
-        unless a key of `may_grow` has grown: then it is taken up again and the summary is removed.
+        but for the dotted keys in `may_differ` and for numbers that became larger in `may_grow` (None stands for
+        engine.max_updates, where schedule.kind does not decay towards it). Keys of the manifest in `must_match` must
+        not differ either. A run with a summary is "finished" and nothing in it is touched, unless a key of `may_grow`
+        has grown: then it is taken up again and the summary is removed.
         """
+        if may_grow is None:
+            may_grow = () if _decays_to_the_end(config) else ("engine.max_updates",)
         run = cls(path)
         config, manifest = _plain(config), _plain(manifest)
         run._take_lock()
@@ -235,6 +239,14 @@ def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: does not hold keys and values; restore it")
     return content
+
+
+def _decays_to_the_end(config: Mapping[str, Any]) -> bool:
+    """Whether the learning rate before an update depends on max_updates (see ScheduleConfig.total_updates)."""
+    schedule = config.get("schedule")
+    if not isinstance(schedule, Mapping):
+        return False
+    return schedule.get("kind") in SCHEDULES_WITH_AN_END and not schedule.get("total_updates")
 
 
 def _plain(value: Any, finite: bool = False) -> Any:

@@ -14,6 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+SCHEDULES_WITH_AN_END = ("linear", "cosine")
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
@@ -121,7 +123,7 @@ class ScheduleConfig:
     @property
     def needs_total(self) -> bool:
         """Whether the rate at an update depends on how many there will be."""
-        return self.kind in ("linear", "cosine")
+        return self.kind in SCHEDULES_WITH_AN_END
 
     def resolved(self, max_updates: int) -> ScheduleConfig:
         """The same schedule with total_updates filled in, where it is needed and was left at 0."""

@@ -1,5 +1,6 @@
 """A run that was stopped, killed or grown ends like one that was left alone, bit for bit."""
 
+import io
 import json
 import os
 import random
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from dying import dies_at, fork, status_of
-from toy_regression import assert_same_run, loss, train, validate
+from toy_regression import assert_same_run, loss, make_engine, train, validate
 
 from nmt_ls.experiment.checkpoint import load_checkpoint
 from nmt_ls.experiment.command_line import UserError
@@ -84,6 +85,22 @@ def test_a_signal_during_validation_throws_it_away_and_it_is_made_again(tmp_path
     train(tmp_path / "whole")
     assert_same_run(tmp_path / "whole", tmp_path / "a")
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_what_may_change_the_last_bits_is_mentioned_on_resume(tmp_path):
+    def go(threads, updates):
+        stream = io.StringIO()
+        manifest = {"threads": threads, "versions": {"torch": "2.13"}, "command": f"train {updates}"}
+        run, _ = RunDirectory.open(tmp_path / "a", {"engine": {"max_updates": updates}}, manifest)
+        with run:
+            make_engine(run, max_updates=updates, stream=stream).fit()
+        return stream.getvalue()
+
+    go(1, 5)
+    text = go(2, 10)
+    assert "resumed at step 5\n" in text
+    assert "note: begun with threads 1, resumed with 2: not bit for bit the same run\n" in text
+    assert text.count("note:") == 1
 
 
 def wait_for_step(run: Path, step: int) -> None:

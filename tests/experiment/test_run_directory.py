@@ -104,6 +104,23 @@ def test_may_grow_can_be_taken_away(tmp_path):
         begin(tmp_path / "a", altered("engine.max_updates", 20), may_grow=())
 
 
+def test_max_updates_may_not_grow_where_the_learning_rate_decays_towards_them(tmp_path):
+    def config(updates, **schedule):
+        return {"engine": {"max_updates": updates}, "schedule": schedule}
+
+    for kind in ("linear", "cosine"):
+        run = RunDirectory(tmp_path / kind)
+        begin(run.path, config(10, kind=kind, total_updates=0))
+        run.write_summary({"nll": 1.0})
+        with pytest.raises(UserError, match=r"engine.max_updates was 10, now 20"):
+            begin(run.path, config(20, kind=kind, total_updates=0))
+        assert run.read_summary() == {"nll": 1.0}
+        begin(tmp_path / f"{kind}-set", config(10, kind=kind, total_updates=20))
+        assert begin(tmp_path / f"{kind}-set", config(20, kind=kind, total_updates=20)) == "resume"
+    begin(tmp_path / "constant", config(10, kind="constant", total_updates=0))
+    assert begin(tmp_path / "constant", config(20, kind="constant", total_updates=0)) == "resume"
+
+
 def test_may_differ(tmp_path):
     begin(tmp_path / "a")
     assert begin(tmp_path / "a", altered("loss.alpha", 0.2), may_differ=("loss.alpha",)) == "resume"
