@@ -233,7 +233,9 @@ class _Translation:
         if complement.tense == "to":
             return phrase(relative, ",", self._final(complement, reflexive=reflexive), ",")
         with_dass = phrase("dass", self._final(complement))
-        clauses = choice([(1 - _WITHOUT_DASS, with_dass), (_WITHOUT_DASS, self._main(complement))])
+        # what is denied needs its conjunction: "sagt nicht, dass er schläft"
+        without = 0.0 if clause.negated else _WITHOUT_DASS
+        clauses = choice([(1 - without, with_dass), (without, self._main(complement))])
         return phrase(relative, ",", clauses, ",")
 
     def _middle(self, clause: Clause, government: Government, front: str, extraposed: str, reflexive: str) -> Node:

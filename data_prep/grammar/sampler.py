@@ -37,11 +37,11 @@ class Sampler:
 
     def sentence(self) -> Sentence:
         """A sentence; its "richness" decides how much is added to the bare clause, so that lengths have a long tail."""
-        richness = 0.4 + 0.8 * self._rng.random() ** 2
+        richness = 2.0 if self._chance(0.02) else 0.65 + 0.25 * self._rng.random()
         if self._chance(0.07):
             return Sentence(periods=(Period(main=self._clause(min(richness, 0.6), 2, plain=True)),), question=True)
         periods = [self._period(richness)]
-        while len(periods) < 4 and self._chance(0.16 * richness):
+        while len(periods) < 4 and self._chance(0.07 * richness):
             periods.append(self._period(richness))
         joints = tuple(self._pick(JOINTS, _JOINT_SHARES) for _ in periods[1:])
         spoken = [periods[0]]
@@ -66,7 +66,7 @@ class Sampler:
 
     def _period(self, richness: float) -> Period:
         main = self._clause(richness, 0)
-        if not self._chance(0.3 * richness):
+        if not self._chance(0.2 * richness):
             return Period(main=main)
         conjunction = self._pick(CONJUNCTIONS, _CONJUNCTION_SHARES)
         leading = self._chance(0.35)
@@ -122,7 +122,7 @@ class Sampler:
         late = bool(manner or places or clause.time)
         if verb.objects:
             pronouns = 0.0 if verb.frame in ("motion", "prepositional", "ditransitive") else 0.15
-            relative = 0.0 if late or plain or depth >= _MAX_DEPTH - 1 else 0.4 * richness
+            relative = 0.0 if late or plain or depth >= _MAX_DEPTH - 1 else 0.25 * richness
             kind = self._pick(verb.objects, (0.6, 0.15, 0.15, 0.1)[: len(verb.objects)])
             objects.append(self._nominal(kind, richness, pronouns=pronouns, relative=relative, depth=depth))
             last = objects[-1]
@@ -151,7 +151,7 @@ class Sampler:
         if self._chance(0.27):
             return Pronoun(self._pick(tuple(OBJECT_FORMS), (0.3, 0.2, 0.2, 0.15, 0.15)))
         kind = self._pick("pa", (0.85, 0.15))
-        relative = 0.0 if plain or depth >= _MAX_DEPTH - 1 else 0.14 * richness
+        relative = 0.0 if plain or depth >= _MAX_DEPTH - 1 else 0.1 * richness
         return self._nominal(kind, richness, relative=relative, depth=depth, pairs=0.1 * richness)
 
     def _nominal(

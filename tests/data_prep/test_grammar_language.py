@@ -56,6 +56,7 @@ CASES = [
     ("Anna says that he can sleep.", "Anna sagt, dass er schlafen kann.", "Anna sagt, dass er kann schlafen."),
     ("Anna says that he can sleep.", "Anna meint, er kann schlafen.", "Anna meint, er schlafen kann."),
     # order
+    ("Anna did not say that he slept.", "Anna sagte nicht, dass er schlief.", "Anna sagte nicht, er schlief."),
     ("Anna sleeps today.", "Heute schläft Anna.", "Heute Anna schläft."),
     ("If Anna sleeps, we dance.", "Wenn Anna schläft, tanzen wir.", "Wenn Anna schläft, wir tanzen."),
     ("Anna sleeps, so we dance.", "Anna schläft, deshalb tanzen wir.", "Anna schläft, deshalb wir tanzen."),
@@ -80,7 +81,7 @@ def test_german_by_hand(source: str, right: str, wrong: str) -> None:
 
 def test_every_structure_is_read_back_as_it_was_meant() -> None:
     sampler = Sampler(random.Random(11))
-    for _ in range(3000):
+    for _ in range(2000):
         sentence = sampler.sentence()
         assert parse(spell(sentence)) == sentence
 
@@ -123,12 +124,12 @@ def test_other_text_is_refused(source: str, message: str) -> None:
 
 
 def test_samples_have_the_shape_that_was_asked_for() -> None:
-    pairs = GRAMMAR.sample(3000)
+    pairs = GRAMMAR.sample(1500)
     lengths = [len(target.split()) for _, target in pairs]
     assert 10 < sum(lengths) / len(lengths) < 12
     assert max(lengths) >= 40
-    log_prob = sum(GRAMMAR.true_log_prob(source, target) for source, target in pairs[:800])
-    words = sum(lengths[:800]) + 800
+    log_prob = sum(GRAMMAR.true_log_prob(source, target) for source, target in pairs[:300])
+    words = sum(lengths[:300]) + 300
     assert 0.3 < -log_prob / words < 0.8
     assert len({source for source, _ in pairs}) > 0.95 * len(pairs)
     for source, target in pairs:
@@ -137,8 +138,8 @@ def test_samples_have_the_shape_that_was_asked_for() -> None:
 
 
 def test_streams_share_no_source_and_longer_samples_begin_with_shorter_ones() -> None:
-    splits = {name: list(pairs) for name, pairs in GRAMMAR.splits(train=2500, validation=300, test=400).items()}
-    assert {name: len(pairs) for name, pairs in splits.items()} == {"train": 2500, "validation": 300, "test": 400}
+    splits = {name: list(pairs) for name, pairs in GRAMMAR.splits(train=1200, validation=200, test=300).items()}
+    assert {name: len(pairs) for name, pairs in splits.items()} == {"train": 1200, "validation": 200, "test": 300}
     sources = {name: {source for source, _ in pairs} for name, pairs in splits.items()}
     assert not sources["train"] & sources["validation"]
     assert not sources["train"] & sources["test"]
@@ -172,17 +173,17 @@ def test_the_same_in_every_process() -> None:
 
 
 def test_sentencepiece_segments_words_by_themselves(tmp_path: Path) -> None:
-    targets = [target for _, target in GRAMMAR.sample(3000)]
+    targets = [target for _, target in GRAMMAR.sample(1500)]
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(targets),
         model_prefix=str(tmp_path / "spm"),
-        vocab_size=600,
+        vocab_size=500,
         model_type="bpe",
         character_coverage=1.0,
         minloglevel=2,
     )
     model = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spm.model"))
-    fresh = [target for _, target in GRAMMAR.sample(500, "test")]
+    fresh = [target for _, target in GRAMMAR.sample(250, "test")]
     assert max(len(model.encode(word)) for target in fresh for word in target.split()) > 2
     for target in fresh:
         assert model.encode(target) == [piece for word in target.split() for piece in model.encode(word)]
