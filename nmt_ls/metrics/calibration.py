@@ -186,6 +186,16 @@ class Calibration:
     uncertainty: float
     within_bin: float
 
+    @property
+    def signed_gap(self) -> float:
+        """Accuracy minus confidence: below 0 for an over-confident model, above 0 for an under-confident one."""
+        return self.accuracy - self.confidence
+
+    def figures(self) -> dict[str, float]:
+        """Every figure that is one number, for a record or a table."""
+        scalars = {name: value for name, value in vars(self).items() if not name.startswith("bin_")}
+        return scalars | {"signed_gap": self.signed_gap}
+
 
 def calibration_from_sums(sums: FloatArray) -> Calibration:
     """Every binned figure of sums [6, B]. Raises ValueError if the bins are empty."""

@@ -87,7 +87,8 @@ class LikelihoodAccumulator:
         log_p = as_array(log_probs_N, "log_probs")
         keep = np.ones(log_p.shape, bool) if mask_N is None else as_mask(mask_N, log_p)
         kept = log_p[keep].astype(np.float64)
-        if np.isnan(kept).any() or (kept.size and kept.max() > 0):
+        # rounding may leave a certain token a little above 0
+        if np.isnan(kept).any() or (kept.size and kept.max() > 1e-6):
             raise ValueError(f"log_probs must be at most 0 and not NaN, got a maximum of {kept.max()}")
         self.tokens += kept.size
         self.nll_sum -= float(kept.sum())
@@ -128,3 +129,22 @@ def _sum_or_nan(values: Any, name: str, like: NDArray[Any], keep: NDArray[np.boo
     array = as_array(values, name)
     same_shape(like, "log_probs", array, name)
     return float(array[keep].sum(dtype=np.float64))
+
+
+def divergences(true_probs_NK: Tensor, log_probs_NK: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(p* || model) in nats and total variation of every row, float64 [N] each, where the truth p* is known.
+
+    These say how far a model is from the truth, which is another thing than calibration: never mix the two. KL is
+    infinite where the model gives no probability to what can happen.
+    """
+    if true_probs_NK.shape != log_probs_NK.shape or true_probs_NK.ndim != 2:
+        raise ValueError(
+            "true_probs and log_probs must both be [N, K], got "
+            f"{tuple(true_probs_NK.shape)} and {tuple(log_probs_NK.shape)}"
+        )
+    true_NK, log_q_NK = true_probs_NK.double(), log_probs_NK.double()
+    sums_N = true_NK.sum(-1)
+    if not bool((true_NK >= 0).all()) or not bool(torch.isclose(sums_N, torch.ones_like(sums_N), atol=1e-4).all()):
+        raise ValueError("true_probs must be distributions: not negative, and each row with a sum of 1")
+    kl_N = torch.where(true_NK > 0, true_NK * (true_NK.log() - log_q_NK), 0.0).sum(-1)
+    return kl_N, (true_NK - log_q_NK.exp()).abs().sum(-1) / 2

@@ -20,12 +20,7 @@ import torch
 from torch import Tensor
 
 from nmt_ls.metrics.calibration import Calibration, CalibrationAccumulator
-from nmt_ls.metrics.temperature import check_logits, check_temperature
-
-# Few enough logits at a time for both running powers to stay in a processor's second-level cache (twice as fast as a
-# large slab); an accelerator wants larger blocks instead.
-_BLOCK_ELEMENTS = 1 << 16
-_ACCELERATOR_BLOCK_ELEMENTS = 1 << 25
+from nmt_ls.metrics.temperature import check_logits, check_temperature, rows_at_once
 
 
 class GridStatistics(NamedTuple):
@@ -62,8 +57,7 @@ def temperature_grid_statistics(
         logits_NK, targets_N = logits_NK[kept_N], targets_N[kept_N]
     if targets_N.numel() and not 0 <= int(targets_N.min()) <= int(targets_N.max()) < logits_NK.shape[1]:
         raise ValueError(f"targets must lie in [0, {logits_NK.shape[1] - 1}] or be {ignore_index}")
-    elements = _BLOCK_ELEMENTS if logits_NK.device.type == "cpu" else _ACCELERATOR_BLOCK_ELEMENTS
-    rows = max(1, elements // logits_NK.shape[1])
+    rows = rows_at_once(logits_NK)
     dtype = torch.float64 if logits_NK.dtype == torch.float64 else torch.float32
     totals_JM = torch.empty(len(inverse_J), logits_NK.shape[0], dtype=dtype, device=logits_NK.device)
     target_M = torch.empty(logits_NK.shape[0], dtype=dtype, device=logits_NK.device)

@@ -49,6 +49,9 @@ def test_ece_by_hand():
     assert result.accuracy == pytest.approx(0.6)
     assert result.confidence == pytest.approx(0.6)
     assert result.squared_l2 == pytest.approx(2 / 5 * 0.2**2 + 3 / 5 * (0.8 - 2 / 3) ** 2)
+    assert result.signed_gap == pytest.approx(result.under_confidence - result.over_confidence, abs=1e-12)
+    assert result.figures()["ece"] == result.ece
+    assert all(isinstance(value, int | float) for value in result.figures().values())
 
 
 def test_confidence_of_exactly_one_falls_in_the_last_bin_and_zero_in_the_first():

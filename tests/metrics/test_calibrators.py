@@ -33,12 +33,12 @@ def test_temperature_scaling_applies_what_was_fitted_elsewhere():
 
 
 def test_vector_scaling_undoes_scale_and_tilt():
-    logits, targets = sample(8000, 2)
+    logits, targets = sample(4000, 2)
     calibrator = VectorScaling.fit(logits, targets, split="validation", penalty=0.0)
-    assert calibrator.scale_K.tolist() == pytest.approx([0.5] * 6, abs=0.08)
+    assert calibrator.scale_K.tolist() == pytest.approx([0.5] * 6, abs=0.1)
     shift = calibrator.shift_K - calibrator.shift_K.mean()
-    assert shift.tolist() == pytest.approx((-0.5 * torch.linspace(-1, 1, 6)).tolist(), abs=0.15)
-    test_logits, test_targets = sample(4000, 3)
+    assert shift.tolist() == pytest.approx((-0.5 * torch.linspace(-1, 1, 6)).tolist(), abs=0.2)
+    test_logits, test_targets = sample(2000, 3)
     warm = TemperatureScaling.fit(logits, targets, split="validation").apply(test_logits, split="test")
     assert nll(calibrator.apply(test_logits, split="test"), test_targets) < nll(warm, test_targets) - 0.02
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from nmt_ls.metrics.likelihood import LikelihoodAccumulator, perplexity, token_statistics
+from nmt_ls.metrics.likelihood import LikelihoodAccumulator, divergences, perplexity, token_statistics
 
 
 def test_figures_of_a_hand_made_distribution():
@@ -84,3 +84,20 @@ def test_wrong_inputs_are_refused():
 def test_perplexity_overflows_to_infinity():
     assert perplexity(1e6) == math.inf
     assert perplexity(math.log(7)) == pytest.approx(7)
+
+
+def test_divergences_by_hand():
+    true = torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]])
+    model = torch.tensor([[0.25, 0.5, 0.25], [0.0, 0.5, 0.5]]).log()
+    kl, variation = divergences(true, model)
+    assert kl.tolist() == pytest.approx([0.5 * math.log(2), math.inf])
+    assert variation.tolist() == pytest.approx([0.25, 1.0])
+    kl, variation = divergences(true, true.double().log())
+    assert kl.tolist() == variation.tolist() == pytest.approx([0, 0], abs=1e-12)
+
+
+def test_divergences_need_distributions():
+    with pytest.raises(ValueError, match="sum of 1"):
+        divergences(torch.tensor([[0.5, 0.2]]), torch.zeros(1, 2))
+    with pytest.raises(ValueError, match=r"\[N, K\]"):
+        divergences(torch.ones(1, 1), torch.zeros(1, 2))
