@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from hashlib import blake2b
+from itertools import islice
 from random import Random as SeededRandom
 from typing import NamedTuple, TypeVar
 
@@ -70,8 +71,7 @@ class Grammar:
         A source belongs to one stream only (short ones recur within it), whatever the sizes; a longer sample begins
         with the shorter one.
         """
-        pairs = self.pairs(stream)
-        return [next(pairs) for _ in range(n)]
+        return list(islice(self.pairs(stream), n))
 
     def pairs(self, stream: str = "train") -> Iterator[tuple[str, str]]:
         """The endless stream of (source, target) pairs that `sample` takes its first n of."""
@@ -88,9 +88,7 @@ class Grammar:
     def splits(self, *, train: int, validation: int, test: int) -> dict[str, Iterator[tuple[str, str]]]:
         """Lazy splits of the sizes given, under their names; no source is in two of them."""
         sizes = {"train": train, "validation": validation, "test": test}
-        return {
-            name: (pair for pair, _ in zip(self.pairs(name), range(size), strict=False)) for name, size in sizes.items()
-        }
+        return {name: islice(self.pairs(name), size) for name, size in sizes.items()}
 
     def _part(self, source: str) -> int:
         return blake2b(f"{self.seed}/{source}".encode(), digest_size=1).digest()[0] % 16
@@ -184,4 +182,4 @@ def _next(automaton: Automaton[Piece], prefix: Sequence[Piece], source: str) -> 
 
 
 def _words(target: str) -> list[str]:
-    return target.split(" ")
+    return target.split(" ")  # not split(): stray spaces make another text, which the grammar never writes
