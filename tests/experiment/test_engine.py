@@ -92,6 +92,19 @@ def test_validation_leaves_random_numbers_and_modes_alone(tmp_path):
     same(state_a, state_b)
 
 
+def test_a_module_kept_in_eval_mode_by_the_loss_stays_there_after_validation(tmp_path):
+    modes = []
+
+    def freezing(model, batch):
+        if not modes:
+            model.layers[1].eval()
+        modes.append((model.training, model.layers[1].training))
+        return loss(model, batch)
+
+    train(tmp_path / "a", loss=freezing, max_updates=4, validate_every=2)
+    assert modes == [(True, False)] * 4
+
+
 def figures(*values):
     """A validation that says these figures one after the other."""
     left = list(values)
