@@ -124,6 +124,11 @@ def test_best_is_kept_and_patience_stops(tmp_path):
     assert (again.stopped_by, again.update, again.best) == ("patience", 20, result.best)
 
 
+def test_a_better_figure_gives_patience_back(tmp_path):
+    result = train(tmp_path / "a", validate=figures(3.0, 4.0, 2.0, 3.0, 3.0, 1.0), patience=2, max_updates=100)
+    assert (result.stopped_by, result.update, result.best["step"]) == ("patience", 25, 15)
+
+
 @pytest.mark.parametrize(
     ("monitor", "mode", "best"), [("nll", "auto", 5), ("nll", "max", 10), ("accuracy", "auto", 10), ("bleu", "min", 5)]
 )
