@@ -203,14 +203,18 @@ def _write_split(directory: Path, staged: StagedTexts, config: CorpusConfig) -> 
     texts = datasets.Dataset.from_file(str(staged.path))
     workers = min(config.workers or _workers(len(texts)), len(texts))
     ids = datasets.Sequence(datasets.Value("int32"))
-    encoded = texts.map(
-        _Encoder(directory.parent),
-        batched=True,
-        num_proc=workers if workers > 1 else None,  # 1 would fork one
-        features=datasets.Features({**texts.features, "source_ids": ids, "target_ids": ids}),
-        cache_file_name=str(staged.path) + ".encoded",
-        desc=f"encoding {directory.name}",
-    )
+    try:
+        encoded = texts.map(
+            _Encoder(directory.parent),
+            batched=True,
+            num_proc=workers if workers > 1 else None,  # 1 would fork one
+            features=datasets.Features({**texts.features, "source_ids": ids, "target_ids": ids}),
+            cache_file_name=str(staged.path) + ".encoded",
+            desc=f"encoding {directory.name}",
+        )
+    except Exception as error:
+        # interrupted, `datasets` raises what its workers make of it instead
+        raise _interruption(error) or error from None
     if directory.name == TRAIN:
         _filter_by_pieces(staged, encoded.data.table, config.filters)
     if not staged.keep_N.all():
@@ -219,8 +223,16 @@ def _write_split(directory: Path, staged: StagedTexts, config: CorpusConfig) -> 
     return _summary(Split(directory.name, directory), staged)
 
 
+def _interruption(error: BaseException) -> BaseException | None:
+    """The KeyboardInterrupt or SystemExit in whose wake an error was raised, or None."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, KeyboardInterrupt | SystemExit):
+        cause = cause.__context__
+    return cause
+
+
 def _workers(pairs: int) -> int:
-    return max(1, min(os.cpu_count() or 1, pairs // PAIRS_PER_WORKER))
+    return max(1, min(len(os.sched_getaffinity(0)), pairs // PAIRS_PER_WORKER))
 
 
 def _filter_by_pieces(staged: StagedTexts, table: pyarrow.Table, filters: FilterConfig) -> None:

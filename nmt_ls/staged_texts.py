@@ -88,6 +88,8 @@ def stage_training(path: Path, pairs: Iterable[tuple[str, str]], filters: Filter
     Among n pairs two different ones share a hash with probability n²/2⁶⁵: one in a million for six million pairs.
     """
     staged = StagedTexts(path=path, rows=0, keep_N=np.ones(0, dtype=bool), dropped={"empty side": 0})
+    if filters.copies:
+        staged.dropped["source equals target"] = 0
     hashes = array.array("Q")
 
     def entries() -> Iterator[tuple[str, list[str]]]:
@@ -96,7 +98,7 @@ def stage_training(path: Path, pairs: Iterable[tuple[str, str]], filters: Filter
             if not source or not target:
                 staged.dropped["empty side"] += 1
             elif filters.copies and source == target:
-                staged.dropped["source equals target"] = staged.dropped.get("source equals target", 0) + 1
+                staged.dropped["source equals target"] += 1
             else:
                 hashes.append(_hash(source, target))
                 yield source, [target]

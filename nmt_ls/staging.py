@@ -7,6 +7,7 @@ import fcntl
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 import uuid
@@ -17,6 +18,7 @@ from types import FrameType
 LOCK = ".building"
 # a sibling whose lock is free is an orphan, unless it was made this moment and its builder has yet to take the lock
 ORPHAN_SECONDS = 60.0
+DEFAULT_HANDLERS = (signal.SIG_DFL, signal.default_int_handler)
 
 
 class StagingDirectory:
@@ -79,19 +81,41 @@ def _remove_orphans(parent: Path, prefix: str) -> None:
 
 @contextlib.contextmanager
 def terminate_as_exit() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP unwind the stack as SIGINT does, so that `finally` is reached."""
+    """Let SIGTERM and SIGHUP unwind the stack as SIGINT does, so that `finally` is reached.
+
+    Forked workers do not unwind theirs: they leave SIGINT, which a terminal sends to all, to their parent, and go
+    silently when it ends them. An exception that a signal raises inside a finaliser or a weak reference's callback,
+    where Python drops it, is raised again.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    owner = os.getpid()
 
     def leave(number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
+        if os.getpid() == owner:
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+        if number != signal.SIGINT:
+            os._exit(128 + number)
 
-    # one that is ignored, as SIGHUP under nohup, stays so
-    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, leave) for number in numbers}
+    def dropped(what: sys.UnraisableHookArgs) -> None:
+        if isinstance(what.exc_value, KeyboardInterrupt | SystemExit) and os.getpid() == owner:
+            code = what.exc_value.code if isinstance(what.exc_value, SystemExit) else None
+            number = code - 128 if isinstance(code, int) and code > 128 else signal.SIGINT
+            threading.Timer(0.05, os.kill, (owner, number)).start()
+        else:
+            hook_before(what)
+
+    # one that is ignored (SIGHUP under nohup) stays so, and a command's own way with SIGINT is left to it
+    wanted = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
+    before = {number: handler for number, handler in wanted.items() if handler in DEFAULT_HANDLERS}
+    hook_before = sys.unraisablehook
+    sys.unraisablehook = dropped
+    for number in before:
+        signal.signal(number, leave)
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        sys.unraisablehook = hook_before

@@ -116,3 +116,44 @@ def test_handlers_are_put_back_and_ignored_signals_stay_ignored() -> None:
         assert signal.getsignal(signal.SIGTERM) == before
     finally:
         signal.signal(signal.SIGHUP, ignored)
+
+
+class FinalisedUnderSignal:
+    """The signal arrives while its finaliser runs, where an exception goes no further."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), self.number)
+        for _ in range(1000):
+            pass
+
+
+@pytest.mark.parametrize(("number", "raised"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_that_meets_a_finaliser_is_not_lost(number: signal.Signals, raised: type[BaseException]) -> None:
+    def wait() -> None:
+        with terminate_as_exit():
+            victim = FinalisedUnderSignal(number)
+            del victim
+            time.sleep(10)
+
+    begin = time.monotonic()
+    with pytest.raises(raised):
+        wait()
+    assert time.monotonic() - begin < 9
+
+
+def test_a_forked_worker_leaves_the_unwinding_to_its_parent(tmp_path: Path) -> None:
+    unwound = tmp_path / "unwound"
+    with terminate_as_exit():
+        child = os.fork()
+        if child == 0:
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGTERM)
+            finally:
+                unwound.touch()
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGTERM
+    assert not unwound.exists()

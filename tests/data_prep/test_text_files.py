@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import signal
 import subprocess
 import sys
@@ -136,14 +137,22 @@ def test_a_missing_file_is_named_before_anything_is_read(tmp_path: Path) -> None
         main(config(tmp_path, test_target=str(tmp_path / "nowhere.de")))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_while_preparing_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("number", "status", "at_work"),
+    [
+        (signal.SIGTERM, 143, "scratch/train"),  # while texts are read
+        (signal.SIGINT, 130, "scratch/tmp*"),  # while workers encode
+    ],
+)
+def test_a_signal_while_preparing_leaves_nothing(
+    tmp_path: Path, number: signal.Signals, status: int, at_work: str
+) -> None:
     source = tmp_path / "data"
     source.mkdir()
     # enough lines that the signal finds it at work
-    write(source / "train.en", [f"{line} {count}" for count in range(6_000) for line in ENGLISH])
-    write(source / "train.de", [f"{line} {count}" for count in range(6_000) for line in GERMAN])
-    arguments = []
+    write(source / "train.en", [f"{line} {count}" for count in range(5_000) for line in ENGLISH])
+    write(source / "train.de", [f"{line} {count}" for count in range(5_000) for line in GERMAN])
+    arguments = ["--workers", "2", "--vocab_size", "75", "--vocabulary.sample", "1000"]
     for key, value in vars(config(source)).items():
         if key.endswith(("_source", "_target")):
             arguments += [f"--{key}", value]
@@ -154,14 +163,15 @@ def test_a_signal_while_preparing_leaves_nothing(tmp_path: Path, number: signal.
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
-    deadline = time.monotonic() + 30
-    while not list(out.glob(".name.building-*/scratch/train")):
-        assert child.poll() is None
+    deadline = time.monotonic() + 60
+    while not list(out.glob(f".name.building-*/{at_work}")):
+        assert child.poll() is None, child.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    child.send_signal(number)
-    errors = child.communicate(timeout=30)[1]
-    assert child.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130}[number]
-    assert "Traceback" not in errors
+    os.killpg(child.pid, number)  # to its workers too, as a terminal would
+    errors = child.communicate(timeout=60)[1]
+    assert child.returncode == status
+    assert errors == ("interrupted\n" if number == signal.SIGINT else "")
     assert not list(out.iterdir())
