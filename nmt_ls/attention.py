@@ -104,17 +104,22 @@ class _SplitHeads(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_BTC: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
-        sentences, positions, columns = x_BTC.shape
-        ctx.shape = (sentences, positions, parts, heads, columns // (parts * heads))
-        x_PBHTE = x_BTC.view(ctx.shape).permute(2, 0, 3, 1, 4).contiguous()
-        return x_PBHTE.unbind(0)
+        ctx.parts = parts
+        return _heads_first(x_BTC, parts, heads).contiguous().unbind(0)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        together_BTPHE = gradients[0].new_empty(ctx.shape)
+        sentences, heads, positions, width = gradients[0].shape
+        together_BTPHE = gradients[0].new_empty(sentences, positions, ctx.parts, heads, width)
         for part, gradient_BHTE in enumerate(gradients):
             together_BTPHE[:, :, part] = gradient_BHTE.transpose(1, 2)
         return together_BTPHE.flatten(2), None, None
+
+
+def _heads_first(x_BTC: Tensor, parts: int, heads: int) -> Tensor:
+    """A view of a fused projection as PBHTE."""
+    sentences, positions, columns = x_BTC.shape
+    return x_BTC.view(sentences, positions, parts, heads, columns // (parts * heads)).permute(2, 0, 3, 1, 4)
 
 
 class Projection(nn.Linear):
@@ -142,7 +147,9 @@ class Attention(nn.Module):
         self.output = Projection(width, width)
 
     def split_heads(self, x_BTD: Tensor, parts: int) -> tuple[Tensor, ...]:
-        """The parts of a fused projection, each BHTE and contiguous."""
+        """The parts of a fused projection, each BHTE; contiguous where gradients are wanted."""
+        if not torch.is_grad_enabled():
+            return _heads_first(x_BTD, parts, self.heads).unbind(0)
         split: tuple[Tensor, ...] = _SplitHeads.apply(x_BTD, parts, self.heads)  # type: ignore[no-untyped-call]
         return split
 

@@ -23,7 +23,7 @@ from nmt_ls.attention import (
     dropout,
     padding_mask,
 )
-from nmt_ls.decoder_state import DecoderState, KVCache
+from nmt_ls.decoder_state import DecoderState, KVCache, OutputLayer
 
 # encoder layers, decoder layers, width, feed-forward width, heads
 _PRESETS = {
@@ -251,16 +251,19 @@ class Transformer(nn.Module):
         memory = self.encode(source_BS)
         layers = cast(Iterable[DecoderLayer], self.decoder_layers)
         sources = [layer.cross_attention.keys_values(memory.states) for layer in layers]
-        return DecoderState(self, KVCache(sources, memory.mask, beams, max_steps))
+        cache = KVCache(sources, memory.mask, beams, max_steps)
+        output = OutputLayer(self.output_weight, sources[0][0].dtype, len(source_BS) * beams)
+        return DecoderState(self, cache, output)
 
     def step(self, tokens_BK: Tensor, cache: KVCache) -> Tensor:
-        """Logits of the next token of K hypotheses a sentence, BKV, given their newest tokens and the cache."""
+        """The activations before the output layer, BKD, of K hypotheses a sentence whose past is in the cache, given
+        their newest tokens."""
         x_BKD = self._embed(self.target_embedding, tokens_BK, cache.steps, cache.steps + 1)
         cache.advance()
         for index, layer in enumerate(cast(Iterable[DecoderLayer], self.decoder_layers)):
             x_BKD = layer.step(x_BKD, index, cache)
-        logits_BKV = F.linear(self.decoder_norm(x_BKD), self.output_weight)
-        return logits_BKV.to(torch.promote_types(logits_BKV.dtype, torch.float32))
+        hidden_BKD: Tensor = self.decoder_norm(x_BKD)
+        return hidden_BKD
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The output layer, ... x D -> ... x V, in fp32 (float64 for a float64 model), whatever autocast says."""
