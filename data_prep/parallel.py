@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -15,6 +16,7 @@ from typing import Any
 
 from data_prep.reporting import file_checksum, prepare
 from nmt_ls.corpus_writer import CorpusConfig, Origin, existing_corpus
+from nmt_ls.encoding import without_bars
 from nmt_ls.experiment.command_line import UserError, run_command
 from nmt_ls.staged_texts import FilterConfig, text_fault
 from nmt_ls.staging import terminate_as_exit
@@ -139,7 +141,7 @@ class ParallelSource:
     def pairs(self, split: str) -> Iterator[tuple[str, str]]:
         """(source, target) of each row. Raises UserError that names file and line, or split and row, of a fault."""
         if not self._splits:
-            with _without_log():
+            with _without_log(), contextlib.nullcontext() if sys.stderr.isatty() else without_bars():
                 self._splits = self._load()
         data, config = self._splits[split], self._config
         columns = data.column_names

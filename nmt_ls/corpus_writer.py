@@ -7,14 +7,12 @@ are held while they are read. All of it is built in a hidden directory beside th
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import platform
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -27,6 +25,7 @@ import pyarrow.compute
 
 from nmt_ls.batching import random_draws
 from nmt_ls.corpus import FORMAT, MANIFEST, Corpus, Split, corpus_checksum
+from nmt_ls.encoding import encode_texts, without_bars
 from nmt_ls.experiment.command_line import UserError
 from nmt_ls.staged_texts import FilterConfig, StagedTexts, stage_held_out, stage_training
 from nmt_ls.staging import staging_directory
@@ -35,15 +34,12 @@ from nmt_ls.vocabulary import (
     SOURCE_MODEL,
     TARGET_MODEL,
     UNK,
-    Vocabulary,
     VocabularyConfig,
     load_vocabularies,
     train_vocabulary,
 )
 
 TRAIN = "train"
-# below this many pairs a second process costs more than it saves
-PAIRS_PER_WORKER = 50_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,15 +146,14 @@ def _build(
 ) -> None:
     scratch = directory / "scratch"
     scratch.mkdir()
-    with _progress_bars_on_terminals_only():
-        staged = {
-            name: stage_training(scratch / name, pairs, config.filters)
-            if name == TRAIN
-            else stage_held_out(scratch / name, pairs, config.group_references)
-            for name, pairs in splits.items()
-        }
-        _train_vocabularies(directory, staged[TRAIN], config.vocabulary)
-        summaries = {name: _write_split(directory / name, split, config) for name, split in staged.items()}
+    staged = {
+        name: stage_training(scratch / name, pairs, config.filters)
+        if name == TRAIN
+        else stage_held_out(scratch / name, pairs, config.group_references)
+        for name, pairs in splits.items()
+    }
+    _train_vocabularies(directory, staged[TRAIN], config.vocabulary)
+    summaries = {name: _write_split(directory / name, split, config) for name, split in staged.items()}
     shutil.rmtree(scratch)
     _write_manifest(directory, summaries, origin, config)
 
@@ -179,60 +174,16 @@ def _train_vocabularies(directory: Path, staged: StagedTexts, config: Vocabulary
         train_vocabulary((target for _, target in staged.texts(wanted_N)), directory / TARGET_MODEL, config)
 
 
-class _Encoder:
-    """Texts of some rows -> their ids; opens the vocabularies in whatever process it finds itself."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._vocabularies: tuple[Vocabulary, Vocabulary] | None = None
-
-    def __call__(self, rows: Mapping[str, Any]) -> dict[str, list[list[int]]]:
-        if self._vocabularies is None:
-            self._vocabularies = load_vocabularies(self._directory)
-        source, target = self._vocabularies
-        return {
-            "source_ids": source.encode_all(rows["source"]),
-            "target_ids": target.encode_all([references[0] for references in rows["references"]]),
-        }
-
-
 def _write_split(directory: Path, staged: StagedTexts, config: CorpusConfig) -> dict[str, Any]:
     """Encode, filter by pieces, write; what there is to say about the split."""
-    import datasets  # not at the top: it takes longer to import than everything else here
-
-    texts = datasets.Dataset.from_file(str(staged.path))
-    workers = min(config.workers or _workers(len(texts)), len(texts))
-    ids = datasets.Sequence(datasets.Value("int32"))
-    try:
-        encoded = texts.map(
-            _Encoder(directory.parent),
-            batched=True,
-            num_proc=workers if workers > 1 else None,  # 1 would fork one
-            features=datasets.Features({**texts.features, "source_ids": ids, "target_ids": ids}),
-            cache_file_name=str(staged.path) + ".encoded",
-            desc=f"encoding {directory.name}",
-        )
-    except Exception as error:
-        # interrupted, `datasets` raises what its workers make of it instead
-        raise _interruption(error) or error from None
+    encoded = encode_texts(staged.path, directory.parent, config.workers)
     if directory.name == TRAIN:
         _filter_by_pieces(staged, encoded.data.table, config.filters)
     if not staged.keep_N.all():
         encoded = encoded.select(np.flatnonzero(staged.keep_N))
-    encoded.save_to_disk(str(directory))
+    with without_bars():
+        encoded.save_to_disk(str(directory))
     return _summary(Split(directory.name, directory), staged)
-
-
-def _interruption(error: BaseException) -> BaseException | None:
-    """The KeyboardInterrupt or SystemExit in whose wake an error was raised, or None."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, KeyboardInterrupt | SystemExit):
-        cause = cause.__context__
-    return cause
-
-
-def _workers(pairs: int) -> int:
-    return max(1, min(len(os.sched_getaffinity(0)), pairs // PAIRS_PER_WORKER))
 
 
 def _filter_by_pieces(staged: StagedTexts, table: pyarrow.Table, filters: FilterConfig) -> None:
@@ -306,17 +257,3 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-@contextlib.contextmanager
-def _progress_bars_on_terminals_only() -> Iterator[None]:
-    import datasets
-
-    if sys.stderr.isatty() or datasets.are_progress_bars_disabled():
-        yield
-        return
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        datasets.enable_progress_bars()
