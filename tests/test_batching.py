@@ -14,6 +14,7 @@ from nmt_ls.batching import (
     Batch,
     EncodedPairs,
     Sequences,
+    _mix,
     collate,
     encode_lines,
     encode_pairs,
@@ -137,8 +138,6 @@ def test_batches_are_a_pure_function_of_seed_and_epoch() -> None:
 def test_the_order_is_the_same_on_every_machine() -> None:
     # first outputs of SplitMix64 from state 0, as published with its reference implementation
     assert random_draws(0, 1, 1, stream=0).tolist() == []
-    from nmt_ls.batching import _mix
-
     assert _mix(np.arange(3, dtype=np.uint64)).tolist() == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
     draws = random_draws(200_000, 3, 4, stream=0)
     assert len(np.unique(draws)) == len(draws)
