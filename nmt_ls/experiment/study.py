@@ -1,0 +1,329 @@
+"""A study: cells, each one or more ordinary command lines, expanded from a grid in a YAML file, and what is known of
+each: done, part-way, failed, what it cost. `study_workers` runs them. Nothing here knows what the commands are about.
+
+    results: results/NAME                # where figures go
+    threads: 1                           # of a cell
+    constants: {precision: fp32}         # more placeholders
+    blocks:
+      pilot:
+        cell: m30k-ls{alpha}-s{seed}     # a name for each cell
+        axes: {seed: [1, 2, 3], alpha: [0.0, 0.1]}      # their product, the last axis fastest
+        commands:
+          - python -m nmt_ls.train --ls {alpha} --seed {seed} --out runs/{cell}
+          - python -m nmt_ls.score --run runs/{cell} --results {results}
+      summary:
+        after: [pilot]                   # waits for all cells of these blocks
+        cell: summary
+        commands: [python -m nmt_ls.sweep … --results {study}]
+
+A command that names {results} leaves its figures there: for as long as it runs that is a folder of its own, which is
+kept if it is stopped, and whose records and other files go to the study's results when it ends with status 0. Every
+other command has to go on by itself where it was stopped and to end at once when there is nothing left to do, as a
+training run with its --out does: it is run again whenever its cell is taken up. {study} is the study's results folder
+itself, for commands that read all of it.
+
+The last record of a command is its cost, named `seconds`, with the cell and the command line in its signature: it says
+that the command is done, here or on another machine. A command line that has changed since is another one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shlex
+import string
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nmt_ls.experiment.atomic import atomic_write
+from nmt_ls.experiment.command_line import UserError, load_config
+from nmt_ls.experiment.config_values import read_yaml
+from nmt_ls.experiment.records import Record, read_records
+
+STATE = Path("runs/studies")
+COST = "seconds"
+_RESERVED = ("cell", "results", "study", "threads")
+_CELL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Cells that share their commands: one for each combination of the axes' values.
+
+    minutes: a guess at the cost of one, for `plan`, until one has been measured.
+    """
+
+    cell: str
+    commands: tuple[str, ...]
+    axes: dict[str, list[Any]] = field(default_factory=dict)
+    after: tuple[str, ...] = ()
+    minutes: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.commands:
+            raise ValueError("commands: give at least one")
+        for name, values in self.axes.items():
+            if name in _RESERVED or not name.isidentifier():
+                raise ValueError(f"axes: {name!r} cannot be the name of an axis ({', '.join(_RESERVED)} are taken)")
+            if not values or len(set(map(str, values))) < len(values):
+                raise ValueError(f"axes: {name} needs at least one value, and each only once")
+        if not self.minutes >= 0:
+            raise ValueError(f"minutes must not be negative, got {self.minutes}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyFile:
+    """The YAML file but for its blocks."""
+
+    results: str
+    threads: int = 1
+    constants: dict[str, Any] = field(default_factory=dict)
+    blocks: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.threads < 1:
+            raise ValueError(f"threads must be at least 1, got {self.threads}")
+        if taken := [name for name in self.constants if name in _RESERVED or not name.isidentifier()]:
+            raise ValueError(f"constants: {taken[0]!r} cannot be the name of a placeholder")
+        if not self.blocks:
+            raise ValueError("blocks: name at least one")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One command of a cell. `line` is what a person would type; `argv` is what is run, {results} being `scratch`."""
+
+    line: str
+    argv: tuple[str, ...]
+    scratch: Path | None  # None: the command goes on by itself
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One point of the grid."""
+
+    name: str
+    block: str
+    values: Mapping[str, Any]
+    steps: tuple[Step, ...]
+    state: Path  # its folder: lock, log, progress, scratch folders
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A study file, expanded."""
+
+    name: str
+    results: Path
+    state: Path
+    threads: int
+    blocks: Mapping[str, Block]
+    cells: tuple[Cell, ...]
+
+    @property
+    def records(self) -> Path:
+        """Where the study's figures are collected."""
+        return self.results / "records.jsonl"
+
+    def cells_of(self, blocks: Iterable[str]) -> list[Cell]:
+        """The cells of some blocks."""
+        return [cell for cell in self.cells if cell.block in set(blocks)]
+
+
+def load_study(path: str | Path, state: Path = STATE) -> Study:
+    """Read a study file and expand its grid; the study is named after the file.
+
+    Raises:
+        UserError: one line for each mistake, naming file and key.
+    """
+    path, problems = Path(path), list[str]()
+    content, lines = read_yaml(str(path), problems)
+    if problems:
+        raise UserError("\n".join(problems))
+    study_file = load_config(StudyFile, content, where=str(path))
+    blocks: dict[str, Block] = {}
+    for name, block in study_file.blocks.items():
+        where = f"{path}, line {lines.get(f'blocks.{name}', 1)}: blocks.{name}"
+        if not isinstance(block, Mapping):
+            raise UserError(f"{where}: expected cell, axes and commands below it")
+        try:
+            blocks[str(name)] = load_config(Block, block, where=where)
+        except UserError as error:
+            problems += [line if line.startswith(where) else f"{where}: {line}" for line in str(error).splitlines()]
+    if problems:
+        raise UserError("\n".join(problems))
+    home, cells = state / path.stem, list[Cell]()
+    for name, block in blocks.items():
+        where = f"{path}: blocks.{name}"
+        if unknown := [other for other in block.after if other not in blocks or other == name]:
+            raise UserError(f"{where}.after: there is no other block {unknown[0]!r}; there are {', '.join(blocks)}")
+        cells += _expand(name, block, study_file, home, where)
+    _refuse_doubles(cells, blocks, path)
+    results = Path(study_file.results)
+    return Study(
+        name=path.stem, results=results, state=home, threads=study_file.threads, blocks=blocks, cells=tuple(cells)
+    )
+
+
+def _expand(name: str, block: Block, study_file: StudyFile, home: Path, where: str) -> Iterator[Cell]:
+    for combination in itertools.product(*block.axes.values()):
+        values = dict(zip(block.axes, combination, strict=True))
+        known = {**study_file.constants, **values, "threads": study_file.threads}
+        cell = _fill(block.cell, known, f"{where}.cell")
+        if not _CELL_NAME.fullmatch(cell):
+            raise UserError(f"{where}.cell: {cell!r} cannot be a folder's name; use letters, digits and . _ + = -")
+        known |= {"cell": cell, "study": study_file.results}
+        steps = tuple(
+            _step(line, known, study_file.results, home / cell / f"step{number}", f"{where}.commands")
+            for number, line in enumerate(block.commands, start=1)
+        )
+        yield Cell(name=cell, block=name, values=values, steps=steps, state=home / cell)
+
+
+def _step(template: str, known: Mapping[str, Any], results: str, scratch: Path, where: str) -> Step:
+    try:
+        words = shlex.split(template)
+    except ValueError as error:
+        raise UserError(f"{where}: {template!r} is not a command line ({error})") from None
+    if not words:
+        raise UserError(f"{where}: an empty command")
+    line = shlex.join(_fill(word, {**known, "results": results}, where) for word in words)
+    argv = tuple(_fill(word, {**known, "results": scratch}, where) for word in words)
+    leaves = any(name == "results" for word in words for _, name, _, _ in string.Formatter().parse(word))
+    return Step(line=line, argv=argv, scratch=scratch if leaves else None)
+
+
+def _fill(template: str, known: Mapping[str, Any], where: str) -> str:
+    try:
+        return template.format_map(known)
+    except KeyError as error:
+        raise UserError(f"{where}: unknown placeholder {{{error.args[0]}}}; known: {', '.join(known)}") from None
+    except (ValueError, IndexError, AttributeError) as error:
+        raise UserError(f"{where}: {template!r}: {error}; a literal brace is written twice") from None
+
+
+def _refuse_doubles(cells: Iterable[Cell], blocks: Mapping[str, Block], path: Path) -> None:
+    seen: dict[str, str] = {}
+    for cell in cells:
+        if cell.name in seen:
+            raise UserError(
+                f"{path}: blocks.{cell.block}.cell: a second cell {cell.name} (the first in blocks.{seen[cell.name]})"
+            )
+        seen[cell.name] = cell.block
+    settled: set[str] = set()
+    while ready := {name for name in blocks if name not in settled and set(blocks[name].after) <= settled}:
+        settled |= ready
+    if waiting := [name for name in blocks if name not in settled]:
+        raise UserError(f"{path}: blocks.{waiting[0]}.after: waits, by way of others, for itself")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """The `seconds` records of a study: which commands of which cells are done, and what they took."""
+
+    seconds: Mapping[tuple[str, str], float]  # by cell and command line
+
+    @classmethod
+    def read(cls, study: Study) -> Costs:
+        """From the study's records."""
+        found: dict[tuple[str, str], float] = {}
+        for record in read_records(study.records) if study.records.exists() else []:
+            cell = record.signature.get("cell")
+            if record.name == COST and record.signature.get("study") == study.name and cell is not None:
+                found[str(cell), record.command] = record.value
+        return cls(seconds=found)
+
+    def ended(self, cell: Cell, step: Step) -> bool:
+        """Whether this command of the cell is done."""
+        return (cell.name, step.line) in self.seconds
+
+    def done(self, cell: Cell) -> bool:
+        """Whether the cell is."""
+        return all(self.ended(cell, step) for step in cell.steps)
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """What one cell has to remember besides its records; written whole at every change.
+
+    spent: seconds by command line, over all sessions. ended: commands that ended well, whose figures may not have
+    reached the records yet. failure: of the last session, if it failed.
+    """
+
+    spent: dict[str, float] = field(default_factory=dict)
+    ended: list[str] = field(default_factory=list)
+    failure: dict[str, Any] | None = None
+
+    @classmethod
+    def read(cls, cell: Cell) -> Progress:
+        """Of a cell; empty where it was never begun."""
+        file = cell.state / "progress.json"
+        try:
+            return cls(**json.loads(file.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return cls()
+        except (ValueError, TypeError):
+            raise UserError(f"{file}: cannot be read; remove it (finished work is in the records)") from None
+
+    def write(self, cell: Cell) -> None:
+        """To the cell's folder."""
+        atomic_write(cell.state / "progress.json", json.dumps(vars(self), indent=2, ensure_ascii=False) + "\n")
+
+
+class Estimate:
+    """Cost of what is left, from the measured cost of finished commands of the same block."""
+
+    def __init__(self, study: Study, costs: Costs) -> None:
+        self.study, self.costs = study, costs
+        measured: dict[tuple[str, int], list[float]] = {}
+        for cell in study.cells:
+            for number, step in enumerate(cell.steps):
+                if costs.ended(cell, step):
+                    measured.setdefault((cell.block, number), []).append(costs.seconds[cell.name, step.line])
+        self._means = {key: sum(values) / len(values) for key, values in measured.items()}
+
+    def left(self, cell: Cell) -> float | None:
+        """Seconds until the cell is done; None where nothing like it was measured, nor guessed in the file."""
+        if self.costs.done(cell):
+            return 0.0
+        progress, left = Progress.read(cell), 0.0
+        for number, step in enumerate(cell.steps):
+            if self.costs.ended(cell, step):
+                continue
+            mean = self._means.get((cell.block, number))
+            if mean is None:
+                whole = 60 * self.study.blocks[cell.block].minutes
+                return max(whole - sum(progress.spent.values()), 0.0) if whole else None
+            left += max(mean - progress.spent.get(step.line, 0.0), 0.0)
+        return left
+
+    def total(self, cells: Iterable[Cell]) -> tuple[float, int]:
+        """Seconds of work left in some cells, and the number of cells about which nothing is known."""
+        left = [self.left(cell) for cell in cells]
+        return sum(seconds for seconds in left if seconds is not None), left.count(None)
+
+
+def record_of(study: Study, cell: Cell, step: Step, record: Record) -> Record:
+    """A figure that a command left in its own folder, as it stands among the study's."""
+    command = record.command
+    if step.scratch is not None:
+        command = command.replace(str(step.scratch), str(study.results))
+    signature = {**record.signature, "study": study.name, "cell": cell.name}
+    return Record(name=record.name, value=record.value, signature=signature, command=command)
+
+
+def last_of_each(records: Iterable[Record]) -> list[Record]:
+    """Without figures that a later record measured again: the same name and recipe, whatever machine and commit."""
+    last: dict[str, Record] = {}
+    for record in records:
+        recipe = {key: record.signature[key] for key in record.signature if key not in _ORIGIN}
+        key = json.dumps([record.name, recipe], sort_keys=True, default=str)
+        last.pop(key, None)
+        last[key] = record
+    return list(last.values())
+
+
+_ORIGIN = ("commit", "versions", "device", "threads")
