@@ -51,7 +51,10 @@ class History:
 
     def record_alternatives(self, step: int, rows_R: Tensor, logits_RKV: Tensor, normaliser_RK: Tensor) -> None:
         """The most probable tokens after each hypothesis, as the step found it; before anything is forbidden."""
-        best = logits_RKV.topk(self.others_TBKA.shape[3])
+        count, vocabulary = self.others_TBKA.shape[3], logits_RKV.shape[2]
+        if count > vocabulary:
+            raise ValueError(f"alternatives must be at most the vocabulary's size, {vocabulary}, got {count}")
+        best = logits_RKV.topk(count)
         self.others_TBKA[step, rows_R] = best.indices
         self.other_log_probs_TBKA[step, rows_R] = (best.values - normaliser_RK[..., None]).double()
 

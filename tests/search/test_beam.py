@@ -307,8 +307,10 @@ def test_refuses_impossible_prefixes(prefix: list[list[int]], message: str) -> N
         beam_search(stepper, max_lengths_B=torch.tensor([3]), config=SearchConfig(), prefix_BP=torch.tensor(prefix))
 
 
-def test_refuses_a_minimum_above_the_maximum_and_logits_that_are_nan() -> None:
+def test_refuses_a_minimum_above_the_maximum_logits_that_are_nan_and_too_many_alternatives() -> None:
     with pytest.raises(ValueError, match="sentence 0: its maximum length 3 is below min_length"):
         run(scripted({}, {EOS: 1.0}), 3, min_length=4)
     with pytest.raises(ValueError, match=r"NaN.* at token 1"):
         run(lambda *_: np.full(6, np.nan), 3)
+    with pytest.raises(ValueError, match="alternatives must be at most the vocabulary's size, 6, got 7"):
+        run(scripted({}, {EOS: 1.0}), 3, alternatives=7)
