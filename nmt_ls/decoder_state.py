@@ -7,6 +7,7 @@ a head, D width of the model, V vocabulary.
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nmt_ls.attention import HIDDEN
@@ -15,31 +16,35 @@ if TYPE_CHECKING:
     from nmt_ls.transformer import Transformer
 
 
+_BLOCK = 8
+"""Steps by which the cache grows. Products read its buffers whole (a hidden slot counts for nothing), because on a CPU
+they take twice as long on a part of a larger buffer."""
+
+
 class KVCache:
     """Keys and values of everything that has been read: the source once a sentence, the target once a hypothesis.
 
     All hypotheses of a sentence write to one buffer: at step t beam k owns slot t K + k, for ever. A hypothesis is the
-    set of slots that it descends from, which is a row of the mask (0 for an ancestor, HIDDEN for any
-    other slot). So when hypotheses are reordered only that small mask is, and no key or value is moved.
+    set of slots that it descends from, which is a row of the mask (0 for an ancestor, HIDDEN for any other slot, used
+    or not). So when hypotheses are reordered only that small mask is, and no key or value is moved.
     """
 
     def __init__(
         self, sources: list[tuple[Tensor, Tensor]], source_mask_B11S: Tensor, beams: int, max_steps: int
     ) -> None:
-        sample_BHSE = sources[0][0]
-        sentences, heads, _, head_width = sample_BHSE.shape
         self.beams = beams
         self.max_steps = max_steps
         self.steps = 0
-        self._sources = sources
         self.source_mask = source_mask_B11S
-        shape = (sentences, heads, max_steps * beams, head_width)
-        self._targets = [(sample_BHSE.new_empty(shape), sample_BHSE.new_empty(shape)) for _ in sources]
-        self._ancestry_BKS = source_mask_B11S.new_full((sentences, beams, max_steps * beams), HIDDEN)
+        self._sources = [(k.contiguous(), v.contiguous()) for k, v in sources]
+        sentences, heads, _, head_width = sources[0][0].shape
+        empty_BHSE = sources[0][0].new_empty(sentences, heads, 0, head_width)
+        self._targets = [(empty_BHSE, empty_BHSE) for _ in sources]
+        self._ancestry_BKS = source_mask_B11S.new_empty(sentences, beams, 0)
 
     def mask(self) -> Tensor:
-        """The additive mask of self-attention over the slots used so far, B1KS."""
-        return self._ancestry_BKS[:, None, :, : self.steps * self.beams]
+        """The additive mask of self-attention over all slots, B1KS."""
+        return self._ancestry_BKS[:, None]
 
     def source(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values of the source in one layer, each BHSE."""
@@ -49,33 +54,32 @@ class KVCache:
         """Open the slots of the next step: each hypothesis is its own ancestor there."""
         if self.steps == self.max_steps:
             raise ValueError(f"the cache holds {self.max_steps} steps: start with a larger max_steps")
+        if self.steps % _BLOCK == 0:
+            slots = min(_BLOCK, self.max_steps - self.steps) * self.beams
+            self._targets = [(F.pad(k, (0, 0, 0, slots)), F.pad(v, (0, 0, 0, slots))) for k, v in self._targets]
+            self._ancestry_BKS = F.pad(self._ancestry_BKS, (0, slots), value=HIDDEN)
         first = self.steps * self.beams
         self._ancestry_BKS[:, :, first : first + self.beams].diagonal(dim1=1, dim2=2).zero_()
         self.steps += 1
 
     def append(self, layer: int, k_BHKE: Tensor, v_BHKE: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the newest step's keys and values of one layer; returns all so far, each BHSE."""
-        end = self.steps * self.beams
+        """Store the newest step's keys and values of one layer; returns those of all slots, each BHSE."""
+        newest = slice((self.steps - 1) * self.beams, self.steps * self.beams)
         keys_BHSE, values_BHSE = self._targets[layer]
-        keys_BHSE[:, :, end - self.beams : end] = k_BHKE
-        values_BHSE[:, :, end - self.beams : end] = v_BHKE
-        return keys_BHSE[:, :, :end], values_BHSE[:, :, :end]
+        keys_BHSE[:, :, newest] = k_BHKE
+        values_BHSE[:, :, newest] = v_BHKE
+        return keys_BHSE, values_BHSE
 
     def reorder(self, parents_BK: Tensor) -> None:
         """Beam k of each sentence now continues what was beam ``parents_BK[b, k]``."""
-        used_BKS = self._ancestry_BKS[:, :, : self.steps * self.beams]
-        used_BKS.copy_(used_BKS.gather(1, parents_BK[:, :, None].expand_as(used_BKS)))
+        self._ancestry_BKS = self._ancestry_BKS.gather(1, parents_BK[:, :, None].expand_as(self._ancestry_BKS))
 
     def keep(self, rows_B: Tensor) -> None:
         """Only these sentences stay, in this order."""
-        used = self.steps * self.beams
-        self._sources = [(k.index_select(0, rows_B), v.index_select(0, rows_B)) for k, v in self._sources]
-        self.source_mask = self.source_mask.index_select(0, rows_B)
-        self._ancestry_BKS = self._ancestry_BKS.index_select(0, rows_B)
-        for pair in self._targets:
-            for buffer_BHSE in pair:
-                buffer_BHSE[: len(rows_B), :, :used] = buffer_BHSE[:, :, :used].index_select(0, rows_B)
-        self._targets = [(k[: len(rows_B)], v[: len(rows_B)]) for k, v in self._targets]
+        self._sources = [(k[rows_B], v[rows_B]) for k, v in self._sources]
+        self._targets = [(k[rows_B], v[rows_B]) for k, v in self._targets]
+        self.source_mask = self.source_mask[rows_B]
+        self._ancestry_BKS = self._ancestry_BKS[rows_B]
 
 
 class OutputLayer:
