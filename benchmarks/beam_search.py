@@ -1,0 +1,295 @@
+"""python -m benchmarks.beam_search: beam search beside CTranslate2 and Hugging Face, with the same weights.
+
+Forced: random weights, and every translation has exactly `steps` tokens; target tokens a second, counting one
+translation a sentence. Free (with --run): the test split of a trained run from text to text, by the peers' stop rule
+(a sentence ends with `beam` finished hypotheses); sentences a second and BLEU.
+
+CTranslate2 and ours are each also given as two workers of one thread: theirs threads (inter_threads), ours processes,
+each with half of the sentences.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from multiprocessing.pool import Pool
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.common import (
+    best_gemm_rates,
+    check_clock,
+    describe_machine,
+    print_table,
+    ratio,
+    take_turns,
+    write_records,
+)
+from benchmarks.free_running import race_on_text
+from benchmarks.marian import attention_mask, marian_of
+from nmt_ls.experiment.command_line import run_command
+from nmt_ls.export import transformer_spec
+from nmt_ls.search import SearchConfig, beam_search
+from nmt_ls.transformer import Transformer, TransformerConfig
+from nmt_ls.vocabulary import BOS, EOS, PAD
+
+VOCABULARIES = {"tiny": 10000, "small": 7800, "base": 32000}
+CONTESTANTS = (
+    *("ours-medium", "ours-bf16", "ours-medium-2x1", "ours-bf16-2x1"),
+    *("ct2-float32", "ct2-int8", "ct2-float32-2x1", "ct2-int8-2x1"),
+    *("hf-fp32", "hf-bf16"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """What is measured.
+
+    Attributes:
+        sizes: presets of the model: small with V 7,800, base with V 32,000 (tiny with 10,000).
+        contestants: ours, ct2 (CTranslate2), hf (Hugging Face); the arithmetic; 2x1 for two workers of one thread.
+        run: a finished run, for the free-running part; without one it is left out.
+        checkpoint: of the run.
+        beam: hypotheses a sentence.
+        sentences: of a batch.
+        source_length: pieces of every source in the forced part, end-of-sentence included.
+        steps: length of every translation there.
+        repeats: rounds, interleaved.
+        threads: of each contestant (2x1 needs 2); 0 leaves PyTorch's choice.
+        clock: wall, or cpu (processor time, on a machine that others use too; needs threads 1, and no 2x1).
+        out: where the records go; empty for nowhere.
+    """
+
+    sizes: tuple[str, ...] = ("small", "base")
+    contestants: tuple[str, ...] = CONTESTANTS
+    run: str | None = None
+    checkpoint: str = "best"
+    beam: int = 4
+    sentences: int = 64
+    source_length: int = 16
+    steps: int = 24
+    repeats: int = 5
+    threads: int = 0
+    clock: str = "wall"
+    out: str = "results/speed/beam_search.jsonl"
+
+    def __post_init__(self) -> None:
+        check_clock(self.clock, self.threads)
+        if wrong := sorted(set(self.contestants) - set(CONTESTANTS)):
+            raise ValueError(f"contestants must be among {', '.join(CONTESTANTS)}, not {', '.join(wrong)}")
+        if self.clock == "cpu" and any(name.endswith("2x1") for name in self.contestants):
+            raise ValueError("clock cpu measures one process: name contestants without 2x1")
+        if wrong := sorted(set(self.sizes) - set(VOCABULARIES)):
+            raise ValueError(f"sizes must be among {', '.join(VOCABULARIES)}, not {', '.join(wrong)}")
+        if min(self.beam, self.sentences, self.source_length, self.steps, self.repeats) < 1:
+            raise ValueError("beam, sentences, source_length, steps and repeats must be positive")
+
+
+def build_model(size: str) -> Transformer:
+    """Random weights, the same in every process."""
+    torch.manual_seed(1)
+    rows = VOCABULARIES[size]
+    config = TransformerConfig(
+        preset=size,  # type: ignore[arg-type]
+        source_vocabulary=rows,
+        target_vocabulary=rows,
+        norm="post",
+    )
+    return Transformer(config).eval()
+
+
+def build_sources(config: BenchmarkConfig, size: str) -> Tensor:
+    """Random sources of equal length."""
+    generator = torch.Generator().manual_seed(2)
+    shape = (config.sentences, config.source_length)
+    source_BS = torch.randint(EOS + 2, VOCABULARIES[size], shape, generator=generator)
+    source_BS[:, -1] = EOS
+    return source_BS
+
+
+def autocast(arithmetic: str) -> AbstractContextManager[Any]:
+    """bf16's context; none for the others."""
+    return torch.autocast("cpu", torch.bfloat16) if arithmetic == "bf16" else nullcontext()
+
+
+def search_forced(model: Transformer, source_BS: Tensor, config: BenchmarkConfig, arithmetic: str) -> list[int]:
+    """Ours: lengths of the translations, which are all `steps`."""
+    torch.set_float32_matmul_precision("medium")
+    search = SearchConfig(beam=config.beam, min_length=config.steps, stop="early")
+    max_lengths_B = torch.full((len(source_BS),), config.steps)
+    with torch.inference_mode(), autocast(arithmetic):
+        stepper = model.start(source_BS, config.beam, config.steps)
+        found = beam_search(stepper, max_lengths_B=max_lengths_B, config=search)
+    return [len(best[0].ids) for best in found]
+
+
+_worker: dict[str, Any] = {}
+
+
+def _start_worker(size: str) -> None:
+    torch.set_num_threads(1)
+    _worker["model"] = build_model(size)
+
+
+def _work(source_BS: Tensor, config: BenchmarkConfig, arithmetic: str) -> list[int]:
+    return search_forced(_worker["model"], source_BS, config, arithmetic)
+
+
+def two_workers(pool: Pool, source_BS: Tensor, config: BenchmarkConfig, arithmetic: str) -> list[int]:
+    """Ours in two processes of one thread, each with half of the batch."""
+    halves = pool.starmap(_work, [(half, config, arithmetic) for half in source_BS.chunk(2)], chunksize=1)
+    return [length for half in halves for length in half]
+
+
+def ctranslate2_forced(
+    directory: str, compute_type: str, workers: int, source_BS: Tensor, config: BenchmarkConfig
+) -> Callable[[], list[int]]:
+    """CTranslate2 on the exported weights."""
+    import ctranslate2
+
+    threads = max(1, torch.get_num_threads() // workers)
+    translator = ctranslate2.Translator(
+        directory, compute_type=compute_type, inter_threads=workers, intra_threads=threads
+    )
+    sources = [[str(piece) for piece in row[:-1]] for row in source_BS.tolist()]
+
+    def translate() -> list[int]:
+        found = translator.translate_batch(
+            sources,
+            beam_size=config.beam,
+            max_batch_size=-(-len(sources) // workers),
+            min_decoding_length=config.steps,
+            max_decoding_length=config.steps,
+            length_penalty=1.0,
+        )
+        return [len(row.hypotheses[0]) for row in found]
+
+    return translate
+
+
+def hugging_face_forced(theirs: Any, source_BS: Tensor, config: BenchmarkConfig, arithmetic: str) -> list[int]:
+    """Marian's generate."""
+    torch.set_float32_matmul_precision("highest")
+    with torch.inference_mode():
+        found_BT = theirs.to(torch.bfloat16 if arithmetic == "bf16" else torch.float32).generate(
+            input_ids=source_BS,
+            attention_mask=attention_mask(source_BS),
+            num_beams=config.beam,
+            min_new_tokens=config.steps,
+            max_new_tokens=config.steps,
+            do_sample=False,
+            early_stopping=True,
+        )
+    return (found_BT[:, 1:] != PAD).sum(1).tolist()
+
+
+def contestants(config: BenchmarkConfig, size: str, stack: ExitStack) -> dict[str, Callable[[], list[int]]]:
+    """By name, what translates the batch; processes and files live as long as the stack."""
+    model, source_BS = build_model(size), build_sources(config, size)
+    directory = stack.enter_context(tempfile.TemporaryDirectory())
+    pieces = [str(number) for number in range(VOCABULARIES[size])]
+    pieces[PAD], pieces[BOS], pieces[EOS], pieces[EOS + 1] = "<pad>", "<s>", "</s>", "<unk>"
+    if any(name.startswith("ct2") for name in config.contestants):
+        spec = transformer_spec(model, pieces, pieces)
+        spec.validate()
+        spec.optimize()
+        spec.save(directory)
+    pool, theirs = None, None
+    result: dict[str, Callable[[], list[int]]] = {}
+    for name in config.contestants:
+        who, arithmetic, *split = name.split("-")
+        workers = 2 if split else 1
+        if who == "ct2":
+            result[name] = ctranslate2_forced(directory, arithmetic, workers, source_BS, config)
+        elif who == "hf":
+            theirs = theirs or marian_of(model)
+            result[name] = partial(hugging_face_forced, theirs, source_BS, config, arithmetic)
+        elif workers == 2:
+            pool = pool or stack.enter_context(get_context("spawn").Pool(2, _start_worker, (size,)))
+            result[name] = partial(two_workers, pool, source_BS, config, arithmetic)
+        else:
+            result[name] = partial(search_forced, model, source_BS, config, arithmetic)
+    return result
+
+
+def figures(seconds: Mapping[str, list[float]], count: int, unit: str) -> list[dict[str, Any]]:
+    """A row a contestant: rates by median and by minimum, and the median ratio to CTranslate2's best mode."""
+    theirs = [name for name in seconds if name.startswith("ct2")]
+    best = min(theirs, key=lambda name: statistics.median(seconds[name]), default=None)
+    rows = []
+    for name, values in seconds.items():
+        row: dict[str, Any] = {"contestant": name, f"{unit}/s": count / statistics.median(values)}
+        row[f"{unit}/s at best"] = count / min(values)
+        if best is not None:
+            row["to CTranslate2's best"] = ratio(seconds[best], values)
+        rows.append(row)
+    return rows
+
+
+def forced(config: BenchmarkConfig, size: str) -> list[dict[str, Any]]:
+    """The table of one size. AssertionError where anyone translates to another length than asked."""
+    with ExitStack() as stack:
+        runs = contestants(config, size, stack)
+        for name, run in runs.items():
+            lengths = run()
+            assert set(lengths) == {config.steps}, f"{name} gave lengths {sorted(set(lengths))}"
+        seconds = take_turns(runs, config.repeats, config.clock)
+    return figures(seconds, config.sentences * config.steps, "tokens")
+
+
+def main(config: BenchmarkConfig) -> None:
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    gemm = best_gemm_rates(config.clock)
+    print(describe_machine(gemm))
+    recipe = {"beam": config.beam, "repeats": config.repeats, "clock": config.clock}
+    for size in config.sizes:
+        rows = forced(config, size)
+        print_table(f"forced {config.steps} steps, {size}, V {VOCABULARIES[size]}", rows, _columns("tokens"))
+        about = {
+            **recipe,
+            "size": size,
+            "vocabulary": VOCABULARIES[size],
+            "sentences": config.sentences,
+            "source_length": config.source_length,
+            "steps": config.steps,
+        }
+        named = [({**about, "contestant": row.pop("contestant")}, row) for row in rows]
+        write_records(config.out, "beam_search/forced", named)
+        write_records(config.out, "beam_search", [(about, {f"best_gemm_gflops_{k}": v for k, v in gemm.items()})])
+    if config.run is not None:
+        seconds, quality, sentences = race_on_text(
+            config.run, config.checkpoint, config.beam, config.contestants, config.repeats, config.clock
+        )
+        rows = [row | quality[row["contestant"]] for row in figures(seconds, sentences, "sentences")]
+        title = f"free-running, {config.run}, {sentences} test sentences"
+        print_table(title, rows, {**_columns("sentences"), "BLEU": ".2f", "same as the first": ".3f"})
+        about = {**recipe, "run": Path(config.run).name, "checkpoint": config.checkpoint, "sentences": sentences}
+        named = [({**about, "contestant": row.pop("contestant")}, row) for row in rows]
+        write_records(config.out, "beam_search/free", named)
+
+
+def _columns(unit: str) -> dict[str, str]:
+    return {
+        "contestant": "",
+        f"{unit}/s": ",.0f",
+        f"{unit}/s at best": ",.0f",
+        "to CTranslate2's best": ".2f",
+    }
+
+
+if __name__ == "__main__":
+    run_command(
+        main,
+        BenchmarkConfig,
+        program="python -m benchmarks.beam_search",
+        description="Beam search beside CTranslate2 and Hugging Face, with the same weights.",
+    )

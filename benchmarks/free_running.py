@@ -1,0 +1,164 @@
+"""The free-running part of benchmarks.beam_search: a trained run translates its test split, text to text."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from multiprocessing import get_context
+from multiprocessing.pool import Pool
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.common import take_turns
+from benchmarks.marian import attention_mask, marian_of
+from nmt_ls.batching import encode_lines
+from nmt_ls.decoding import run_corpus
+from nmt_ls.experiment.precision import Precision
+from nmt_ls.export import save
+from nmt_ls.metrics.translation import translation_scores
+from nmt_ls.search import SearchConfig
+from nmt_ls.translator import MAX_SOURCE_PIECES, Translator
+from nmt_ls.vocabulary import BOS, EOS, PAD
+
+MAX_TOKENS = 2048
+"""Source tokens of everyone's batches."""
+MAX_LENGTH = 100
+PRECISIONS = {"medium": Precision(matmul="medium"), "bf16": Precision(kind="bf16", matmul="medium")}
+
+Translate = Callable[[], list[str]]
+
+
+def search_config(beam: int) -> SearchConfig:
+    """The search that everyone makes: mean log-probability a token, stopping as toolkits do."""
+    return SearchConfig(beam=beam, stop="early", max_length_factor=0.0, max_length_offset=MAX_LENGTH)
+
+
+_worker: dict[str, Translator] = {}
+
+
+def _start_worker(run: str, checkpoint: str) -> None:
+    torch.set_num_threads(1)
+    _worker["translator"] = Translator.load(run, checkpoint)  # type: ignore[arg-type]
+
+
+def _work(lines: list[str], beam: int, arithmetic: str) -> list[str]:
+    return _translate(_worker["translator"], lines, beam, arithmetic)
+
+
+def _translate(translator: Translator, lines: list[str], beam: int, arithmetic: str) -> list[str]:
+    translator.precision = PRECISIONS[arithmetic]
+    return [best[0].text for best in translator.translate(lines, search_config(beam), max_tokens=MAX_TOKENS)]
+
+
+def _in_two(pool: Pool, lines: list[str], beam: int, arithmetic: str) -> list[str]:
+    halves = pool.starmap(_work, [(lines[part::2], beam, arithmetic) for part in (0, 1)], chunksize=1)
+    result = list(lines)
+    result[0::2], result[1::2] = halves
+    return result
+
+
+def ctranslate2_contestant(
+    directory: str, translator: Translator, lines: list[str], beam: int, compute_type: str, workers: int
+) -> Translate:
+    """CTranslate2 on the exported model; the same SentencePiece model around it."""
+    import ctranslate2
+
+    threads = max(1, torch.get_num_threads() // workers)
+    theirs = ctranslate2.Translator(directory, compute_type=compute_type, inter_threads=workers, intra_threads=threads)
+    target = translator.target_vocabulary
+    numbers = {piece: number for number, piece in enumerate(target.pieces(range(target.size)))}
+
+    def translate() -> list[str]:
+        source = translator.source_vocabulary
+        found = theirs.translate_batch(
+            [source.pieces(ids) for ids in source.encode_all(lines)],
+            beam_size=beam,
+            max_batch_size=MAX_TOKENS,
+            batch_type="tokens",
+            length_penalty=1.0,
+            max_decoding_length=MAX_LENGTH,
+        )
+        return [target.decode([numbers[piece] for piece in row.hypotheses[0]]) for row in found]
+
+    return translate
+
+
+def hugging_face_contestant(translator: Translator, lines: list[str], beam: int) -> Translate:
+    """Marian's generate on batches of like length."""
+    theirs = marian_of(translator.model)
+    target = translator.target_vocabulary
+
+    def translate() -> list[str]:
+        torch.set_float32_matmul_precision("highest")
+        encoded = encode_lines(translator.source_vocabulary, lines, MAX_SOURCE_PIECES)
+
+        def results() -> Any:
+            for batch in encoded.batches(MAX_TOKENS):
+                found_BT = theirs.generate(
+                    input_ids=batch.source_BS,
+                    attention_mask=attention_mask(batch.source_BS),
+                    num_beams=beam,
+                    max_new_tokens=MAX_LENGTH,
+                    do_sample=False,
+                    early_stopping=True,
+                    length_penalty=1.0,
+                    bad_words_ids=[[PAD], [BOS]],
+                    eos_token_id=EOS,
+                )
+                yield batch, [target.decode(row) for row in found_BT.tolist()]
+
+        with torch.inference_mode():
+            return encoded.in_order(results(), empty=str)
+
+    return translate
+
+
+def contestant(name: str, run: str, checkpoint: str, beam: int, lines: list[str], stack: ExitStack) -> Translate:
+    """What translates the lines under a name of benchmarks.beam_search; processes and files live with the stack."""
+    translator = Translator.load(run, checkpoint)  # type: ignore[arg-type]
+    who, arithmetic, *split = name.split("-")
+    if who == "hf":
+        return hugging_face_contestant(translator, lines, beam)
+    if who == "ct2":
+        directory = stack.enter_context(tempfile.TemporaryDirectory())
+        save(translator.model, translator.source_vocabulary, translator.target_vocabulary, Path(directory))
+        return ctranslate2_contestant(directory, translator, lines, beam, arithmetic, 2 if split else 1)
+    if split:
+        pool = stack.enter_context(get_context("spawn").Pool(2, _start_worker, (run, checkpoint)))
+        return partial(_in_two, pool, lines, beam, arithmetic)
+    return partial(_translate, translator, lines, beam, arithmetic)
+
+
+def race_on_text(
+    run: str,
+    checkpoint: str,
+    beam: int,
+    names: Sequence[str],
+    repeats: int,
+    clock: str = "wall",
+    sentences: int | None = None,
+) -> tuple[dict[str, list[float]], dict[str, dict[str, float]], int]:
+    """Seconds by contestant and round; BLEU, and the share of sentences translated as the first one does; sentences.
+
+    hf-bf16 is left out: Hugging Face translates the test split in fp32.
+    """
+    split = run_corpus(Path(run)).split("test")
+    rows = range(len(split) if sentences is None else min(sentences, len(split)))
+    lines, references = [split.source_text(row) for row in rows], [split.references(row) for row in rows]
+    with ExitStack() as stack:
+        runs = {name: contestant(name, run, checkpoint, beam, lines, stack) for name in names if name != "hf-bf16"}
+        texts = {name: translate() for name, translate in runs.items()}
+        seconds = take_turns(runs, repeats, clock)
+    first = next(iter(texts.values()))
+    quality = {
+        name: {
+            "BLEU": translation_scores(found, references).bleu,
+            "same as the first": sum(a == b for a, b in zip(found, first, strict=True)) / len(first),
+        }
+        for name, found in texts.items()
+    }
+    return seconds, quality, len(lines)

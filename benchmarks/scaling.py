@@ -1,0 +1,243 @@
+"""python -m benchmarks.scaling: how cost grows with the corpus, the vocabulary, the beam, and how two cores are used.
+
+corpus: preparing pairs of the embedded grammar, and one epoch of training on them: seconds and peak memory, each in a
+process of its own. vocabulary: a training step. beam: a forced translation of a batch. cores: one run of two threads
+beside two runs of one thread, in updates a second of both together.
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.beam_search import BenchmarkConfig as SearchBenchmarkConfig
+from benchmarks.beam_search import build_model, build_sources, search_forced
+from benchmarks.common import best_gemm_rates, describe_machine, print_table, take_turns, write_records
+from benchmarks.training_step import build
+from nmt_ls.batching import Batch, epoch_batches
+from nmt_ls.corpus import Corpus
+from nmt_ls.embedded import EmbeddedSizes, prepare_embedded
+from nmt_ls.experiment.command_line import run_command
+from nmt_ls.transformer import TransformerConfig
+
+PARTS = ("corpus", "vocabulary", "beam", "cores")
+ALPHA = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """What is measured.
+
+    Attributes:
+        parts: of the four tables.
+        pairs: sizes of the corpus; a million takes about an hour.
+        vocabularies: rows of the embeddings.
+        beams: hypotheses a sentence.
+        arithmetic: of all: fp32, medium or bf16.
+        updates: of each run in the table of cores.
+        repeats: rounds of vocabulary, beam and cores.
+        out: where the records go; empty for nowhere.
+    """
+
+    parts: tuple[str, ...] = PARTS
+    pairs: tuple[int, ...] = (1_000, 10_000, 100_000)
+    vocabularies: tuple[int, ...] = (1_000, 4_000, 16_000, 64_000)
+    beams: tuple[int, ...] = (1, 2, 4, 8, 16)
+    arithmetic: str = "bf16"
+    updates: int = 8
+    repeats: int = 3
+    out: str = "results/speed/scaling.jsonl"
+
+    def __post_init__(self) -> None:
+        if wrong := sorted(set(self.parts) - set(PARTS)):
+            raise ValueError(f"parts must be among {', '.join(PARTS)}, not {', '.join(wrong)}")
+        if self.arithmetic not in ("fp32", "medium", "bf16"):
+            raise ValueError(f"arithmetic must be fp32, medium or bf16, not {self.arithmetic!r}")
+        if min(self.updates, self.repeats, *self.pairs, *self.vocabularies, *self.beams) < 1:
+            raise ValueError("sizes, updates and repeats must be positive")
+
+
+def in_a_process(work: Callable[..., dict[str, float]], *arguments: Any) -> dict[str, float]:
+    """Figures of work in a fresh process, with its peak memory, and that of its children."""
+    context = get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_report, args=(sender, work, arguments))
+    process.start()
+    sender.close()
+    try:
+        return dict(receiver.recv())
+    finally:
+        process.join()
+
+
+def _report(sender: Connection, work: Callable[..., dict[str, float]], arguments: tuple[Any, ...]) -> None:
+    figures = work(*arguments)
+    for name, who in (("peak MiB", resource.RUSAGE_SELF), ("children's peak MiB", resource.RUSAGE_CHILDREN)):
+        figures[name] = resource.getrusage(who).ru_maxrss / 1024
+    sender.send(figures)
+
+
+def prepare(directory: Path, pairs: int) -> dict[str, float]:
+    """Prepare the embedded corpus of this size."""
+    start = time.perf_counter()
+    vocabulary = 1_000 if pairs >= 1_000 else 600
+    prepare_embedded(directory, 0, EmbeddedSizes(train=pairs, validation=100, test=100, vocabulary=vocabulary))
+    return {"seconds": time.perf_counter() - start}
+
+
+def model_config(rows: int) -> TransformerConfig:
+    """The tiny preset with a vocabulary of this size."""
+    return TransformerConfig(source_vocabulary=rows, target_vocabulary=rows, norm="post")
+
+
+def train_epoch(directory: Path, arithmetic: str, updates: int = 0) -> dict[str, float]:
+    """One epoch of the tiny model (or so many updates of it)."""
+    corpus = Corpus.load(directory)
+    step = build(f"ours-{arithmetic}", model_config(corpus.source_vocabulary.size), ALPHA)
+    start = time.perf_counter()
+    batches = epoch_batches(corpus.split("train"), max_tokens=4096, seed=1, epoch=1)
+    tokens = 0
+    for number in range(min(updates or len(batches), len(batches))):
+        batch = batches[number]
+        step(batch)
+        tokens += batch.tokens
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "tokens/s": tokens / seconds}
+
+
+def scale_corpus(config: BenchmarkConfig) -> list[dict[str, Any]]:
+    """A row a size and stage."""
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for pairs in config.pairs:
+            directory = Path(folder) / str(pairs)
+            rows.append({"pairs": pairs, "stage": "prepare", **in_a_process(prepare, directory, pairs)})
+            trained = in_a_process(train_epoch, directory, config.arithmetic)
+            rows.append({"pairs": pairs, "stage": "epoch", **trained})
+            for row in rows[-2:]:
+                row["microseconds/pair"] = 1e6 * row["seconds"] / pairs
+    return rows
+
+
+def random_batch(rows: int, sentences: int = 256, length: int = 16) -> Batch:
+    """4,096 tokens without padding."""
+    generator = torch.Generator().manual_seed(3)
+    source_BS, target_in_BT, target_out_BT = torch.randint(4, rows, (3, sentences, length), generator=generator)
+    return Batch(
+        source_BS=source_BS,
+        target_in_BT=target_in_BT,
+        target_out_BT=target_out_BT,
+        indices_B=torch.arange(sentences),
+        tokens=sentences * length,
+    )
+
+
+def scale_vocabulary(config: BenchmarkConfig) -> list[dict[str, Any]]:
+    """A row a vocabulary: a training step of 4,096 tokens of the tiny model."""
+    steps, batches = {}, {}
+    for size in config.vocabularies:
+        steps[size] = build(f"ours-{config.arithmetic}", model_config(size), ALPHA)
+        batches[size] = random_batch(size)
+    seconds = take_turns({str(n): lambda n=n: steps[n](batches[n]) for n in steps}, config.repeats)  # type: ignore[misc]
+    return [
+        {"vocabulary": size, "seconds": statistics.median(values), "tokens/s": 4096 / statistics.median(values)}
+        for size, values in zip(config.vocabularies, seconds.values(), strict=True)
+    ]
+
+
+def scale_beam(config: BenchmarkConfig) -> list[dict[str, Any]]:
+    """A row a beam: 64 sentences, 24 forced steps of the small model."""
+    model = build_model("small")
+
+    def translate(beam: int) -> None:
+        search = SearchBenchmarkConfig(beam=beam)
+        search_forced(model, build_sources(search, "small"), search, config.arithmetic)
+
+    seconds = take_turns({str(beam): lambda beam=beam: translate(beam) for beam in config.beams}, config.repeats)  # type: ignore[misc]
+    return [
+        {"beam": beam, "seconds": statistics.median(values), "tokens/s": 64 * 24 / statistics.median(values)}
+        for beam, values in zip(config.beams, seconds.values(), strict=True)
+    ]
+
+
+def _train_with(sender: Connection, threads: int, arithmetic: str, updates: int, repeats: int) -> None:
+    torch.set_num_threads(threads)
+    step, batch = build(f"ours-{arithmetic}", model_config(10_000), ALPHA), random_batch(10_000)
+    step(batch)
+    best = float("inf")
+    sender.send("ready")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        for _ in range(updates):
+            step(batch)
+        best = min(best, time.perf_counter() - start)
+    sender.send(best)
+
+
+def use_cores(config: BenchmarkConfig) -> list[dict[str, Any]]:
+    """A row a way to use two cores: updates a second of all runs together, at best over the rounds."""
+    rows = []
+    for runs, threads in ((1, 1), (1, 2), (2, 1)):
+        context = get_context("spawn")
+        receivers = []
+        for _ in range(runs):
+            receiver, sender = context.Pipe(duplex=False)
+            arguments = (sender, threads, config.arithmetic, config.updates, config.repeats)
+            context.Process(target=_train_with, args=arguments).start()
+            sender.close()
+            receivers.append(receiver)
+        for receiver in receivers:
+            receiver.recv()
+        rate = sum(config.updates / receiver.recv() for receiver in receivers)
+        rows.append({"runs": runs, "threads of each": threads, "updates/s together": rate})
+    return rows
+
+
+TABLES: dict[str, tuple[Callable[[BenchmarkConfig], list[dict[str, Any]]], tuple[str, ...], dict[str, str]]] = {
+    "corpus": (
+        scale_corpus,
+        ("pairs", "stage"),
+        {"seconds": ".1f", "microseconds/pair": ",.0f", "tokens/s": ",.0f", "peak MiB": ",.0f"}
+        | {"children's peak MiB": ",.0f"},
+    ),
+    "vocabulary": (scale_vocabulary, ("vocabulary",), {"seconds": ".3f", "tokens/s": ",.0f"}),
+    "beam": (scale_beam, ("beam",), {"seconds": ".3f", "tokens/s": ",.0f"}),
+    "cores": (use_cores, ("runs", "threads of each"), {"updates/s together": ".2f"}),
+}
+
+
+def main(config: BenchmarkConfig) -> None:
+    torch.set_float32_matmul_precision("medium")
+    gemm = best_gemm_rates()
+    print(describe_machine(gemm))
+    for part in config.parts:
+        measure, keys, columns = TABLES[part]
+        rows = measure(config)
+        print_table(f"{part}, {config.arithmetic}", rows, dict.fromkeys(keys, "") | columns)
+        named = [
+            (
+                {key.replace(" ", "_"): row[key] for key in keys} | {"arithmetic": config.arithmetic},
+                {name: value for name, value in row.items() if name not in keys},
+            )
+            for row in rows
+        ]
+        write_records(config.out, f"scaling/{part}", named)
+
+
+if __name__ == "__main__":
+    run_command(
+        main,
+        BenchmarkConfig,
+        program="python -m benchmarks.scaling",
+        description="How cost grows with the corpus, the vocabulary and the beam, and how two cores are best used.",
+    )

@@ -1,0 +1,277 @@
+"""python -m benchmarks.training_step: target tokens a second of training, ours beside Hugging Face's Marian.
+
+The same consecutive batches of one epoch of a prepared corpus for everyone; a step is batch, forward pass, smoothed
+loss, backward pass, norm of the gradient, optimiser. fairseq does not import on Python 3.11: its rates are quoted.
+The second table says where the time of a step of ours goes, by kinds of operation (PyTorch's profiler).
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.common import CLOCKS, best_gemm_rates, check_clock, describe_machine, print_table, write_records
+from benchmarks.marian import attention_mask, marian
+from nmt_ls.batching import Batch, epoch_batches
+from nmt_ls.corpus import Corpus
+from nmt_ls.experiment.command_line import run_command
+from nmt_ls.experiment.schedule import OptimizerConfig, build_optimizer
+from nmt_ls.losses import fused_loss_and_nll
+from nmt_ls.transformer import Transformer, TransformerConfig
+from nmt_ls.vocabulary import PAD
+
+FAIRSEQ = {"tiny": 5300.0, "small": 2200.0}
+"""Target tokens a second of fairseq in fp32 on batches of 4,096 tokens of Multi30k, on one 2-core AMD machine with
+AVX-512 (V = 9.6k): quoted from there, not measured here."""
+CONTESTANTS = ("ours-fp32", "ours-medium", "ours-bf16", "hf-fp32", "hf-medium", "hf-bf16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """What is measured.
+
+    Attributes:
+        data: a prepared corpus.
+        sizes: presets of the model.
+        dropouts: of the model.
+        contestants: ours or hf (Marian), each in fp32 (PyTorch's default kernels), medium (fp32 by oneDNN's) or bf16.
+        batches: consecutive ones of an epoch that make a round.
+        repeats: rounds, interleaved.
+        max_tokens: of a batch, padding included.
+        alpha: the smoothing.
+        threads: 0 leaves PyTorch's choice.
+        clock: wall, or cpu (processor time, on a machine that others use too; needs threads 1).
+        profile: whether to take a step of ours apart.
+        out: where the records go; empty for nowhere.
+    """
+
+    data: str = "data/multi30k-en-de"
+    sizes: tuple[str, ...] = ("tiny", "small")
+    dropouts: tuple[float, ...] = (0.1, 0.3)
+    contestants: tuple[str, ...] = ("ours-fp32", "ours-medium", "ours-bf16", "hf-fp32")
+    batches: int = 6
+    repeats: int = 5
+    max_tokens: int = 4096
+    alpha: float = 0.1
+    threads: int = 0
+    clock: str = "wall"
+    profile: bool = True
+    out: str = "results/speed/training_step.jsonl"
+
+    def __post_init__(self) -> None:
+        check_clock(self.clock, self.threads)
+        if wrong := sorted(set(self.contestants) - set(CONTESTANTS)):
+            raise ValueError(f"contestants must be among {', '.join(CONTESTANTS)}, not {', '.join(wrong)}")
+        if min(self.batches, self.repeats, self.max_tokens) < 1:
+            raise ValueError("batches, repeats and max_tokens must be positive")
+
+
+class Arithmetic:
+    """fp32, medium or bf16: the process-wide switch, and the context of a forward pass."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def apply(self) -> None:
+        torch.set_float32_matmul_precision("highest" if self.name == "fp32" else "medium")
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast("cpu", torch.bfloat16) if self.name == "bf16" else nullcontext()
+
+
+Step = Callable[[Batch], None]
+
+
+def our_step(config: TransformerConfig, arithmetic: Arithmetic, alpha: float) -> Step:
+    """An update as nmt_ls.experiment.engine makes it of nmt_ls.training's loss."""
+    model = Transformer(config).train()
+    optimizer = build_optimizer(model, OptimizerConfig())
+
+    def step(batch: Batch) -> None:
+        arithmetic.apply()
+        with arithmetic.autocast():
+            hidden_ND = model(batch.source_BS, batch.target_in_BT).flatten(0, 1)
+            targets_N = batch.target_out_BT.flatten()
+            loss, _ = fused_loss_and_nll(
+                hidden_ND, model.output_weight, targets_N, alpha, ignore_index=PAD, reduction="sum"
+            )
+        loss.backward()
+        _optimise(optimizer, batch.tokens)
+
+    return step
+
+
+def marian_step(config: TransformerConfig, arithmetic: Arithmetic, alpha: float) -> Step:
+    """The same update of the same model in Hugging Face."""
+    model = marian(config).train()
+    optimizer = build_optimizer(model, OptimizerConfig())
+
+    def step(batch: Batch) -> None:
+        arithmetic.apply()
+        with arithmetic.autocast():
+            logits_BTV = model(
+                input_ids=batch.source_BS,
+                attention_mask=attention_mask(batch.source_BS),
+                decoder_input_ids=batch.target_in_BT,
+                use_cache=False,
+            ).logits
+            logits_NV, targets_N = logits_BTV.flatten(0, 1), batch.target_out_BT.flatten()
+            loss = F.cross_entropy(logits_NV, targets_N, ignore_index=PAD, label_smoothing=alpha, reduction="sum")
+        loss.backward()
+        _optimise(optimizer, batch.tokens)
+
+    return step
+
+
+def _optimise(optimizer: torch.optim.Optimizer, tokens: int) -> None:
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    torch.nn.utils.get_total_norm(gradients)
+    torch._foreach_mul_(gradients, 1 / tokens)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def build(contestant: str, config: TransformerConfig, alpha: float) -> Step:
+    """The step of a contestant."""
+    who, arithmetic = contestant.split("-")
+    torch.manual_seed(1)
+    return (our_step if who == "ours" else marian_step)(config, Arithmetic(arithmetic), alpha)
+
+
+def race(
+    steps: dict[str, Step], batches: Sequence[Batch], repeats: int, clock: str = "wall"
+) -> dict[str, list[list[float]]]:
+    """Seconds by contestant, batch and round; the batches are made anew each time, as in training."""
+    now = CLOCKS[clock]
+    seconds: dict[str, list[list[float]]] = {name: [[] for _ in batches] for name in steps}
+    for turn in range(repeats + 1):
+        for number in range(len(batches)):
+            for name, step in steps.items():
+                start = now()
+                step(batches[number])
+                if turn:
+                    seconds[name][number].append(now() - start)
+    return seconds
+
+
+def rates(seconds: dict[str, list[list[float]]], tokens: int) -> list[dict[str, Any]]:
+    """A row a contestant: target tokens a second by medians and by minima over the rounds."""
+    return [
+        {
+            "contestant": name,
+            "tokens/s": tokens / sum(map(statistics.median, table)),
+            "tokens/s at best": tokens / sum(map(min, table)),
+        }
+        for name, table in seconds.items()
+    ]
+
+
+def compare(rows: list[dict[str, Any]], size: str) -> None:
+    """Add the ratios to Marian in fp32, where it takes part, and to fairseq's quoted rate, where there is one."""
+    peer = next((row for row in rows if row["contestant"] == "hf-fp32"), None)
+    for row in rows:
+        if peer is not None:
+            row["to hf-fp32"] = row["tokens/s"] / peer["tokens/s"]
+            row["to hf-fp32 at best"] = row["tokens/s at best"] / peer["tokens/s at best"]
+        if size in FAIRSEQ:
+            row["to fairseq (quoted)"] = row["tokens/s"] / FAIRSEQ[size]
+
+
+KINDS = (
+    ("matrix products", ("mm", "addmm", "bmm", "baddbmm", "mkldnn_linear", "linear", "matmul")),
+    ("optimiser", ("_fused_adam_", "_foreach_mul_", "_foreach_norm", "linalg_vector_norm")),
+    ("softmax", ("_softmax", "_softmax_backward_data", "_log_softmax", "logsumexp", "exp_", "exp")),
+    ("layer norm", ("native_layer_norm", "native_layer_norm_backward")),
+    ("embedding", ("embedding", "index_select", "embedding_dense_backward", "index_add_", "index_put_", "gather")),
+    ("random numbers", ("random_",)),
+    ("copies and casts", ("copy_", "cat", "contiguous", "clone", "_to_copy", "fill_", "zero_", "masked_fill_")),
+    ("element by element", ("add", "add_", "mul", "mul_", "lt_", "relu", "threshold_backward", "sub_", "div_", "sum")),
+)
+
+
+def take_apart(step: Step, batches: Sequence[Batch]) -> list[dict[str, Any]]:
+    """Milliseconds of a step by kind of operation: what each spends itself, without what it calls."""
+    for batch in batches:
+        step(batch)
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        for batch in batches:
+            step(batch)
+    spent = dict.fromkeys([kind for kind, _ in KINDS] + ["the rest"], 0.0)
+    for entry in profiler.key_averages():
+        name = entry.key.removeprefix("aten::")
+        kind = next((kind for kind, names in KINDS if name in names), "the rest")
+        spent[kind] += entry.self_cpu_time_total / 1e3 / len(batches)
+    total = sum(spent.values())
+    return [{"kind": kind, "ms": ms, "%": 100 * ms / total} for kind, ms in spent.items()]
+
+
+def main(config: BenchmarkConfig) -> None:
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    gemm = best_gemm_rates(config.clock)
+    print(describe_machine(gemm))
+    corpus = Corpus.load(config.data)
+    epoch = epoch_batches(corpus.split("train"), max_tokens=config.max_tokens, seed=1, epoch=1)
+    batches = epoch[: config.batches]
+    tokens = sum(batch.tokens for batch in batches)
+    vocabulary = corpus.target_vocabulary.size
+    recipe = {
+        "batches": config.batches,
+        "repeats": config.repeats,
+        "clock": config.clock,
+        "max_tokens": config.max_tokens,
+        "vocabulary": vocabulary,
+        "corpus_checksum": corpus.checksum,
+        "smoothing": config.alpha,
+    }
+    for size in config.sizes:
+        for dropout in config.dropouts:
+            model = TransformerConfig(
+                preset=size,  # type: ignore[arg-type]
+                source_vocabulary=vocabulary,
+                target_vocabulary=vocabulary,
+                dropout=dropout,
+                norm="post",
+            )
+            steps = {name: build(name, model, config.alpha) for name in config.contestants}
+            rows = rates(race(steps, batches, config.repeats, config.clock), tokens)
+            compare(rows, size)
+            print_table(f"{size}, dropout {dropout}, V {vocabulary}", rows, _RATE_COLUMNS)
+            about = {"size": size, "dropout": dropout, **recipe}
+            named = [({**about, "contestant": row.pop("contestant")}, row) for row in rows]
+            gemms = [(about, {f"best_gemm_gflops_{name}": rate for name, rate in gemm.items()})]
+            write_records(config.out, "training_step", named + gemms)
+            for name in config.contestants if config.profile else ():
+                if name.startswith("ours"):
+                    kinds = take_apart(steps[name], batches)
+                    print_table(
+                        f"{size}, dropout {dropout}, {name}: a step", kinds, {"kind": "", "ms": ".1f", "%": ".1f"}
+                    )
+                    figures = {f"ms in {row['kind']}": row["ms"] for row in kinds}
+                    write_records(config.out, "training_step", [({**about, "contestant": name}, figures)])
+
+
+_RATE_COLUMNS = {
+    "contestant": "",
+    "tokens/s": ",.0f",
+    "tokens/s at best": ",.0f",
+    "to hf-fp32": ".2f",
+    "to hf-fp32 at best": ".2f",
+    "to fairseq (quoted)": ".2f",
+}
+
+
+if __name__ == "__main__":
+    run_command(
+        main,
+        BenchmarkConfig,
+        program="python -m benchmarks.training_step",
+        description="Target tokens a second of training, beside Hugging Face's Marian and fairseq's quoted rates.",
+    )
