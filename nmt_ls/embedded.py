@@ -23,13 +23,13 @@ FINGERPRINT_PAIRS = 100
 class EmbeddedSizes:
     """How much of the embedded corpus to generate."""
 
-    train: int = 20_000
+    train: int = 30_000
     """sentence pairs to train on"""
-    validation: int = 1_000
+    validation: int = 500
     """sentence pairs to select on"""
     test: int = 1_000
     """sentence pairs to test on"""
-    vocabulary: int = 1_000
+    vocabulary: int = 2_000
     """pieces of the joint vocabulary"""
 
     def __post_init__(self) -> None:

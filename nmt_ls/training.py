@@ -53,17 +53,19 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 0
-    max_tokens: int = 4096
-    validation_sentences: int = 200
+    max_tokens: int = 2048
+    validation_sentences: int = 100
     init_from: str | None = None
     init_checkpoint: CheckpointName = "best"
     checkpoints: tuple[CheckpointName, ...] = ("best", "averaged", "last")
     embedded: EmbeddedSizes = field(default_factory=EmbeddedSizes)
     loss: LossConfig = field(default_factory=LossConfig)
-    model: TransformerConfig = field(default_factory=TransformerConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    engine: EngineConfig = field(default_factory=EngineConfig)
+    model: TransformerConfig = field(default_factory=lambda: TransformerConfig(preset="mini"))
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=4e-3))
+    schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(kind="linear", warmup_updates=300))
+    engine: EngineConfig = field(
+        default_factory=lambda: EngineConfig(max_updates=2200, validate_every=550, average_last=2)
+    )
     search: SearchConfig = field(default_factory=SearchConfig)
 
     def __post_init__(self) -> None:

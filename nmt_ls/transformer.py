@@ -6,7 +6,7 @@ V rows of the output layer, K beams.
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, cast
 
 import torch
@@ -27,6 +27,7 @@ from nmt_ls.decoder_state import DecoderState, KVCache, OutputLayer
 
 # encoder layers, decoder layers, width, feed-forward width, heads
 _PRESETS = {
+    "mini": (2, 2, 128, 512, 4),
     "tiny": (4, 4, 128, 256, 4),
     "small": (3, 3, 256, 1024, 4),
     "base": (6, 6, 512, 2048, 8),
@@ -37,16 +38,17 @@ _SIZES = ("encoder_layers", "decoder_layers", "width", "feed_forward", "heads")
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """The shape of a Transformer. A size of 0 is filled in: vocabularies from the corpus, the others from the preset.
+    """The shape of a Transformer. A size of 0 is taken from the preset, a vocabulary of 0 from the corpus.
 
-    preset: tiny (4+4 layers, width 128), small (3+3, 256), base and big (6+6, 512 and 1024: Vaswani et al., table 3).
+    preset: mini and tiny (2+2 and 4+4 layers, width 128), small (3+3, 256), base and big (6+6, 512 and 1024: Vaswani
+    et al., table 3).
     norm: layer normalisation before each sub-layer (pre) or after its residual sum (post, as in the paper).
     share_embeddings: all (source, target and output layer), target (target and output layer), or none.
     attention: PyTorch's kernel (fused) or softmax written out (explicit); the results are the same, auto takes the
     faster: explicit on a CPU, fused elsewhere.
     """
 
-    preset: Literal["tiny", "small", "base", "big"] = "tiny"
+    preset: Literal["mini", "tiny", "small", "base", "big"] = "tiny"
     source_vocabulary: int = 0
     target_vocabulary: int = 0
     encoder_layers: int = 0
@@ -75,11 +77,9 @@ class TransformerConfig:
         for key in ("source_vocabulary", "target_vocabulary", *_SIZES):
             if getattr(self, key) < 0:
                 raise ValueError(f"{key} must not be negative, but is {getattr(self, key)}")
-        for key, size in zip(_SIZES, _PRESETS[self.preset], strict=True):
-            if getattr(self, key) == 0:
-                object.__setattr__(self, key, size)
-        if self.width % self.heads != 0 or self.width % 2 != 0:
-            raise ValueError(f"width must be even and a multiple of heads ({self.heads}), but is {self.width}")
+        sizes = self._sizes()
+        if sizes["width"] % sizes["heads"] != 0 or sizes["width"] % 2 != 0:
+            raise ValueError(f"width must be even and a multiple of heads ({sizes['heads']}), but is {sizes['width']}")
         for key in ("dropout", "attention_dropout", "activation_dropout"):
             if not 0.0 <= getattr(self, key) < 1.0:
                 raise ValueError(f"{key} must lie in [0, 1), but is {getattr(self, key)}")
@@ -88,6 +88,14 @@ class TransformerConfig:
                 f"share_embeddings=all needs one joint vocabulary, but source_vocabulary is {self.source_vocabulary} "
                 f"and target_vocabulary {self.target_vocabulary}: prepare a joint one, or use share_embeddings=target"
             )
+
+    def sized(self) -> "TransformerConfig":
+        """The same shape with the preset's sizes written out."""
+        return replace(self, **self._sizes())
+
+    def _sizes(self) -> dict[str, int]:
+        preset = zip(_SIZES, _PRESETS[self.preset], strict=True)
+        return {key: getattr(self, key) or size for key, size in preset}
 
     @property
     def attention_form(self) -> AttentionForm:
@@ -205,7 +213,7 @@ class Transformer(nn.Module):
         for key in ("source_vocabulary", "target_vocabulary"):
             if getattr(config, key) == 0:
                 raise ValueError(f"{key} is 0: set it to the size of the corpus's vocabulary")
-        self.config = config
+        self.config = config = config.sized()
         self.source_embedding = _embedding(config.source_vocabulary, config.width)
         shared = config.share_embeddings
         self.target_embedding = (

@@ -216,8 +216,11 @@ class Translator:
 
 
 def with_vocabularies(config: TransformerConfig, source: Vocabulary, target: Vocabulary) -> TransformerConfig:
-    """The same shape with the sizes of these vocabularies. Raises UserError where they cannot be shared as it asks."""
+    """The same shape, its sizes written out, with these vocabularies.
+
+    Raises UserError where they are two and the shape asks for one.
+    """
     try:
-        return replace(config, source_vocabulary=source.size, target_vocabulary=target.size)
+        return replace(config.sized(), source_vocabulary=source.size, target_vocabulary=target.size)
     except ValueError as error:
         raise UserError(f"model: {error}") from None

@@ -21,7 +21,7 @@ from conftest import small_config
 from nmt_ls.batching import epoch_batches
 from nmt_ls.corpus import Corpus
 from nmt_ls.experiment.checkpoint import load_weights
-from nmt_ls.experiment.command_line import UserError, config_to_dict
+from nmt_ls.experiment.command_line import UserError, config_to_dict, parse
 from nmt_ls.experiment.engine import EngineConfig
 from nmt_ls.experiment.precision import Precision
 from nmt_ls.experiment.run_directory import RunDirectory
@@ -231,3 +231,10 @@ def test_bad_settings_are_refused() -> None:
 def test_a_vocabulary_that_cannot_be_shared_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a prepared corpus"):
         train(TrainConfig(data=str(tmp_path / "nowhere"), out=str(tmp_path / "run")))
+
+
+def test_a_preset_on_the_command_line_brings_all_its_sizes() -> None:
+    for preset, layers, width in (("base", 6, 512), ("small", 3, 256)):
+        config = parse(TrainConfig, ["--model.preset", preset], program="train", description="")
+        sized = config.model.sized()
+        assert (sized.encoder_layers, sized.decoder_layers, sized.width) == (layers, layers, width)

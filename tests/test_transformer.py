@@ -69,7 +69,7 @@ def assert_close(left, right, tolerance=1e-10):
         ({"activation_dropout": 2}, "activation_dropout must lie in [0, 1)"),
         ({"norm": "middle"}, "norm must be one of pre, post, not 'middle'"),
         ({"activation": "tanh"}, "activation must be one of relu, gelu"),
-        ({"preset": "huge"}, "preset must be one of tiny, small, base, big"),
+        ({"preset": "huge"}, "preset must be one of mini, tiny, small, base, big"),
         ({"share_embeddings": "some"}, "share_embeddings must be one of all, target, none"),
         ({"attention": "flash"}, "attention must be one of auto, fused, explicit"),
         ({"decoder_layers": -1}, "decoder_layers must not be negative"),
@@ -88,7 +88,11 @@ def test_model_refuses_a_vocabulary_that_was_never_set():
 
 
 def test_config_is_frozen_and_explicit_sizes_win_over_the_preset():
-    config = TransformerConfig(preset="base", width=64, heads=2)
+    asked = TransformerConfig(preset="base", width=64, heads=2)
+    config = asked.sized()
+    # nothing is filled in before: another preset put over this config keeps only what was asked for
+    assert dataclasses.replace(asked, preset="big").sized().encoder_layers == 6
+    assert dataclasses.replace(asked, preset="tiny").sized().feed_forward == 256
     assert (config.encoder_layers, config.width, config.feed_forward, config.heads) == (6, 64, 2048, 2)
     assert TransformerConfig(**dataclasses.asdict(config)) == config
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -117,6 +121,7 @@ def count_by_hand(encoder, decoder, d, f, vocabulary, embeddings, pre_norm=True)
 @pytest.mark.parametrize(
     ("preset", "sizes"),
     [
+        ("mini", (2, 2, 128, 512)),
         ("tiny", (4, 4, 128, 256)),
         ("small", (3, 3, 256, 1024)),
         ("base", (6, 6, 512, 2048)),
