@@ -7,7 +7,7 @@ V rows of the output layer, K beams.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -91,7 +91,8 @@ class TransformerConfig:
 
     def sized(self) -> "TransformerConfig":
         """The same shape with the preset's sizes written out."""
-        return replace(self, **self._sizes())
+        sizes: dict[str, Any] = dict(self._sizes())
+        return replace(self, **sizes)
 
     def _sizes(self) -> dict[str, int]:
         preset = zip(_SIZES, _PRESETS[self.preset], strict=True)
