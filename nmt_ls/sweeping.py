@@ -1,0 +1,335 @@
+"""What `sweep` measures: runs at many temperatures, cell by cell, each written as it ends and never measured twice.
+
+Two kinds of cells. *Teacher-forced*: NLL and calibration at every temperature of a grid even in 1/T; a run's logits
+are computed once for all of them. *Decoded*: translations at one temperature, beam and length penalty, with BLEU,
+chrF, length ratio and brevity penalty, since temperature moves lengths too.
+
+Shapes: S sentences, J temperatures, N tokens, B bins.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+from tqdm import tqdm
+
+from nmt_ls.corpus import Corpus, Split
+from nmt_ls.decoding import run_corpus
+from nmt_ls.experiment.records import Record, command
+from nmt_ls.metrics.calibration import MOMENTS, ece_from_sums, unbiased_squared_l2_from_sums
+from nmt_ls.metrics.inputs import FloatArray
+from nmt_ls.metrics.slices import sliced_sums
+from nmt_ls.metrics.temperature import check_temperature
+from nmt_ls.metrics.temperature_grid import inverse_temperature_grid, temperature_grid_statistics
+from nmt_ls.metrics.translation import bleu_statistics, translation_scores
+from nmt_ls.scoring import BINS, slabs, split_batches
+from nmt_ls.search import SearchConfig
+from nmt_ls.sweep_cells import (
+    DECODED,
+    DIGITS,
+    TEACHER_FORCED,
+    Ledger,
+    SweptRun,
+    find_runs,
+    list_column,
+    rounded_temperature,
+    search_keys,
+    sentence_table,
+    short_hash,
+)
+from nmt_ls.training import choose_device, run_signature
+from nmt_ls.translator import CheckpointName, Translator
+
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """Which runs to sweep, over what, and where the figures go.
+
+    runs: directories of runs, or patterns such as 'runs/m30k-*'; left out, the newest finished run under runs/.
+    temperatures: of the translations: numbers, and grids first:last:step; none translates nothing.
+    inverse_temperatures: of NLL and ECE: first:last:count, even in 1/T; 1 is always added.
+    beams, length_penalties: of the translations, each with each. Beam 1 is refused beside several temperatures: no
+    temperature changes what greedy search finds.
+    results: the directory of records.jsonl, sentences.parquet and figures/; what is there already is not done again.
+    summarise: print the table and draw the figures; without, only measure (a study does so run by run).
+    """
+
+    runs: tuple[str, ...] = ()
+    checkpoint: CheckpointName = "last"
+    split: str = "validation"
+    temperatures: tuple[str, ...] = ("0.8:1.4:0.1",)
+    inverse_temperatures: str = "0.5:1.6:45"
+    beams: tuple[int, ...] = (5,)
+    length_penalties: tuple[float, ...] = (1.0,)
+    results: str = "results/sweep"
+    summarise: bool = True
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = 0
+    search: SearchConfig = field(default_factory=SearchConfig)
+
+    def __post_init__(self) -> None:
+        temperatures = self.decoded_temperatures
+        _ = self.inverse_grid
+        for key in ("beams", "length_penalties"):
+            if not getattr(self, key) or len(set(getattr(self, key))) < len(getattr(self, key)):
+                raise ValueError(f"{key}: give at least one, and each only once")
+        if 1 in self.beams and len(temperatures) > 1:
+            raise ValueError(
+                "beams: 1 is greedy search, whose translations no temperature changes; give a beam of 2 or more, "
+                "or one temperature"
+            )
+        for key, other in (("temperature", "temperatures"), ("beam", "beams"), ("length_penalty", "length_penalties")):
+            if getattr(self.search, key) != getattr(SearchConfig(), key):
+                raise ValueError(f"search.{key}: give it as --{other}")
+        if self.search.samples or self.search.nbest > 1:
+            raise ValueError(
+                "search: a sweep looks for one translation of each sentence; samples and nbest are not its"
+            )
+        if self.threads < 0:
+            raise ValueError(f"threads must not be negative, got {self.threads}")
+
+    @cached_property
+    def decoded_temperatures(self) -> list[float]:
+        """The temperatures of the translations, rising."""
+        if self.temperatures == ("none",):
+            return []
+        found = {value for text in self.temperatures for part in text.split(",") for value in _grid(part)}
+        return sorted(found)
+
+    @cached_property
+    def inverse_grid(self) -> list[float]:
+        """The inverse temperatures of NLL and ECE."""
+        parts = self.inverse_temperatures.split(":")
+        try:
+            first, last, count = float(parts[0]), float(parts[1]), int(parts[2])
+        except (ValueError, IndexError):
+            parts = []
+        if len(parts) != 3:
+            raise ValueError(f"inverse_temperatures must be first:last:count, not {self.inverse_temperatures!r}")
+        return [round(value, DIGITS) for value in inverse_temperature_grid(first, last, count)]
+
+    @property
+    def whole_inverse_grid(self) -> list[float]:
+        """The same with 1, in rising order."""
+        return sorted({*self.inverse_grid, 1.0})
+
+    def searches(self) -> Iterator[SearchConfig]:
+        """The search of every decoded cell of a run."""
+        for beam in self.beams:
+            for penalty in self.length_penalties:
+                for temperature in self.decoded_temperatures:
+                    yield replace(self.search, beam=beam, length_penalty=penalty, temperature=temperature)
+
+
+def _grid(text: str) -> list[float]:
+    """A number, or first:last:step with the last included."""
+    try:
+        numbers = [float(part) for part in text.split(":")]
+    except ValueError:
+        numbers = []
+    if len(numbers) == 1:
+        return [round(check_temperature(numbers[0]), DIGITS)]
+    if len(numbers) != 3:
+        raise ValueError(f"temperatures: {text!r} is neither a number nor a grid first:last:step")
+    first, last, step = numbers
+    if not step > 0 or last < first:
+        raise ValueError(f"temperatures: the grid {text} needs a step above 0 and a last value not below the first")
+    count = int((last - first) / step + 1e-9) + 1
+    return [round(check_temperature(first + step * index), DIGITS) for index in range(count)]
+
+
+class Sweep:
+    """Measures one run's cells that are not there yet."""
+
+    def __init__(self, run: SweptRun, config: SweepConfig, ledger: Ledger, say: Say) -> None:
+        self.run, self.config, self.ledger, self.say = run, config, ledger, say
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        return run_corpus(self.run.path)
+
+    @cached_property
+    def split(self) -> Split:
+        return self.corpus.split(self.config.split)
+
+    @cached_property
+    def translator(self) -> Translator:
+        config = self.config
+        translator = Translator.load(self.run.path, config.checkpoint, choose_device(config.device), config.precision)
+        translator.precision.apply()
+        return translator
+
+    def missing_inverses(self) -> list[float]:
+        """Inverse temperatures whose NLL and ECE are not there yet."""
+        identity = self.run.identity(self.config.split)
+        return [
+            inverse
+            for inverse in self.config.whole_inverse_grid
+            if not self.ledger.holds({**identity, "temperature": rounded_temperature(inverse)}, TEACHER_FORCED)
+        ]
+
+    def missing_searches(self) -> list[SearchConfig]:
+        """Searches whose translations are not there yet."""
+        identity = self.run.identity(self.config.split)
+        return [
+            search
+            for search in self.config.searches()
+            if not self.ledger.holds({**identity, **search_keys(search)}, DECODED)
+        ]
+
+    def teacher_forced(self, inverses: list[float]) -> None:
+        """NLL and calibration at these inverse temperatures, from one pass over the split."""
+        temperatures = [rounded_temperature(inverse) for inverse in inverses]
+        nll_JS, tokens_S, sums_JSMB = sentence_sums(self.translator, self.split, inverses)
+        records, tables = list[Record](), list[pa.Table]()
+        recipe = self._signature(SearchConfig()) | {"bins": BINS}
+        for key in ("beam", "length_penalty"):  # nothing is searched
+            del recipe[key]
+        for j, temperature in enumerate(temperatures):
+            total = sums_JSMB[j].sum(0)
+            values = {
+                "nll": float(nll_JS[j].sum() / tokens_S.sum()),
+                "ece": float(ece_from_sums(total)),
+                "squared_l2": float(unbiased_squared_l2_from_sums(total)),
+            }
+            signature = recipe | {"temperature": temperature}
+            records += [Record(name=n, value=v, signature=signature, command=command()) for n, v in values.items()]
+            columns = {
+                "nll": pa.array(nll_JS[j]),
+                "tokens": pa.array(tokens_S, pa.int32()),
+                "bin_sums": list_column(sums_JSMB[j].reshape(len(tokens_S), -1).astype(np.float32)),
+            }
+            tables.append(self._table({"temperature": temperature}, "teacher-forced", columns))
+        self.ledger.add(f"{self._stem()}-{short_hash(temperatures)}-teacher-forced", pa.concat_tables(tables), records)
+        at_one = [f": NLL {r.value:.4f}" for r in records if r.name == "nll" and r.signature["temperature"] == 1.0]
+        self.say(f"{self.run.path}: NLL and ECE at {len(inverses)} temperatures" + "".join(at_one))
+
+    def decoded(self, search: SearchConfig, on_progress: Callable[[int], object]) -> None:
+        """Translations of the whole split by one search, and their scores."""
+        split, keys = self.split, search_keys(search)
+        sources = [split.source_text(row) for row in range(len(split))]
+        references = [split.references(row) for row in range(len(split))]
+        best = [found[0] for found in self.translator.translate(sources, search, on_progress=on_progress)]
+        texts = [hypothesis.text for hypothesis in best]
+        scores = translation_scores(texts, references, ("bleu", "chrf"))
+        values = {
+            **scores.scores,
+            "length_ratio": scores.length_ratio,
+            "brevity_penalty": scores.brevity_penalty,
+        }
+        signature = self._signature(search) | ({"search": keys["search"]} if "search" in keys else {})
+        records = [
+            Record(
+                name=name,
+                value=value,
+                signature=signature | ({"sacrebleu": scores.signatures[name]} if name in scores.signatures else {}),
+                command=command(),
+            )
+            for name, value in values.items()
+        ]
+        columns = {
+            "hypothesis": pa.array(texts),
+            "log_prob": pa.array([hypothesis.log_prob for hypothesis in best]),
+            "hypothesis_tokens": pa.array([len(hypothesis.token_log_probs) for hypothesis in best], pa.int32()),
+            "bleu_statistics": list_column(bleu_statistics(texts, references).astype(np.int32)),
+        }
+        name = f"T{search.temperature:g}-beam{search.beam}-{short_hash(keys)}"
+        self.ledger.add(f"{self._stem()}-{name}", self._table(keys, "decoded", columns), records)
+        self.say(
+            f"{self.run.path}: T {search.temperature:g}, beam {search.beam}, length penalty {keys['length_penalty']}: "
+            f"BLEU {scores.bleu:.2f}, length ratio {scores.length_ratio:.3f}"
+        )
+
+    def _stem(self) -> str:
+        return f"{self.run.path.name}-{self.run.checkpoint}-{self.config.split}-{self.run.weights[:8]}"
+
+    def _signature(self, search: SearchConfig) -> dict[str, Any]:
+        run = self.run
+        recipe = run_signature(
+            replace(run.config, search=search), self.corpus, self.translator.precision, split=self.config.split
+        )
+        return {
+            **recipe.to_dict(),
+            **run.identity(self.config.split),
+            "dropout": run.config.model.dropout,
+            "updates": run.updates,
+            "training_commit": run.manifest["commit"],
+            "training_precision": run.manifest["precision"]["kind"],
+        }
+
+    def _table(self, keys: Mapping[str, Any], kind: str, columns: Mapping[str, pa.Array]) -> pa.Table:
+        """Columns of every sentence, with those that say which cell it is."""
+        cell = {
+            **self.run.identity(self.config.split),
+            "alpha": self.run.config.loss.alpha,
+            "seed": self.run.config.seed,
+            "kind": kind,
+            **{key: value if key != "search" else json.dumps(value, sort_keys=True) for key, value in keys.items()},
+        }
+        return sentence_table(len(self.split), cell, columns)
+
+
+def sentence_sums(
+    translator: Translator, split: Split, inverses: Sequence[float]
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Of every sentence, given its reference: NLL (nats) [J, S], tokens [S], and sums for every bin [J, S, 6, B].
+
+    Tokens are those of the target that are not padding, end-of-sentence included. Logits are computed once.
+    """
+    model = translator.model
+    parts: list[tuple[torch.Tensor, ...]] = []
+    with torch.no_grad():
+        for slab in slabs(model, split_batches(split)):
+            found = temperature_grid_statistics(model.logits(slab.hidden_ND), slab.targets_N, inverses)
+            parts.append((found.log_probs.cpu(), found.confidences.cpu(), found.correct.cpu(), slab.sentences_N))
+    log_probs_JN, confidences_JN, correct_N, sentences_N = (
+        torch.cat(column, -1).numpy() for column in zip(*parts, strict=True)
+    )
+    rows = len(split)
+    tokens_S = np.bincount(sentences_N, minlength=rows).astype(np.float64)
+    nll_JS: FloatArray = np.stack(
+        [np.bincount(sentences_N, -row_N.astype(np.float64), rows) for row_N in log_probs_JN]
+    ).astype(np.float64)
+    sums_JSMB = np.stack([sliced_sums(row_N, correct_N, sentences_N, rows, BINS) for row_N in confidences_JN])
+    assert sums_JSMB.shape == (len(inverses), rows, MOMENTS, BINS)
+    return nll_JS, tokens_S, sums_JSMB
+
+
+def sweep(config: SweepConfig) -> tuple[list[SweptRun], Ledger]:
+    """Measure every cell that the results do not hold yet; the runs, and what the results hold now.
+
+    Raises UserError for runs, corpora and settings that do not fit.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    runs, ledger = find_runs(config.runs, config.checkpoint), Ledger(Path(config.results))
+    sweeps = [Sweep(run, config, ledger, _say) for run in runs]
+    left = sum(len(each.missing_searches()) + bool(each.missing_inverses()) for each in sweeps)
+    whole = len(runs) * (len(list(config.searches())) + 1)
+    print(f"{whole - left} of {whole} cells were measured before; {left} to go", file=sys.stderr)
+    with tqdm(total=left, unit=" cells", leave=False, disable=None) as cells:
+        for each in sweeps:
+            if inverses := each.missing_inverses():
+                each.teacher_forced(inverses)
+                cells.update()
+            for search in each.missing_searches():
+                with tqdm(total=len(each.split), unit=" sentences", leave=False, disable=None) as bar:
+                    each.decoded(search, bar.update)
+                cells.update()
+    return runs, ledger
+
+
+def _say(text: str) -> None:
+    tqdm.write(text, file=sys.stderr)

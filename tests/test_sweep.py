@@ -1,0 +1,350 @@
+"""The sweep: what it measures, that it measures nothing twice, and what it says of it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from nmt_ls.corpus import Corpus
+from nmt_ls.experiment.command_line import UserError, load_config
+from nmt_ls.experiment.records import read_records
+from nmt_ls.experiment.run_directory import RunDirectory
+from nmt_ls.losses import LossConfig
+from nmt_ls.metrics.calibration import calibration_from_sums, ece_from_sums
+from nmt_ls.metrics.translation import bleu_from_statistics, translation_scores
+from nmt_ls.scoring import score_batches, split_batches
+from nmt_ls.search import SearchConfig
+from nmt_ls.sweep import main
+from nmt_ls.sweep_cells import Ledger, SweptRun, find_runs
+from nmt_ls.sweep_table import Swept, baseline_of, best_row, difference_row, recipes_of, two_fold
+from nmt_ls.sweeping import SweepConfig, sentence_sums, sweep
+from nmt_ls.training import TrainConfig, train
+from nmt_ls.translator import Translator
+
+GRID = "0.5:1.5:5"
+TEMPERATURES = ("0.8", "1.0:1.2:0.2")
+
+
+@pytest.fixture(scope="module")
+def runs(small_run: RunDirectory, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Hard and smoothed targets, two seeds of the latter."""
+    folder, paths = tmp_path_factory.mktemp("swept"), [str(small_run.path)]
+    config = load_config(TrainConfig, small_run.read_config())
+    for name, changes in (("smooth-s2", {"seed": 2}), ("hard-s1", {"loss": LossConfig(alpha=0.0)})):
+        paths.append(str(folder / name))
+        cheaply: dict[str, Any] = {"out": paths[-1], "checkpoints": ("last",), "validation_sentences": 0}
+        assert train(replace(config, **cheaply, **changes)).summary is not None  # type: ignore[arg-type]
+    return paths
+
+
+def settings(runs: Sequence[str], results: Path, **changes: Any) -> SweepConfig:
+    given = {"runs": tuple(runs), "temperatures": TEMPERATURES, "inverse_temperatures": GRID, "beams": (2,)}
+    return SweepConfig(**{**given, "results": str(results), "threads": 1, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def swept(runs: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of a whole sweep."""
+    results = tmp_path_factory.mktemp("results") / "small"
+    sweep(settings(runs, results))
+    return results
+
+
+def figures(results: Path, run: str, **recipe: Any) -> dict[str, float]:
+    """Of one cell, by name."""
+    return {
+        record.name: record.value
+        for record in read_records(results / "records.jsonl")
+        if {"run": Path(run).name, **recipe}.items() <= record.signature.items()
+    }
+
+
+def test_nll_and_ece_are_those_that_scoring_finds(runs: list[str], swept: Path, small_corpus: Corpus) -> None:
+    translator = Translator.load(runs[2], "last")
+    for inverse in (0.5, 1.0, 1.25):
+        scored = score_batches(
+            translator.model,
+            split_batches(small_corpus.split("validation")),
+            loss=LossConfig(),
+            temperature=1 / inverse,
+        )
+        found = figures(swept, runs[2], temperature=round(1 / inverse, 9), bins=15)
+        assert found["nll"] == pytest.approx(scored.likelihood.nll, rel=1e-5)
+        assert found["ece"] == pytest.approx(scored.calibration.ece, abs=1e-5)
+        assert found["squared_l2"] == pytest.approx(scored.calibration.unbiased_squared_l2, abs=1e-5)
+
+
+def test_no_pad_is_counted(runs: list[str], small_corpus: Corpus) -> None:
+    split = small_corpus.split("validation")
+    nll_JS, tokens_S, sums_JSMB = sentence_sums(Translator.load(runs[0], "last"), split, [1.0, 0.5])
+    lengths = [len(split.target_ids(row)) + 1 for row in range(len(split))]
+    assert tokens_S.tolist() == lengths
+    assert sums_JSMB[:, :, 0].sum(-1).tolist() == [lengths, lengths]  # each token in one bin, at each temperature
+    assert nll_JS.shape == (2, len(split))
+
+
+def test_translations_and_their_scores(runs: list[str], swept: Path, small_corpus: Corpus) -> None:
+    split = small_corpus.split("validation")
+    search = SearchConfig(beam=2, temperature=1.2)
+    sources = [split.source_text(row) for row in range(len(split))]
+    texts = [best[0].text for best in Translator.load(runs[2], "last").translate(sources, search)]
+    scores = translation_scores(texts, [split.references(row) for row in range(len(split))])
+    found = figures(swept, runs[2], temperature=1.2, beam=2)
+    assert found["bleu"] == pytest.approx(scores.bleu)
+    assert found["length_ratio"] == pytest.approx(scores.length_ratio)
+    assert found["brevity_penalty"] == pytest.approx(scores.brevity_penalty)
+    table = pd.read_parquet(swept / "sentences.parquet")
+    rows = table[(table.run == "hard-s1") & (table.kind == "decoded") & (table.temperature == 1.2)]
+    assert rows.sort_values("sentence").hypothesis.tolist() == texts
+
+
+def test_sentences_add_up_to_the_figures(runs: list[str], swept: Path, small_corpus: Corpus) -> None:
+    table = pd.read_parquet(swept / "sentences.parquet")
+    rows = len(small_corpus.split("validation"))
+    assert len(table) == len(runs) * rows * (5 + 3)
+    for run in runs:
+        for temperature in (2.0, 1.0):
+            cell = table[(table.run == Path(run).name) & (table.kind == "teacher-forced")]
+            cell = cell[np.isclose(cell.temperature, temperature)]
+            assert sorted(cell.sentence) == list(range(rows))
+            found = figures(swept, run, temperature=temperature, bins=15)
+            assert cell.nll.sum() / cell.tokens.sum() == pytest.approx(found["nll"])
+            sums = np.stack(cell.bin_sums.to_list()).astype(np.float64).sum(0).reshape(6, 15)
+            assert calibration_from_sums(sums).ece == pytest.approx(found["ece"], abs=1e-6)
+        cell = table[(table.run == Path(run).name) & (table.kind == "decoded") & (table.temperature == 0.8)]
+        statistics = np.stack(cell.bleu_statistics.to_list()).sum(0)
+        found = figures(swept, run, temperature=0.8, beam=2)
+        assert float(bleu_from_statistics(statistics)) == pytest.approx(found["bleu"])
+        assert statistics[0] / statistics[1] == pytest.approx(found["length_ratio"])
+
+
+def test_records_carry_the_recipe(runs: list[str], swept: Path) -> None:
+    records = read_records(swept / "records.jsonl")
+    assert len(records) == len(runs) * (5 * 3 + 3 * 4)
+    whole = {"alpha", "spread", "prior", "temperature", "split", "checkpoint", "seed", "precision", "commit", "corpus"}
+    whole |= {"run", "weights", "updates", "training_commit", "training_precision", "versions", "dropout"}
+    assert all(whole <= set(record.signature) for record in records)
+    assert {record.signature["dropout"] for record in records} == {0.1}  # never a dropout left unsaid
+    by_name = {record.name: record for record in records}
+    assert {"beam", "length_penalty", "sacrebleu"} <= set(by_name["bleu"].signature)
+    assert "beam" not in by_name["ece"].signature
+    assert by_name["ece"].signature["bins"] == 15
+
+
+class Counted:
+    """Counts what a sweep asks of a translator."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.translated: list[tuple[float, int]] = []
+        self.rows = 0
+        translate = Translator.translate
+
+        def counting(translator: Translator, lines: Sequence[str], config: SearchConfig, **rest: Any) -> Any:
+            self.translated.append((config.temperature, config.beam))
+            return translate(translator, lines, config, **rest)
+
+        monkeypatch.setattr(Translator, "translate", counting)
+
+
+def test_what_is_there_is_not_measured_again(
+    runs: list[str], swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = shutil.copytree(swept, tmp_path / "results")
+    before = (results / "records.jsonl").read_bytes()
+    counted = Counted(monkeypatch)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("loaded a run though nothing was left to do")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Translator, "load", refuse)
+        sweep(settings(runs, results))
+    assert (results / "records.jsonl").read_bytes() == before
+    assert "12 of 12 cells were measured before; 0 to go" in capsys.readouterr().err
+    # one temperature more, of either kind
+    sweep(settings(runs[:1], results, temperatures=("0.8", "1.4"), inverse_temperatures="0.5:2:7"))
+    assert counted.translated == [(1.4, 2)]
+    added = read_records(results / "records.jsonl")[len(before.splitlines()) :]
+    assert sorted({record.signature["temperature"] for record in added}) == [0.5, round(1 / 1.75, 9), 1.4]
+
+
+def test_a_kill_costs_the_cell_that_was_in_work(
+    runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(runs[:1], tmp_path / "results")
+    translate, calls = Translator.translate, list[float]()
+
+    def killed_at_the_second(translator: Translator, lines: Sequence[str], search: SearchConfig, **rest: Any) -> Any:
+        calls.append(search.temperature)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return translate(translator, lines, search, **rest)
+
+    monkeypatch.setattr(Translator, "translate", killed_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(config)
+    assert len(read_records(tmp_path / "results" / "records.jsonl")) == 5 * 3 + 4
+    sweep(config)
+    assert calls == [0.8, 1.0, 1.0, 1.2]
+    assert len(read_records(tmp_path / "results" / "records.jsonl")) == 5 * 3 + 3 * 4
+
+
+def test_a_kill_between_sentences_and_records(runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settings(runs[:1], tmp_path / "results", temperatures=("none",))
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("nmt_ls.sweep_cells.append_records", killed)
+        with pytest.raises(KeyboardInterrupt):
+            sweep(config)
+    # other temperatures, so that the new part of the sentences stands beside the old one
+    wider = replace(config, inverse_temperatures="0.5:2:7")
+    found, ledger = sweep(wider)
+    (recipe,) = recipes_of(found, Swept(ledger=ledger, split="validation", inverses=[0.5, 1.0], searches=[]))
+    whole = pd.read_parquet(tmp_path / "results" / "sentences.parquet")
+    assert whole.duplicated(["temperature", "sentence"]).any()
+    sums = recipe.bin_sums.sum((0, 1))
+    assert [float(ece_from_sums(total)) for total in sums] == pytest.approx(
+        [figures(tmp_path / "results", runs[0], temperature=t)["ece"] for t in (2.0, 1.0)], abs=1e-6
+    )
+
+
+def test_a_run_that_was_trained_anew_is_measured_anew(runs: list[str], swept: Path) -> None:
+    run = SweptRun.open(Path(runs[0]), "last")
+    ledger = Ledger(swept)
+    cell = {**run.identity("validation"), "temperature": 2.0}
+    assert ledger.holds(cell, ["nll", "ece"])
+    assert not ledger.holds({**cell, "weights": "0" * 16}, ["nll"])
+    assert not ledger.holds({**cell, "split": "test"}, ["nll"])
+    assert not ledger.holds(cell, ["nll", "bleu"])
+
+
+def test_the_table_names_the_split_on_which_temperatures_were_chosen(
+    runs: list[str], swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = shutil.copytree(swept, tmp_path / "results")
+    main(settings(runs, results))
+    out = capsys.readouterr().out
+    assert "best temperatures are chosen on the validation split and reported on it, which flatters them" in out
+    assert "two-fold" in out
+    assert "less the hard-target baseline, at temperature 1" in out
+    table = pd.read_csv(results / "sweep-validation-last.csv")
+    assert table.recipe.tolist() == ["α=0", "α=0.1"]
+    assert table.seeds.tolist() == [1, 2]
+    assert (table["T chosen on"] == table["split"]).all()
+    assert sorted(path.name for path in (results / "figures").iterdir()) == [
+        "sweep-validation-last.png",
+        "sweep-validation-last.svg",
+    ]
+
+
+def recipe_figures(results: Path, runs: Sequence[str], name: str, **recipe: Any) -> float:
+    return float(np.mean([figures(results, run, **recipe)[name] for run in runs]))
+
+
+def test_the_best_temperatures_and_the_differences(runs: list[str], swept: Path) -> None:
+    config = settings(runs, swept)
+    found, ledger = sweep(config)
+    searches = list(config.searches())
+    recipes = recipes_of(
+        found, Swept(ledger=ledger, split="validation", inverses=config.whole_inverse_grid, searches=searches)
+    )
+    hard, smooth = recipes
+    assert (hard.label, smooth.label) == ("α=0", "α=0.1")
+    row, both = best_row(smooth), [runs[0], runs[1]]
+    nll = {
+        round(1 / b, 9): recipe_figures(swept, both, "nll", temperature=round(1 / b, 9), bins=15)
+        for b in config.whole_inverse_grid
+    }
+    assert row["T by NLL"] == min(nll, key=lambda t: nll[t])
+    assert row["NLL, best T"] == pytest.approx(min(nll.values()))
+    assert row["NLL, T=1"] == pytest.approx(nll[1.0])
+    assert row["ECE, T=1"] == pytest.approx(recipe_figures(swept, both, "ece", temperature=1.0, bins=15))
+    assert row["BLEU, T=1"] == pytest.approx(recipe_figures(swept, both, "bleu", temperature=1.0, beam=2))
+    assert row["BLEU, best T"] >= row["BLEU, T=1"]
+    assert row["ECE, T by ECE"] <= min(row["ECE, T=1"], row["ECE, T by NLL"])
+    assert baseline_of(smooth, recipes) is hard
+    assert baseline_of(hard, recipes) is None
+    difference = difference_row(smooth, hard)
+    assert difference["BLEU"] == pytest.approx(
+        row["BLEU, T=1"] - figures(swept, runs[2], temperature=1.0, beam=2)["bleu"]
+    )
+    expected = row_l2(swept, both) - row_l2(swept, runs[2:])
+    assert difference["squared L2"] == pytest.approx(expected, abs=1e-6)
+    assert difference["resolved, BLEU"] == ("yes" if difference["p, BLEU"] < 0.05 else "no")
+
+
+def row_l2(results: Path, runs: Sequence[str]) -> float:
+    return recipe_figures(results, runs, "squared_l2", temperature=1.0, bins=15)
+
+
+def test_two_fold_uses_each_half_at_the_temperature_of_the_other() -> None:
+    # one seed, three temperatures; the halves disagree: the first likes index 0, the second index 2
+    criterion = np.array([[[1.0, 2.0, 3.0]], [[3.0, 2.0, 1.0]]])
+    sums = np.array([[[10.0, 20.0, 30.0]], [[100.0, 200.0, 300.0]]])
+
+    def lowest(values: np.ndarray[Any, Any]) -> int:
+        return int(values.mean(0).argmin())
+
+    assert two_fold(criterion, sums, lowest, lambda total: total) == 30.0 + 100.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"beams": (1,), "temperatures": ("0.8:1.2:0.1",)}, "greedy search, whose translations no temperature changes"),
+        ({"beams": (5, 1)}, "greedy"),
+        ({"temperatures": ("a:b",)}, "neither a number nor a grid"),
+        ({"temperatures": ("1:0.5:0.1",)}, "needs a step above 0"),
+        ({"temperatures": ("-1",)}, "temperature must be a finite number above 0"),
+        ({"inverse_temperatures": "0.5:1.5"}, "must be first:last:count"),
+        ({"inverse_temperatures": "0.5:1.5:1"}, "at least 2 points"),
+        ({"beams": (4, 4)}, "each only once"),
+        ({"search": SearchConfig(temperature=1.1)}, "give it as --temperatures"),
+        ({"search": SearchConfig(samples=2)}, "samples"),
+    ],
+)
+def test_bad_settings(changes: Mapping[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SweepConfig(**changes)
+
+
+def test_grids_include_both_ends() -> None:
+    assert SweepConfig(temperatures=("0.7:1.6:0.05",)).decoded_temperatures == pytest.approx(np.arange(14, 33) / 20)
+    assert SweepConfig(temperatures=("1", "0.8,1.2")).decoded_temperatures == [0.8, 1.0, 1.2]
+    assert SweepConfig(temperatures=("none",)).decoded_temperatures == []
+    assert SweepConfig(temperatures=("1.0",), beams=(1,)).decoded_temperatures == [1.0]
+    default = SweepConfig()
+    assert 1.0 in default.inverse_grid  # even, so that the grid costs two exponentials a logit
+    assert 1.0 in SweepConfig(inverse_temperatures="0.6:1.5:4").whole_inverse_grid
+    config = SweepConfig(temperatures=("0.9", "1"), beams=(4, 8), length_penalties=(0.6, 1.0))
+    assert [(s.beam, s.length_penalty, s.temperature) for s in config.searches()][:3] == [
+        (4, 0.6, 0.9),
+        (4, 0.6, 1.0),
+        (4, 1.0, 0.9),
+    ]
+    assert len(list(config.searches())) == 8
+
+
+def test_finding_runs(runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(runs[1]).parent)
+    assert [run.path.name for run in find_runs(["*-s?"], "last")] == ["hard-s1", "smooth-s2"]
+    with pytest.raises(UserError, match="no finished run matches nothing-"):
+        find_runs(["nothing-*"], "last")
+    with pytest.raises(UserError, match="is not a run"):
+        find_runs(["nothing"], "last")
+    copied = shutil.copytree(runs[1], tmp_path / "smooth-s2")
+    with pytest.raises(UserError, match="two of them are called smooth-s2"):
+        find_runs(["smooth-s2", str(copied)], "last")
+    shutil.rmtree(copied / "checkpoints" / "last")
+    with pytest.raises(UserError, match="no such checkpoint"):
+        find_runs([str(copied)], "last")
