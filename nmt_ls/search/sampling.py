@@ -108,9 +108,8 @@ def draw(weights_RKV: Tensor, uniform_RK: Tensor) -> Tensor:
     """
     cumulative_RKV = weights_RKV.double().cumsum(-1)
     totals_RK = cumulative_RKV[..., -1]
-    # u · total may round up to total
-    targets_RK = torch.minimum(uniform_RK * totals_RK, torch.nextafter(totals_RK, torch.zeros_like(totals_RK)))
-    tokens_RK = torch.searchsorted(cumulative_RKV, targets_RK[..., None], right=True)[..., 0]
+    targets_RK1 = (uniform_RK * totals_RK)[..., None]  # below the total, for u ≤ 1 - 2^-53
+    tokens_RK = torch.searchsorted(cumulative_RKV, targets_RK1, right=True)[..., 0]
     return tokens_RK.masked_fill(totals_RK == 0, PAD)
 
 

@@ -85,7 +85,7 @@ def random_case(seed: int):
         allow_unknown=rng.random() < 0.7,
     )
     vocabulary = rng.choice([6, 9, 40, 261])
-    longest = [rng.randint(3, 8) for _ in range(rng.choice([1, 3, 6]))]
+    longest = [rng.randint(3, 8) for _ in range(rng.choice([1, 3, 8]))]
     prefixes = [()] * len(longest)
     if rng.random() < 0.4:
         prefixes = [tuple(rng.randint(UNK, 5) for _ in range(rng.randint(0, n - 1))) for n in longest]
@@ -131,6 +131,23 @@ def test_a_beam_as_wide_as_the_space_finds_what_exhaustive_search_finds(kind, be
         check_equal(beam_search(stepper, max_lengths_B=torch.tensor([longest]), config=config)[0], best)
 
 
+@pytest.mark.parametrize("prefix", [(), (5,)])
+def test_a_beam_wider_than_a_prime_vocabulary(prefix: tuple[int, ...]) -> None:
+    # of the 600 first candidates 255 are real, or one where it is forced; the others must stay out
+    vocabulary, config = 257, SearchConfig(beam=300, nbest=300)
+
+    def model(sentence: int, tokens: tuple[int, ...]) -> np.ndarray:
+        return next_logits(0, sentence, tokens, vocabulary) + 6 * (np.arange(vocabulary) == 256)
+
+    found = beam_search(
+        ToyStepper(0, [0], config.beam, vocabulary, model=model),
+        max_lengths_B=torch.tensor([3]),
+        config=config,
+        prefix_BP=padded([prefix]),
+    )
+    check_equal(found[0], reference(lambda tokens: model(0, tokens), vocabulary, 3, config, prefix))
+
+
 # --- stopping, batches, temperature -------------------------------------------------------------------------------
 
 
@@ -169,6 +186,15 @@ def test_the_exact_rule_stops_as_soon_as_nothing_live_can_win_and_not_before() -
     assert run(model, 30, beam=2, length_penalty=0.0)[1] == 1
 
 
+def test_each_sentence_stops_by_its_own_maximum_length() -> None:
+    # as above with 10 and 30, together: the first leaves at once, the second goes on as if alone
+    config = SearchConfig(beam=2)
+    model = scripted({(): {EOS: 0.9, A: 0.1}}, {A: 0.5, EOS: 0.1})
+    stepper = ToyStepper(0, [0, 1], 2, 6, model=model)
+    beam_search(stepper, max_lengths_B=torch.tensor([10, 30]), config=config)
+    assert stepper.width_log == [2, 1, 1]
+
+
 def test_a_negative_penalty_is_bounded_by_the_next_length() -> None:
     # finished: log 0.4 · 1 = -0.916; live: log 0.6 · 2 = -1.02. Bounded by the maximum length it would be -5.1.
     model = scripted({(): {EOS: 0.4, A: 0.6}}, {EOS: 1.0})
@@ -197,6 +223,16 @@ def test_the_early_rule_stops_at_the_beamth_finished_hypothesis() -> None:
     assert ([f.ids for f in found], steps) == ([[A, EOS], [EOS]], 2)
     found, steps = run(model, 9, beam=2, stop="exact", nbest=2)
     assert ([f.ids for f in found], steps) == ([[A, A, A, A, EOS], [A, EOS]], 5)
+
+
+def test_a_sentence_done_early_finds_nothing_more_while_it_stays_in_the_batch() -> None:
+    ends = scripted({(): {EOS: 0.4, A: 0.6}, (A,): {EOS: 0.45, A: 0.55}, (A, A): {A: 1.0}}, {EOS: 1.0})
+    goes_on = scripted({}, {A: 0.6, B: 0.3, EOS: 1e-4})
+    stepper = ToyStepper(0, [0, 1, 2, 3, 4], 2, 6, model=lambda s, prefix: (goes_on if s else ends)(s, prefix))
+    config = SearchConfig(beam=2, nbest=2, stop="early")
+    found = beam_search(stepper, max_lengths_B=torch.full((5,), 7), config=config)
+    assert stepper.width_log == [5] * 7  # one done of five is no reason to copy the others
+    assert [f.ids for f in found[0]] == [[A, EOS], [EOS]]
 
 
 def test_greedy_is_the_chain_of_most_probable_tokens() -> None:

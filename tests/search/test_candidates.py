@@ -43,6 +43,7 @@ def test_dead_hypotheses_and_forbidden_tokens_come_last(vocabulary: int) -> None
     assert hypotheses[0, :2].tolist() == ([0, 2] if first > third else [2, 0])
     assert tokens[0, :2].tolist() == [0, 0]
     assert (values[1] == float("-inf")).all()
+    _, hypotheses, tokens = best_candidates(logits, offsets, 3 * vocabulary)
     assert ((tokens >= 0) & (tokens < vocabulary) & (hypotheses >= 0) & (hypotheses < 3)).all()
 
 
@@ -52,7 +53,7 @@ def test_equals_topk_of_torch_where_nothing_ties() -> None:
 
 
 def test_the_lower_position_wins_a_tie_and_negative_zero_is_zero() -> None:
-    values = torch.tensor([[-1.0, 0.0, 3.0, -0.0, 3.0, float("-inf"), float("-inf")]])
+    values = torch.tensor([[-1.0, -0.0, 3.0, 0.0, 3.0, float("-inf"), float("-inf")]])
     for dtype in (torch.float32, torch.float64):
         assert first_best(values.to(dtype), 7).tolist() == [[2, 4, 1, 3, 0, 5, 6]]
 

@@ -145,6 +145,8 @@ def test_draw_inverts_the_cumulative_weights() -> None:
     weights = torch.tensor([[[0.0, 2.0, 0.0, 6.0, 0.0]] * 5])
     uniform = torch.tensor([[0.0, 0.2499, 0.25, 0.9, 1 - 2**-53]], dtype=torch.float64)
     assert draw(weights, uniform).tolist() == [[1, 1, 3, 3, 3]]
+    for total in (1.0, 1.0 + 2**-52, 3.0, 7.1):  # the greatest number drawn stays below any total
+        assert draw(torch.tensor([[[total, 0.0]]], dtype=torch.float64), uniform[:, 4:]).tolist() == [[0]]
     assert draw(torch.zeros(1, 1, 4), torch.zeros(1, 1, dtype=torch.float64)).tolist() == [[PAD]]
 
 
