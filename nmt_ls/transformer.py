@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from nmt_ls.attention import (
     PAD,
-    AttentionForm,
     CrossAttention,
     Projection,
     SelfAttention,
@@ -44,8 +43,8 @@ class TransformerConfig:
     et al., table 3).
     norm: layer normalisation before each sub-layer (pre) or after its residual sum (post, as in the paper).
     share_embeddings: all (source, target and output layer), target (target and output layer), or none.
-    attention: PyTorch's kernel (fused) or softmax written out (explicit); the results are the same, auto takes the
-    faster: explicit on a CPU, fused elsewhere.
+    attention: PyTorch's kernel (fused) or softmax written out (explicit); the results are the same. auto: training
+    measures which is faster and keeps to it; elsewhere explicit on a CPU up to 256 tokens, fused otherwise.
     """
 
     preset: Literal["mini", "tiny", "small", "base", "big"] = "tiny"
@@ -98,13 +97,6 @@ class TransformerConfig:
         preset = zip(_SIZES, _PRESETS[self.preset], strict=True)
         return {key: getattr(self, key) or size for key, size in preset}
 
-    @property
-    def attention_form(self) -> AttentionForm:
-        """The form that ``attention`` stands for on this machine."""
-        if self.attention == "auto":
-            return "fused" if torch.cuda.is_available() else "explicit"
-        return self.attention
-
 
 class Memory(NamedTuple):
     """What the encoder made of a batch of sources: states BSD, and the additive mask B11S that hides padding."""
@@ -149,7 +141,7 @@ class Layer(nn.Module):
         self.pre_norm = config.norm == "pre"
         self.dropout_probability = config.dropout
         self.self_norm = nn.LayerNorm(config.width)
-        self.self_attention = SelfAttention(config.width, config.heads, config.attention_dropout, config.attention_form)
+        self.self_attention = SelfAttention(config.width, config.heads, config.attention_dropout, config.attention)
         self.feed_forward_norm = nn.LayerNorm(config.width)
         self.feed_forward = FeedForward(config)
 
@@ -179,9 +171,7 @@ class DecoderLayer(Layer):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
         self.cross_norm = nn.LayerNorm(config.width)
-        self.cross_attention = CrossAttention(
-            config.width, config.heads, config.attention_dropout, config.attention_form
-        )
+        self.cross_attention = CrossAttention(config.width, config.heads, config.attention_dropout, config.attention)
 
     def forward(self, x_BTD: Tensor, mask_11TT: Tensor, memory: Memory) -> Tensor:
         update_BTD = self.self_attention(self.before(self.self_norm, x_BTD), mask_11TT)
@@ -282,7 +272,8 @@ class Transformer(nn.Module):
     def _embed(self, embedding: nn.Embedding, tokens_BT: Tensor, start: int, end: int) -> Tensor:
         """Embeddings scaled by sqrt(D), plus the sinusoids of positions start to end, with dropout."""
         if end > self.positions_TD.shape[0]:
-            self.positions_TD = sinusoids(2 * end, self.config.width).to(self.positions_TD)
+            with torch.inference_mode(False):  # the table may serve training later
+                self.positions_TD = sinusoids(2 * end, self.config.width).to(self.positions_TD)
         positions_TD = self.positions_TD[start:end]
         x_BTD = torch.add(positions_TD, embedding(tokens_BT), alpha=math.sqrt(self.config.width))
         return dropout(x_BTD, self.config.dropout, self.training)

@@ -108,6 +108,25 @@ def test_attention_dropout_is_the_same_in_both_forms():
     assert not torch.allclose(outputs[0], attend(q, k, v, torch.zeros(1, 1, 1, 4), "explicit"))
 
 
+@pytest.mark.parametrize(
+    ("queries", "keys", "expected"), [(4, 300, "explicit"), (256, 256, "explicit"), (256, 257, "fused")]
+)
+def test_auto_takes_the_explicit_form_for_short_sentences_on_a_cpu(monkeypatch, queries, keys, expected):
+    used = []
+    kernel = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(*arguments, **named):
+        used.append("fused")
+        return kernel(*arguments, **named)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    q, k, v = (torch.randn(1, 1, n, 4) for n in (queries, keys, keys))
+    mask = torch.zeros(1, 1, 1, keys)
+    out = attend(q, k, v, mask, "auto")
+    assert (used or ["explicit"]) == [expected]
+    torch.testing.assert_close(out, attend(q, k, v, mask, "explicit"))
+
+
 def test_causal_mask_by_hand():
     least = -1e9
     expected = [[0.0, least, least], [0.0, 0.0, least], [0.0, 0.0, 0.0]]
