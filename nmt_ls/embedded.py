@@ -16,6 +16,7 @@ from nmt_ls.corpus_writer import CorpusConfig, Origin, write_corpus
 from nmt_ls.staged_texts import FilterConfig
 from nmt_ls.vocabulary import VocabularyConfig
 
+EMBEDDED_SOURCE = "data_prep.grammar"
 FINGERPRINT_PAIRS = 100
 
 
@@ -38,6 +39,12 @@ class EmbeddedSizes:
                 raise ValueError(f"{name} must be positive, not {value}")
 
 
+def embedded_directory(root: str | Path, seed: int, sizes: EmbeddedSizes) -> Path:
+    """Where the corpus of this seed, these sizes and today's grammar belongs, so that another one stands beside it."""
+    recipe = repr((seed, asdict(sizes), fingerprint()))
+    return Path(root) / f"grammar-{hashlib.blake2b(recipe.encode(), digest_size=4).hexdigest()}"
+
+
 def prepare_embedded(directory: str | Path, seed: int, sizes: EmbeddedSizes) -> Corpus:
     """The embedded corpus of a seed, generated unless it is there already.
 
@@ -48,11 +55,11 @@ def prepare_embedded(directory: str | Path, seed: int, sizes: EmbeddedSizes) -> 
     """
     counts = {"train": sizes.train, "validation": sizes.validation, "test": sizes.test}
     origin = Origin(
-        source="data_prep.grammar",
+        source=EMBEDDED_SOURCE,
         source_language="en",
         target_language="de",
         licence=LICENCE,
-        settings={"seed": seed, **counts, "grammar": _fingerprint()},
+        settings={"seed": seed, **counts, "grammar": fingerprint()},
     )
     config = CorpusConfig(
         vocabulary=VocabularyConfig(kind="bpe", size=sizes.vocabulary, sample=0, normalisation="identity"),
@@ -62,7 +69,7 @@ def prepare_embedded(directory: str | Path, seed: int, sizes: EmbeddedSizes) -> 
     return write_corpus(directory, Grammar(seed).splits(**counts), origin, config)
 
 
-def _fingerprint() -> str:
+def fingerprint() -> str:
     """Tells grammars apart by what they say: a corpus of an older one is not taken for this one's."""
     said = "\n".join(f"{source}\t{target}" for source, target in Grammar(0).sample(FINGERPRINT_PAIRS))
     return hashlib.blake2b(said.encode(), digest_size=8).hexdigest()

@@ -11,9 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from nmt_ls.attention import fastest_form
 from nmt_ls.batching import Batch, epoch_batches
 from nmt_ls.corpus import Corpus, Split
-from nmt_ls.embedded import EmbeddedSizes, prepare_embedded
+from nmt_ls.embedded import EmbeddedSizes, embedded_directory, prepare_embedded
 from nmt_ls.experiment.checkpoint import checkpoint_exists, load_weights
 from nmt_ls.experiment.command_line import UserError, config_to_dict
 from nmt_ls.experiment.engine import Engine, EngineConfig, StepLoss
@@ -27,9 +28,9 @@ from nmt_ls.search import SearchConfig
 from nmt_ls.transformer import Transformer, TransformerConfig
 from nmt_ls.translator import CheckpointName, Hypothesis, Translator, with_vocabularies
 from nmt_ls.truth import bleu_ceilings, is_embedded, true_entropy
-from nmt_ls.vocabulary import PAD
+from nmt_ls.vocabulary import PAD, load_vocabularies
 
-EMBEDDED_DIRECTORY = Path("data/grammar")
+EMBEDDED_ROOT = Path("data")
 GRAMMAR_SEED = 0
 EXAMPLES = 3
 
@@ -40,6 +41,9 @@ class TrainConfig:
 
     data: a prepared corpus; left out, the embedded one, prepared on first use under data/.
     out: the run's directory; left out, runs/CORPUS-lsALPHA-sSEED.
+    seed: of the initial weights, the order of batches and dropout.
+    precision: fp32, bf16, or auto: what this processor does fastest, measured.
+    device: auto takes CUDA where there is a GPU.
     max_tokens: of a batch, padding included, on the longer side.
     validation_sentences: translated at each validation for BLEU (the first ones of the split); 0 is none.
     init_from: a run whose weights to start from, at its checkpoint init_checkpoint.
@@ -64,7 +68,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=4e-3))
     schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(kind="linear", warmup_updates=300))
     engine: EngineConfig = field(
-        default_factory=lambda: EngineConfig(max_updates=2200, validate_every=550, average_last=2)
+        default_factory=lambda: EngineConfig(max_updates=1600, validate_every=400, average_last=2)
     )
     search: SearchConfig = field(default_factory=SearchConfig)
 
@@ -78,13 +82,19 @@ class TrainConfig:
             raise ValueError("engine.monitor is bleu: validation_sentences must be above 0")
         if not self.checkpoints:
             raise ValueError("checkpoints: name at least one of best, averaged, last")
+        if "averaged" in self.checkpoints and self.engine.average_last == 0:
+            raise ValueError("checkpoints: averaged needs engine.average_last above 0")
+        if self.search.samples:
+            raise ValueError("search.samples: validation and the summary translate by search; samples belong to decode")
+        if self.schedule.needs_total:
+            self.schedule.resolved(self.engine.max_updates)
 
 
 class TranslationTask:
     """Corpus, model and settings of a run, as the engine wants to see them."""
 
     def __init__(self, config: TrainConfig, corpus: Corpus, model: Transformer, precision: Precision) -> None:
-        self.config, self.corpus, self.model = config, corpus, model
+        self.config, self.corpus, self.model, self.precision = config, corpus, model, precision
         self.training, self.validation = corpus.split("train"), corpus.split("validation")
         self.prior: Prior = (
             corpus.unigram_prior().to(model.output_weight) if config.loss.prior == "unigram" else "uniform"
@@ -143,23 +153,21 @@ def train(config: TrainConfig) -> Outcome:
     Raises UserError for whatever of the configuration, the corpus or the run's directory does not fit.
     """
     device = choose_device(config.device)
-    if config.data is None:
-        print(f"no --data: the embedded corpus, in {EMBEDDED_DIRECTORY}", file=sys.stderr)
-        corpus = prepare_embedded(EMBEDDED_DIRECTORY, GRAMMAR_SEED, config.embedded)
-    else:
-        corpus = Corpus.load(config.data)
-    path = Path(config.out or f"runs/{corpus.directory.name}-ls{config.loss.alpha:g}-s{config.seed}")
-    begun = _begun_manifest(path)
+    corpus = open_corpus(config)
+    config = replace(config, model=with_vocabularies(config.model, corpus.source_vocabulary, corpus.target_vocabulary))
+    name = "grammar" if is_embedded(corpus) and config.data is None else corpus.directory.name
+    path = Path(config.out or f"runs/{name}-ls{config.loss.alpha:g}-s{config.seed}")
+    begun = begun_manifest(path)
     threads = int(begun.get("threads", 0)) or config.threads
     if threads:
         torch.set_num_threads(threads)
     precision = Precision.from_manifest(begun["precision"]) if begun else choose_precision(config.precision, device)
-    model_config = with_vocabularies(config.model, corpus.source_vocabulary, corpus.target_vocabulary)
-    config = replace(config, model=model_config)
+    attention: dict[str, Any] = begun["attention"] if begun else choose_attention(config.model, device, precision)
     manifest = {
-        **provenance(),
+        **provenance(device),
         "precision": precision.to_dict(),
-        "corpus": str(corpus.directory),
+        "attention": attention,
+        "corpus": str(corpus.directory.resolve()),
         "corpus_checksum": corpus.checksum,
         "corpus_source": corpus.manifest["source"],
     }
@@ -167,39 +175,71 @@ def train(config: TrainConfig) -> Outcome:
     with run:
         if state == "finished":
             return Outcome(run=run, summary=run.read_summary(), already_finished=True)
-        print(
-            f"{run.path}: {corpus.directory}, {len(corpus.split('train')):,} pairs; {precision.reason}", file=sys.stderr
-        )
-        corpus.copy_vocabulary(run.path)
-        torch.manual_seed(config.seed)
-        model = Transformer(model_config).to(device)
-        if config.init_from is not None:
-            _start_from(model, Path(config.init_from), config.init_checkpoint)
-        task = TranslationTask(config, corpus, model, precision)
-        engine = Engine(
-            model,
-            batches=task.batches,
-            loss=task.loss,
-            validate=task.validate,
-            optimizer=build_optimizer(model, config.optimizer),
-            optimizer_config=config.optimizer,
-            schedule_config=config.schedule,
-            config=config.engine,
-            run=run,
-            precision=precision,
-            seed=config.seed,
-            unit="tokens",
-        )
-        result = engine.fit()
-        if result.stopped_by == "signal":
-            return Outcome(run=run, summary=None, signal=result.signal)
-        summary = {**summarise(run, task), "updates": result.update, "stopped_by": result.stopped_by}
-        summary |= {
-            "training_seconds": round(result.seconds, 1),
-            "parameters": sum(p.numel() for p in model.parameters()),
-        }
-        run.write_summary(summary)
-        return Outcome(run=run, summary=summary)
+        try:
+            pairs = len(corpus.split("train"))
+            print(f"{run.path}: {corpus.directory}, {pairs:,} pairs; {precision.reason}", file=sys.stderr)
+            corpus.copy_vocabulary(run.path)
+            torch.manual_seed(config.seed)
+            model = Transformer(replace(config.model, attention=attention["form"])).to(device)
+            if config.init_from is not None and not checkpoint_exists(run.checkpoints / "last"):
+                start_from(model, corpus, Path(config.init_from), config.init_checkpoint)
+            return fit_and_summarise(TranslationTask(config, corpus, model, precision), run)
+        except UserError:
+            if state == "new":
+                run.forget()
+            raise
+
+
+def open_corpus(config: TrainConfig) -> Corpus:
+    """The corpus that was named, its training and validation splits as their checksums say; or the embedded one."""
+    if config.data is None:
+        directory = embedded_directory(EMBEDDED_ROOT, GRAMMAR_SEED, config.embedded)
+        print(f"no --data: the embedded corpus, in {directory}", file=sys.stderr)
+        return prepare_embedded(directory, GRAMMAR_SEED, config.embedded)
+    corpus = Corpus.load(config.data)
+    corpus.verify()
+    return corpus
+
+
+def choose_attention(config: TransformerConfig, device: torch.device, precision: Precision) -> dict[str, str]:
+    """The form of attention to train with, and why: measured where the configuration leaves it open."""
+    if config.attention != "auto":
+        return {"form": config.attention, "reason": "as asked"}
+    precision.apply()
+    sized = config.sized()
+    form, reason = fastest_form(sized.heads, sized.width // sized.heads, device, precision.autocast(device.type))
+    return {"form": form, "reason": reason}
+
+
+def fit_and_summarise(task: TranslationTask, run: RunDirectory) -> Outcome:
+    """Train to the end, or until a signal; then score the checkpoints and finish the run."""
+    config, model = task.config, task.model
+    engine = Engine(
+        model,
+        batches=task.batches,
+        loss=task.loss,
+        validate=task.validate,
+        optimizer=build_optimizer(model, config.optimizer),
+        optimizer_config=config.optimizer,
+        schedule_config=config.schedule,
+        config=config.engine,
+        run=run,
+        precision=task.precision,
+        seed=config.seed,
+        unit="tokens",
+    )
+    result = engine.fit()
+    if result.stopped_by == "signal":
+        return Outcome(run=run, summary=None, signal=result.signal)
+    summary = {
+        **summarise(run, task),
+        "updates": result.update,
+        "stopped_by": result.stopped_by,
+        "training_seconds": round(result.seconds, 1),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
+    run.write_summary(summary)
+    return Outcome(run=run, summary=summary)
 
 
 def summarise(run: RunDirectory, task: TranslationTask) -> dict[str, Any]:
@@ -230,7 +270,9 @@ def summarise(run: RunDirectory, task: TranslationTask) -> dict[str, Any]:
         "checkpoints": figures,
         "examples": examples,
         "translation_signatures": signatures,
-        "signature": run_signature(config, corpus, translator.precision, split="test").to_dict(),
+        "signature": run_signature(
+            config, corpus, translator.precision, split="test", device=translator.device
+        ).to_dict(),
     }
     if is_embedded(corpus):
         print("computing what the grammar itself reaches", file=sys.stderr)
@@ -246,11 +288,13 @@ def example_translations(split: Split, hypotheses: Sequence[Sequence[Hypothesis]
     ]
 
 
-def run_signature(config: TrainConfig, corpus: Corpus, precision: Precision, *, split: str) -> Signature:
+def run_signature(
+    config: TrainConfig, corpus: Corpus, precision: Precision, *, split: str, device: str | torch.device = "cpu"
+) -> Signature:
     """The recipe of a run's figures on a split."""
     loss, search = config.loss, config.search
     return Signature.of(
-        provenance(),
+        provenance(device),
         alpha=loss.alpha,
         spread=loss.spread,
         prior=loss.prior,
@@ -272,16 +316,26 @@ def choose_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def _begun_manifest(path: Path) -> dict[str, Any]:
-    """What the manifest of a run that is there already says; empty for a new one."""
+def begun_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a run that is there, whose machine-dependent choices a resume keeps; empty for a new one."""
     run = RunDirectory(path)
     return run.read_manifest() if run.config_file.exists() else {}
 
 
-def _start_from(model: Transformer, run: Path, checkpoint: CheckpointName) -> None:
+def start_from(model: Transformer, corpus: Corpus, run: Path, checkpoint: CheckpointName) -> None:
+    """Load another run's weights. Raises UserError where there are none, or they are of other vocabularies or sizes."""
     try:
-        model.load_state_dict(load_weights(RunDirectory(run).checkpoints / checkpoint))
-    except RuntimeError as error:
+        theirs = load_vocabularies(run)
+        weights = load_weights(RunDirectory(run).checkpoints / checkpoint)
+    except UserError as error:
+        raise UserError(f"init_from: {error}") from None
+    ours = corpus.source_vocabulary, corpus.target_vocabulary
+    if [vocabulary.checksum() for vocabulary in theirs] != [vocabulary.checksum() for vocabulary in ours]:
         raise UserError(
-            f"init_from: {run} is a model of another shape ({' '.join(str(error).split())[:200]})"
-        ) from None
+            f"init_from: {run} was trained with another vocabulary than {corpus.directory}; prepare the corpus with its"
+        )
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        what = " ".join(str(error).split())[:160]
+        raise UserError(f"init_from: {run} is a model of another shape ({what}); start from one like it") from None

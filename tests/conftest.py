@@ -8,16 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_runs import small_config
 
 from nmt_ls.corpus import Corpus
 from nmt_ls.embedded import EmbeddedSizes, prepare_embedded
-from nmt_ls.experiment.engine import EngineConfig
 from nmt_ls.experiment.run_directory import RunDirectory
-from nmt_ls.experiment.schedule import OptimizerConfig, ScheduleConfig
-from nmt_ls.losses import LossConfig
-from nmt_ls.search import SearchConfig
-from nmt_ls.training import TrainConfig, train
-from nmt_ls.transformer import TransformerConfig
+from nmt_ls.training import train
 
 SIZES = EmbeddedSizes(train=400, validation=30, test=20, vocabulary=600)
 
@@ -26,24 +22,6 @@ SIZES = EmbeddedSizes(train=400, validation=30, test=20, vocabulary=600)
 def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     """A few hundred pairs of the embedded corpus."""
     return prepare_embedded(tmp_path_factory.mktemp("corpus") / "small", 0, SIZES)
-
-
-def small_config(corpus: Corpus, out: Path, **changes: object) -> TrainConfig:
-    """Settings with which a run takes a second."""
-    settings: dict[str, object] = {
-        "data": str(corpus.directory),
-        "out": str(out),
-        "precision": "fp32",
-        "max_tokens": 800,
-        "validation_sentences": 8,
-        "loss": LossConfig(alpha=0.1),
-        "model": TransformerConfig(width=32, feed_forward=64, heads=2, encoder_layers=1, decoder_layers=1),
-        "optimizer": OptimizerConfig(learning_rate=5e-3),
-        "schedule": ScheduleConfig(warmup_updates=20),
-        "engine": EngineConfig(max_updates=60, validate_every=30, average_last=2, log_every=10),
-        "search": SearchConfig(beam=2),
-    }
-    return TrainConfig(**{**settings, **changes})  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,21 +17,25 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import small_config
+from small_runs import small_config
 
 from nmt_ls.batching import epoch_batches
 from nmt_ls.corpus import Corpus
+from nmt_ls.embedded import EmbeddedSizes, prepare_embedded
 from nmt_ls.experiment.checkpoint import load_weights
 from nmt_ls.experiment.command_line import UserError, config_to_dict, parse
 from nmt_ls.experiment.engine import EngineConfig
 from nmt_ls.experiment.precision import Precision
 from nmt_ls.experiment.run_directory import RunDirectory
+from nmt_ls.experiment.schedule import ScheduleConfig
 from nmt_ls.losses import LossConfig, smoothed_cross_entropy
 from nmt_ls.scoring import evaluate, fitted_temperature, score_batches, split_batches
+from nmt_ls.search import SearchConfig
 from nmt_ls.training import TrainConfig, TranslationTask, train
 from nmt_ls.transformer import Transformer, TransformerConfig
-from nmt_ls.translator import Translator
+from nmt_ls.translator import Translator, with_vocabularies
 from nmt_ls.truth import bleu_ceilings, true_entropy
+from nmt_ls.vocabulary import VocabularyConfig, train_vocabulary
 
 
 @pytest.fixture
@@ -196,7 +201,7 @@ def test_2n_updates_equal_n_and_a_resume_and_n_more(small_corpus: Corpus, tmp_pa
 
 def test_a_run_killed_at_a_random_moment_ends_with_the_same_weights(small_corpus: Corpus, tmp_path: Path) -> None:
     """SIGKILL, through the command line, in a process of its own; then the same command again."""
-    engine = EngineConfig(max_updates=40, validate_every=20, checkpoint_every=3, average_last=2, log_every=5)
+    engine = EngineConfig(max_updates=120, validate_every=60, checkpoint_every=5, average_last=2, log_every=5)
     config = small_config(small_corpus, tmp_path / "killed", engine=engine, validation_sentences=0)
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(config_to_dict(config)))
@@ -206,9 +211,9 @@ def test_a_run_killed_at_a_random_moment_ends_with_the_same_weights(small_corpus
     last = tmp_path / "killed" / "checkpoints" / "last"
     while not last.exists() and victim.poll() is None:
         time.sleep(0.01)
-    time.sleep(random.random())
+    time.sleep(random.random() / 4)
     victim.send_signal(signal.SIGKILL)
-    victim.wait()
+    assert victim.wait() == -signal.SIGKILL  # it was still at work
     subprocess.run(command, env=environment, check=True, capture_output=True)
     whole = train(replace(config, out=str(tmp_path / "whole"))).run
     for name in ("last", "best", "averaged"):
@@ -228,7 +233,76 @@ def test_bad_settings_are_refused() -> None:
             TrainConfig(**settings)  # type: ignore[arg-type]
 
 
-def test_a_vocabulary_that_cannot_be_shared_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_settings_that_only_fail_late_are_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="average_last"):
+        TrainConfig(engine=EngineConfig(average_last=0))
+    with pytest.raises(ValueError, match="warmup_updates"):
+        TrainConfig(engine=EngineConfig(max_updates=10), schedule=ScheduleConfig(kind="cosine", warmup_updates=10))
+    with pytest.raises(ValueError, match="samples"):
+        TrainConfig(search=SearchConfig(samples=2))
+
+
+def test_a_run_that_saved_nothing_begins_anew_with_the_corrected_setting(small_corpus: Corpus, tmp_path: Path) -> None:
+    barely = EngineConfig(max_updates=1, validate_every=1)
+    with pytest.raises(UserError, match="init_from: nowhere"):
+        train(small_config(small_corpus, tmp_path / "run", engine=barely, init_from="nowhere"))
+    outcome = train(small_config(small_corpus, tmp_path / "run", engine=barely))
+    assert outcome.summary is not None
+    assert outcome.run.read_config()["init_from"] is None
+
+
+def test_init_from_refuses_another_vocabulary_of_the_same_size(
+    small_run: RunDirectory, small_corpus: Corpus, tmp_path: Path
+) -> None:
+    other = prepare_embedded(tmp_path / "other", 1, EmbeddedSizes(train=400, validation=30, test=20, vocabulary=600))
+    assert other.source_vocabulary.size == small_corpus.source_vocabulary.size
+    with pytest.raises(UserError, match=r"init_from.*another vocabulary"):
+        train(small_config(other, tmp_path / "run", init_from=str(small_run.path)))
+
+
+def test_a_resume_does_not_need_the_run_it_was_started_from(
+    small_run: RunDirectory, small_corpus: Corpus, tmp_path: Path
+) -> None:
+    shutil.copytree(small_run.path, tmp_path / "first")
+    settings = {"init_from": str(tmp_path / "first"), "validation_sentences": 0}
+    engine = EngineConfig(max_updates=2, validate_every=2)
+    train(small_config(small_corpus, tmp_path / "run", engine=engine, **settings))
+    shutil.rmtree(tmp_path / "first")
+    more = train(small_config(small_corpus, tmp_path / "run", engine=replace(engine, max_updates=4), **settings))
+    assert more.summary is not None
+    assert more.summary["updates"] == 4
+
+
+def test_attention_is_measured_once_and_kept(small_run: RunDirectory, small_corpus: Corpus, tmp_path: Path) -> None:
+    chosen = small_run.read_manifest()["attention"]
+    assert chosen["form"] in ("fused", "explicit")
+    assert "times as fast" in chosen["reason"]
+    asked = TransformerConfig(width=32, feed_forward=64, heads=2, encoder_layers=1, decoder_layers=1, attention="fused")
+    run = train(
+        small_config(small_corpus, tmp_path, model=asked, engine=EngineConfig(max_updates=1, validate_every=1))
+    ).run
+    assert run.read_manifest()["attention"] == {"form": "fused", "reason": "as asked"}
+
+
+def test_a_changed_corpus_is_noticed(small_corpus: Corpus, tmp_path: Path) -> None:
+    shutil.copytree(small_corpus.directory, tmp_path / "corpus")
+    (file,) = (tmp_path / "corpus" / "train").glob("*.arrow")
+    content = bytearray(file.read_bytes())
+    at = content.index(b"Der ")
+    content[at : at + 4] = b"Die "
+    file.write_bytes(content)
+    config = small_config(small_corpus, tmp_path / "run")
+    with pytest.raises(UserError, match="differs from its checksum"):
+        train(replace(config, data=str(tmp_path / "corpus")))
+
+
+def test_two_vocabularies_cannot_be_shared(small_corpus: Corpus, tmp_path: Path) -> None:
+    other = train_vocabulary(["ein Wort und noch ein Wort"] * 9, tmp_path / "other.model", VocabularyConfig(size=30))
+    with pytest.raises(UserError, match="share_embeddings"):
+        with_vocabularies(TransformerConfig(), small_corpus.source_vocabulary, other)
+
+
+def test_a_corpus_that_is_none_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a prepared corpus"):
         train(TrainConfig(data=str(tmp_path / "nowhere"), out=str(tmp_path / "run")))
 

@@ -18,6 +18,7 @@ from typing import Any, Literal, Self
 import yaml
 
 from nmt_ls.experiment.atomic import atomic_write, fsync
+from nmt_ls.experiment.checkpoint import checkpoint_exists
 from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.schedule import SCHEDULES_WITH_AN_END
 
@@ -138,6 +139,15 @@ class RunDirectory:
     def read_summary(self) -> dict[str, Any]:
         """summary.json."""
         return _read(self.summary_file, json.loads)
+
+    def forget(self) -> None:
+        """Undo `open` of a new run that failed before it saved anything: its settings may then be corrected."""
+        if checkpoint_exists(self.checkpoints / "last"):
+            return
+        self.config_file.unlink(missing_ok=True)  # first: without it the rest is no run
+        for entry in self.path.iterdir():
+            if entry.is_file() and not entry.name.startswith("."):
+                entry.unlink()
 
     def _take_lock(self) -> None:
         if self.path.exists() and not self.path.is_dir():

@@ -5,9 +5,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from dying import dies_at, fork, status_of
 
+from nmt_ls.experiment.checkpoint import save_checkpoint
 from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.run_directory import RunDirectory, atomic_write, newest_finished_run
 
@@ -188,6 +190,21 @@ def test_lock_keeps_a_second_process_out_and_goes_with_its_holder(tmp_path):
     os.kill(child, 9)
     assert status_of(child) == -9
     assert begin(tmp_path / "a") == "resume"
+
+
+def test_a_new_run_that_saved_nothing_can_be_forgotten(tmp_path):
+    run, _ = RunDirectory.open(tmp_path / "a", CONFIG, MANIFEST)
+    (run.path / "spm.model").write_text("a vocabulary")
+    run.append_metrics({"step": 1})
+    run.forget()
+    run.close()
+    other, state = RunDirectory.open(tmp_path / "a", {**CONFIG, "loss": {"alpha": 0.5}}, MANIFEST)
+    assert state == "new"
+    assert other.read_metrics() == []
+    save_checkpoint(other.checkpoints / "last", {"w": torch.zeros(1)}, {})
+    other.forget()
+    other.close()
+    assert RunDirectory.open(tmp_path / "a", {**CONFIG, "loss": {"alpha": 0.5}}, MANIFEST)[1] == "resume"
 
 
 def test_lock_goes_with_the_garbage(tmp_path):
