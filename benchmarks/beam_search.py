@@ -35,6 +35,7 @@ from benchmarks.common import (
 )
 from benchmarks.free_running import race_on_text
 from benchmarks.marian import attention_mask, marian_of
+from benchmarks.profiles import PROFILE_COLUMNS, take_apart
 from nmt_ls.experiment.command_line import run_command
 from nmt_ls.export import transformer_spec
 from nmt_ls.search import SearchConfig, beam_search
@@ -63,6 +64,7 @@ class BenchmarkConfig:
         source_length: pieces of every source in the forced part, end-of-sentence included.
         steps: length of every translation there.
         repeats: rounds, interleaved.
+        profile: whether to take a step of ours apart.
         threads: of each contestant (2x1 needs 2); 0 leaves PyTorch's choice.
         clock: wall, or cpu (processor time, on a machine that others use too; needs threads 1, and no 2x1).
         out: where the records go; empty for nowhere.
@@ -77,6 +79,7 @@ class BenchmarkConfig:
     source_length: int = 16
     steps: int = 24
     repeats: int = 5
+    profile: bool = True
     threads: int = 0
     clock: str = "wall"
     out: str = "results/speed/beam_search.jsonl"
@@ -234,15 +237,19 @@ def figures(seconds: Mapping[str, list[float]], count: int, unit: str) -> list[d
     return rows
 
 
-def forced(config: BenchmarkConfig, size: str) -> list[dict[str, Any]]:
-    """The table of one size. AssertionError where anyone translates to another length than asked."""
+def forced(config: BenchmarkConfig, size: str) -> tuple[list[dict[str, Any]], dict[str, list[dict[str, Any]]]]:
+    """The table of one size, and the profiles of ours; AssertionError where anyone gives another length than asked."""
+    profiles: dict[str, list[dict[str, Any]]] = {}
     with ExitStack() as stack:
         runs = contestants(config, size, stack)
         for name, run in runs.items():
             lengths = run()
             assert set(lengths) == {config.steps}, f"{name} gave lengths {sorted(set(lengths))}"
         seconds = take_turns(runs, config.repeats, config.clock)
-    return figures(seconds, config.sentences * config.steps, "tokens")
+        for name in config.contestants if config.profile else ():
+            if name in ("ours-medium", "ours-bf16"):  # what runs in this process
+                profiles[name] = take_apart(runs[name], config.steps)
+    return figures(seconds, config.sentences * config.steps, "tokens"), profiles
 
 
 def main(config: BenchmarkConfig) -> None:
@@ -252,7 +259,7 @@ def main(config: BenchmarkConfig) -> None:
     print(describe_machine(gemm))
     recipe = {"beam": config.beam, "repeats": config.repeats, "clock": config.clock}
     for size in config.sizes:
-        rows = forced(config, size)
+        rows, profiles = forced(config, size)
         print_table(f"forced {config.steps} steps, {size}, V {VOCABULARIES[size]}", rows, _columns("tokens"))
         about = {
             **recipe,
@@ -263,6 +270,9 @@ def main(config: BenchmarkConfig) -> None:
             "steps": config.steps,
         }
         named = [({**about, "contestant": row.pop("contestant")}, row) for row in rows]
+        for name, kinds in profiles.items():
+            print_table(f"{size}, {name}: a step", kinds, PROFILE_COLUMNS)
+            named.append(({**about, "contestant": name}, {f"ms in {row['kind']}": row["ms"] for row in kinds}))
         write_records(config.out, "beam_search/forced", named)
         write_records(config.out, "beam_search", [(about, {f"best_gemm_gflops_{k}": v for k, v in gemm.items()})])
     if config.run is not None:

@@ -10,6 +10,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -86,6 +87,9 @@ def describe_machine(rates: Mapping[str, float]) -> str:
     return f"{origin['processor']} ({sets}), {origin['threads']} threads; best products, GFLOP/s: {products}"
 
 
+_SIGNATURE_FIELDS = {field.name for field in fields(Signature)} - {"extras"}
+
+
 def write_records(
     path: str, benchmark: str, rows: Iterable[tuple[Mapping[str, Any], Mapping[str, float]]], **recipe: Any
 ) -> None:
@@ -105,7 +109,9 @@ def write_records(
     }
     records = []
     for about, figures in rows:
-        signature = Signature.of(origin, extras={**machine, **recipe, **about}).to_dict()
+        told = {**machine, **recipe, **about}
+        named = {key: told.pop(key) for key in _SIGNATURE_FIELDS & told.keys()}
+        signature = Signature.of(origin, **named, extras=told).to_dict()
         records += [
             Record(name=f"{benchmark}/{name}", value=value, signature=signature, command=origin["command"])
             for name, value in figures.items()

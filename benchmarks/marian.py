@@ -17,6 +17,7 @@ def marian(config: TransformerConfig) -> Any:
     """A MarianMTModel of this shape with weights of its own."""
     import transformers
 
+    config = config.sized()
     if config.norm != "post" or config.share_embeddings != "all":
         raise ValueError("Marian has norm=post and share_embeddings=all")
     transformers.logging.set_verbosity_error()

@@ -175,7 +175,7 @@ def main(config: BenchmarkConfig) -> None:
         about = {
             "input": title,
             "chunk": config.chunk,
-            "bins_of_ece": BINS,
+            "bins": BINS,
             "repeats": config.repeats,
             "clock": config.clock,
         }

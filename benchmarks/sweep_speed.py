@@ -132,7 +132,7 @@ def main(config: BenchmarkConfig) -> None:
     print_table(f"NLL and ECE at {config.temperatures} temperatures: {what}, {config.split}", rows, columns)
     about = {
         "model": Path(config.run).name if config.run else f"{config.size}, random weights",
-        "scored_split": config.split,
+        "split": config.split,
         "temperatures": config.temperatures,
         "repeats": config.repeats,
         "clock": config.clock,

@@ -11,14 +11,15 @@ import statistics
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.common import CLOCKS, best_gemm_rates, check_clock, describe_machine, print_table, write_records
 from benchmarks.marian import attention_mask, marian
+from benchmarks.profiles import PROFILE_COLUMNS, take_apart
 from nmt_ls.batching import Batch, epoch_batches
 from nmt_ls.corpus import Corpus
 from nmt_ls.experiment.command_line import run_command
@@ -184,34 +185,6 @@ def compare(rows: list[dict[str, Any]], size: str) -> None:
             row["to fairseq (quoted)"] = row["tokens/s"] / FAIRSEQ[size]
 
 
-KINDS = (
-    ("matrix products", ("mm", "addmm", "bmm", "baddbmm", "mkldnn_linear", "linear", "matmul")),
-    ("optimiser", ("_fused_adam_", "_foreach_mul_", "_foreach_norm", "linalg_vector_norm")),
-    ("softmax", ("_softmax", "_softmax_backward_data", "_log_softmax", "logsumexp", "exp_", "exp")),
-    ("layer norm", ("native_layer_norm", "native_layer_norm_backward")),
-    ("embedding", ("embedding", "index_select", "embedding_dense_backward", "index_add_", "index_put_", "gather")),
-    ("random numbers", ("random_",)),
-    ("copies and casts", ("copy_", "cat", "contiguous", "clone", "_to_copy", "fill_", "zero_", "masked_fill_")),
-    ("element by element", ("add", "add_", "mul", "mul_", "lt_", "relu", "threshold_backward", "sub_", "div_", "sum")),
-)
-
-
-def take_apart(step: Step, batches: Sequence[Batch]) -> list[dict[str, Any]]:
-    """Milliseconds of a step by kind of operation: what each spends itself, without what it calls."""
-    for batch in batches:
-        step(batch)
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
-        for batch in batches:
-            step(batch)
-    spent = dict.fromkeys([kind for kind, _ in KINDS] + ["the rest"], 0.0)
-    for entry in profiler.key_averages():
-        name = entry.key.removeprefix("aten::")
-        kind = next((kind for kind, names in KINDS if name in names), "the rest")
-        spent[kind] += entry.self_cpu_time_total / 1e3 / len(batches)
-    total = sum(spent.values())
-    return [{"kind": kind, "ms": ms, "%": 100 * ms / total} for kind, ms in spent.items()]
-
-
 def main(config: BenchmarkConfig) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -228,8 +201,8 @@ def main(config: BenchmarkConfig) -> None:
         "clock": config.clock,
         "max_tokens": config.max_tokens,
         "vocabulary": vocabulary,
-        "corpus_checksum": corpus.checksum,
-        "smoothing": config.alpha,
+        "corpus": corpus.checksum,
+        "alpha": config.alpha,
     }
     for size in config.sizes:
         for dropout in config.dropouts:
@@ -250,12 +223,15 @@ def main(config: BenchmarkConfig) -> None:
             write_records(config.out, "training_step", named + gemms)
             for name in config.contestants if config.profile else ():
                 if name.startswith("ours"):
-                    kinds = take_apart(steps[name], batches)
-                    print_table(
-                        f"{size}, dropout {dropout}, {name}: a step", kinds, {"kind": "", "ms": ".1f", "%": ".1f"}
-                    )
+                    kinds = take_apart(partial(_all, steps[name], batches), config.batches)
+                    print_table(f"{size}, dropout {dropout}, {name}: a step", kinds, PROFILE_COLUMNS)
                     figures = {f"ms in {row['kind']}": row["ms"] for row in kinds}
                     write_records(config.out, "training_step", [({**about, "contestant": name}, figures)])
+
+
+def _all(step: Step, batches: Sequence[Batch]) -> None:
+    for batch in batches:
+        step(batch)
 
 
 _RATE_COLUMNS = {

@@ -11,6 +11,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks are run from the root of a checkout, not installed
 
 from benchmarks import beam_search, common, free_running, metrics_speed, scaling, sweep_speed, training_step
+from benchmarks.profiles import take_apart
 from nmt_ls.batching import epoch_batches
 from nmt_ls.corpus import Corpus
 from nmt_ls.experiment.records import read_records
@@ -52,12 +53,12 @@ def test_the_processor_clock_is_for_one_thread() -> None:
 
 def test_records_name_the_processor_and_the_recipe(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
-    common.write_records(str(path), "some", [({"size": "tiny"}, {"tokens/s": 3.0, "ratio": 2.0})], repeats=5)
+    common.write_records(str(path), "some", [({"size": "tiny"}, {"tokens/s": 3.0, "ratio": 2.0})], repeats=5, beam=4)
     records = read_records(path)
     assert [(record.name, record.value) for record in records] == [("some/tokens/s", 3.0), ("some/ratio", 2.0)]
     assert {"processor", "instruction_sets", "load", "threads"} <= set(records[0].signature)
     assert records[0].signature["size"] == "tiny"
-    assert records[0].signature["repeats"] == 5
+    assert (records[0].signature["repeats"], records[0].signature["beam"]) == (5, 4)
 
 
 @pytest.mark.parametrize("arithmetic", ["fp32", "medium", "bf16"])
@@ -67,7 +68,7 @@ def test_training_steps_learn(small_corpus: Corpus, arithmetic: str) -> None:
     seconds = training_step.race({"ours": step}, batches, 1)
     (row,) = training_step.rates(seconds, sum(batch.tokens for batch in batches))
     assert row["tokens/s"] > 0
-    kinds = {row["kind"]: row["ms"] for row in training_step.take_apart(step, batches)}
+    kinds = {row["kind"]: row["ms"] for row in take_apart(lambda: step(batches[0]), 1)}
     assert kinds["matrix products"] > 0
     assert kinds["optimiser"] > 0
 
@@ -85,7 +86,16 @@ def test_marian_computes_what_our_model_computes() -> None:
             input_ids=source_BS, attention_mask=attention_mask(source_BS), decoder_input_ids=target_BT
         ).logits
         torch.testing.assert_close(theirs, model.logits(model(source_BS, target_BT)), rtol=0, atol=1e-4)
-    training_step.build("hf-fp32", config_of(40), 0.1)
+
+
+def test_marian_takes_its_size_from_the_preset() -> None:
+    pytest.importorskip("transformers")
+    from benchmarks.marian import marian
+
+    config = TransformerConfig(preset="tiny", source_vocabulary=40, target_vocabulary=40, norm="post")
+    theirs = sum(p.numel() for p in marian(config).parameters() if p.requires_grad)
+    assert theirs == sum(p.numel() for p in Transformer(config).parameters())
+    training_step.build("hf-fp32", config, 0.1)
 
 
 SEARCHES = {"ours-bf16": "torch", "ct2-float32": "ctranslate2", "hf-fp32": "transformers"}
@@ -98,7 +108,8 @@ def test_forced_search_has_the_length_asked_for(name: str, monkeypatch: pytest.M
     config = beam_search.BenchmarkConfig(
         sizes=("tiny",), contestants=(name,), sentences=3, source_length=5, steps=4, beam=2, repeats=1, threads=1
     )
-    (row,) = beam_search.forced(config, "tiny")
+    (row,), profiles = beam_search.forced(config, "tiny")
+    assert set(profiles) == ({name} if name.startswith("ours") else set())
     assert row["contestant"] == name
     assert row["tokens/s"] > 0
 

@@ -1,0 +1,43 @@
+"""Where the time of a step goes, by kinds of operation (PyTorch's profiler)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+from torch.profiler import ProfilerActivity, profile
+
+KINDS = (
+    ("matrix products", ("mm", "addmm", "bmm", "baddbmm", "linear", "matmul")),
+    ("optimiser", ("_fused_adam_", "_foreach_mul_", "_foreach_norm", "linalg_vector_norm")),
+    ("softmax", ("_softmax", "_softmax_backward_data", "_log_softmax", "logsumexp", "exp_", "exp")),
+    ("layer norm", ("native_layer_norm", "native_layer_norm_backward")),
+    ("embedding", ("embedding", "index_select", "embedding_dense_backward", "index_add_", "index_put_", "gather")),
+    ("search", ("amax", "topk", "sort", "clamp_min")),
+    ("random numbers", ("random_",)),
+    ("copies and casts", ("copy_", "cat", "clone", "fill_", "zero_", "masked_fill_", "index")),
+    ("element by element", ("add", "add_", "mul", "mul_", "lt_", "relu", "threshold_backward", "sub", "sub_", "sum")),
+)
+"""Operations that do the work; what only calls them, makes views or allocates is the rest."""
+PROFILE_COLUMNS = {"kind": "", "ms": ".2f", "%": ".1f"}
+
+
+def take_apart(run: Callable[[], object], steps: int) -> list[dict[str, Any]]:
+    """Milliseconds of one of the `steps` that a run makes, by kind of operation: what each spends itself.
+
+    Calls alike (operation and shapes) count by the first quartile of their times: on a machine that others use, the
+    longer ones were interrupted.
+    """
+    run()
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
+        run()
+    alike: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for event in profiler.events():
+        alike[event.name.removeprefix("aten::"), str(event.input_shapes)].append(event.self_cpu_time_total)
+    spent = dict.fromkeys([kind for kind, _ in KINDS] + ["the rest"], 0.0)
+    for (name, _), times in alike.items():
+        kind = next((kind for kind, names in KINDS if name in names), "the rest")
+        spent[kind] += sorted(times)[len(times) // 4] * len(times) / 1e3 / steps
+    total = sum(spent.values())
+    return [{"kind": kind, "ms": ms, "%": 100 * ms / total} for kind, ms in spent.items() if ms > 0]
