@@ -65,7 +65,7 @@ def report(
         differences = [difference_row(recipe, baseline) for recipe, baseline in pairs]
         shown = {name: spec for name, spec in DIFFERENCES.items() if any(name in row for row in differences)}
         print(format_table(differences, shown))
-    stem = f"sweep-{config.split}-{config.checkpoint}"
+    stem = "-".join(filter(None, ["sweep", config.name, config.split, config.checkpoint]))
     if len(groups(config)) > 1:
         stem += "-" + searched.replace(", ", "-").replace(" ", "")
     results = Path(config.results)

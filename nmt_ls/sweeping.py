@@ -41,6 +41,7 @@ from nmt_ls.sweep_cells import (
     SweptRun,
     find_runs,
     list_column,
+    rounded_bits,
     rounded_temperature,
     search_keys,
     sentence_table,
@@ -62,6 +63,7 @@ class SweepConfig:
     beams, length_penalties: of the translations, each with each. Beam 1 is refused beside several temperatures: no
     temperature changes what greedy search finds.
     results: the directory of records.jsonl, sentences.parquet and figures/; what is there already is not done again.
+    name: of the table's and the figure's files, where one directory has those of several sweeps.
     summarise: print the table and draw the figures; without, only measure (a study does so run by run).
     """
 
@@ -73,6 +75,7 @@ class SweepConfig:
     beams: tuple[int, ...] = (5,)
     length_penalties: tuple[float, ...] = (1.0,)
     results: str = "results/sweep"
+    name: str = ""
     summarise: bool = True
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -209,7 +212,7 @@ class Sweep:
             columns = {
                 "nll": pa.array(nll_JS[j]),
                 "tokens": pa.array(tokens_S, pa.int32()),
-                "bin_sums": list_column(sums_JSMB[j].reshape(len(tokens_S), -1).astype(np.float32)),
+                "bin_sums": list_column(rounded_bits(sums_JSMB[j]).reshape(len(tokens_S), -1)),
             }
             tables.append(self._table({"temperature": temperature}, "teacher-forced", columns))
         self.ledger.add(f"{self._stem()}-{short_hash(temperatures)}-teacher-forced", pa.concat_tables(tables), records)

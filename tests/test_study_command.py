@@ -166,7 +166,8 @@ def test_shipped_studies_name_what_must_not_be_left_to_chance(path: Path) -> Non
         options = dict(pairwise(words))
         # dropout said, precision and threads pinned, never a stop at a moment that differs from seed to seed
         assert {"--dropout", "--ls", "--seed", "--max_updates"} <= set(options)
-        assert (options["--precision"], options["--threads"]) == ("fp32", "1")
+        assert options["--precision"] in ("fp32", "bf16")  # never auto, which another machine would settle otherwise
+        assert options["--threads"] == "1"
         assert "--engine.patience" not in options
         assert options["--out"] == f"runs/{cell.name}"
         updates.setdefault(options.get("--config", "embedded"), set()).add(options["--max_updates"])

@@ -22,7 +22,7 @@ from nmt_ls.metrics.translation import bleu_from_statistics, translation_scores
 from nmt_ls.scoring import score_batches, split_batches
 from nmt_ls.search import SearchConfig
 from nmt_ls.sweep import main
-from nmt_ls.sweep_cells import Ledger, SweptRun, find_runs
+from nmt_ls.sweep_cells import Ledger, SweptRun, find_runs, rounded_bits
 from nmt_ls.sweep_table import Swept, baseline_of, best_row, difference_row, recipes_of, two_fold
 from nmt_ls.sweeping import SweepConfig, sentence_sums, sweep
 from nmt_ls.training import TrainConfig, train
@@ -117,7 +117,8 @@ def test_sentences_add_up_to_the_figures(runs: list[str], swept: Path, small_cor
             found = figures(swept, run, temperature=temperature, bins=15)
             assert cell.nll.sum() / cell.tokens.sum() == pytest.approx(found["nll"])
             sums = np.stack(cell.bin_sums.to_list()).astype(np.float64).sum(0).reshape(6, 15)
-            assert calibration_from_sums(sums).ece == pytest.approx(found["ece"], abs=1e-6)
+            # of 12 bits each
+            assert calibration_from_sums(sums).ece == pytest.approx(found["ece"], abs=1e-4)
         cell = table[(table.run == Path(run).name) & (table.kind == "decoded") & (table.temperature == 0.8)]
         statistics = np.stack(cell.bleu_statistics.to_list()).sum(0)
         found = figures(swept, run, temperature=0.8, beam=2)
@@ -214,7 +215,7 @@ def test_a_kill_between_sentences_and_records(runs: list[str], tmp_path: Path, m
     assert whole.duplicated(["temperature", "sentence"]).any()
     sums = recipe.bin_sums.sum((0, 1))
     assert [float(ece_from_sums(total)) for total in sums] == pytest.approx(
-        [figures(tmp_path / "results", runs[0], temperature=t)["ece"] for t in (2.0, 1.0)], abs=1e-6
+        [figures(tmp_path / "results", runs[0], temperature=t)["ece"] for t in (2.0, 1.0)], abs=1e-4
     )
 
 
@@ -279,12 +280,20 @@ def test_the_best_temperatures_and_the_differences(runs: list[str], swept: Path)
         row["BLEU, T=1"] - figures(swept, runs[2], temperature=1.0, beam=2)["bleu"]
     )
     expected = row_l2(swept, both) - row_l2(swept, runs[2:])
-    assert difference["squared L2"] == pytest.approx(expected, abs=1e-6)
+    assert difference["squared L2"] == pytest.approx(expected, abs=1e-5)
     assert difference["resolved, BLEU"] == ("yes" if difference["p, BLEU"] < 0.05 else "no")
 
 
 def row_l2(results: Path, runs: Sequence[str]) -> float:
     return recipe_figures(results, runs, "squared_l2", temperature=1.0, bins=15)
+
+
+def test_rounded_bits() -> None:
+    values = np.array([0.0, 1.0, 3.0, 8191.0, 1 / 3, 0.999999])
+    rounded = rounded_bits(values)
+    assert rounded[:4].tolist() == values[:4].tolist()
+    assert np.abs(rounded / np.where(values, values, 1) - (values > 0)).max() <= 2.0**-13
+    assert rounded[5] == 1.0  # to the nearest, not cut off
 
 
 def test_two_fold_uses_each_half_at_the_temperature_of_the_other() -> None:

@@ -22,8 +22,9 @@ other command has to go on by itself where it was stopped and to end at once whe
 training run with its --out does: it is run again whenever its cell is taken up. {study} is the study's results folder
 itself, for commands that read all of it.
 
-The last record of a command is its cost, named `seconds`, with the cell and the command line in its signature: it says
-that the command is done, here or on another machine. A command line that has changed since is another one.
+The last record of a command is its cost, named `seconds`, with the cell in its signature: it says that the command is
+done, here or on another machine. A command line that has changed since is another one, and what follows it in its cell
+is then to do again: a score is of the run that was trained before it.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ import shlex
 import string
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +65,8 @@ class Block:
     minutes: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.commands:
-            raise ValueError("commands: give at least one")
+        if not self.commands or len(set(self.commands)) < len(self.commands):
+            raise ValueError("commands: give at least one, and each only once")
         for name, values in self.axes.items():
             if name in _RESERVED or not name.isidentifier():
                 raise ValueError(f"axes: {name!r} cannot be the name of an axis ({', '.join(_RESERVED)} are taken)")
@@ -225,20 +227,24 @@ class Costs:
     """The `seconds` records of a study: which commands of which cells are done, and what they took."""
 
     seconds: Mapping[tuple[str, str], float]  # by cell and command line
+    order: Mapping[tuple[str, str], int]  # likewise: their place among the records
 
     @classmethod
     def read(cls, study: Study) -> Costs:
         """From the study's records."""
-        found: dict[tuple[str, str], float] = {}
-        for record in read_records(study.records) if study.records.exists() else []:
+        seconds: dict[tuple[str, str], float] = {}
+        order: dict[tuple[str, str], int] = {}
+        for place, record in enumerate(read_records(study.records) if study.records.exists() else []):
             cell = record.signature.get("cell")
             if record.name == COST and record.signature.get("study") == study.name and cell is not None:
-                found[str(cell), record.command] = record.value
-        return cls(seconds=found)
+                seconds[str(cell), record.command] = record.value
+                order[str(cell), record.command] = place
+        return cls(seconds=seconds, order=order)
 
     def ended(self, cell: Cell, step: Step) -> bool:
-        """Whether this command of the cell is done."""
-        return (cell.name, step.line) in self.seconds
+        """Whether this command of the cell is done, after those before it."""
+        places = [self.order.get((cell.name, before.line), -1) for before in cell.steps[: cell.steps.index(step) + 1]]
+        return places[0] >= 0 and all(earlier < later for earlier, later in pairwise(places))
 
     def done(self, cell: Cell) -> bool:
         """Whether the cell is."""

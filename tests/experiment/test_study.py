@@ -168,6 +168,18 @@ def test_a_changed_command_line_is_another_command(write_study: Callable[..., St
     assert runs_of("c") == 2  # what goes on by itself is run again, the later command may need what it made
 
 
+def test_what_follows_a_changed_command_is_to_do_again(write_study: Callable[..., Study]) -> None:
+    measure = "sh -c 'echo y >> measured; : {results}'"
+    work(write_study({"a": {"cell": "c", "commands": [COUNT, measure]}}))
+    longer = write_study({"a": {"cell": "c", "commands": [COUNT + " # longer", measure]}})
+    cell = longer.cells[0]
+    assert [Costs.read(longer).ended(cell, step) for step in cell.steps] == [False, False]
+    assert work(longer).done == ["c"]
+    assert Path("measured").read_text() == "y\ny\n"
+    assert [Costs.read(longer).ended(cell, step) for step in cell.steps] == [True, True]
+    assert work(longer).done == []
+
+
 def test_failures_are_collected_and_stop_nobody_else(write_study: Callable[..., Study]) -> None:
     failing = "sh -c 'echo progress; echo error: cell {seed} does not like it >&2; exit $(( ({seed} == 2) * 2 ))'"
     study = write_study(
