@@ -130,7 +130,8 @@ class TranslationTask:
         """Smoothed loss, NLL, token accuracy and ECE on the validation split; BLEU of its first sentences."""
         config = self.config
         scored = score_batches(self.model, split_batches(self.validation), loss=config.loss, prior=self.prior)
-        figures = scored.figures()
+        everything = scored.figures()
+        figures = {name: everything[name] for name in ("loss", "nll", "accuracy", "ece")}
         if config.validation_sentences:
             scores = translate_split(self.translator, self.validation, config.search, config.validation_sentences)[1]
             figures["bleu"] = scores.bleu

@@ -157,7 +157,7 @@ def read_yaml(path: str, problems: list[str]) -> tuple[dict[str, Any], dict[str,
         _note_lines(node, "", lines, set(), path, problems)
         content = loader.construct_document(node)
     except OSError as error:
-        problems.append(f"{path}: {error.strerror or error}")
+        problems.append(f"{path}: {error.strerror or error}; name a YAML file after --config")
     except UnicodeDecodeError as error:
         problems.append(f"{path}: not UTF-8 text (byte {error.start})")
     except yaml.MarkedYAMLError as error:

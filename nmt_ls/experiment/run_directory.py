@@ -243,7 +243,9 @@ def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     try:
         content = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file; is {path.parent} a run, and finished?") from None
+        raise UserError(
+            f"{path}: there is no such file; name the directory of a run, one that has come so far"
+        ) from None
     except (ValueError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); restore it") from None
     if not isinstance(content, dict):

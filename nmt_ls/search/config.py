@@ -19,14 +19,21 @@ class SearchConfig:
 
     beam: hypotheses kept a sentence; 1 is greedy search, which ends with the first end-of-sentence.
     nbest: translations returned a sentence, at most `beam`.
-    length_penalty_kind, length_penalty: how scores of different lengths compare, and β (see length_penalty.py).
-    temperature: logits are divided by it. min_length: shortest translation. max_length_factor, max_length_offset:
-    the longest is factor · (source pieces) + offset. no_repeat_ngram: n-grams of this order occur once; 0 is off.
-    stop: "exact" goes on until nothing unfinished can still enter the n best; "early" stops a sentence as soon as
-    `beam` hypotheses are finished, as toolkits do. allow_unknown: may the unknown symbol be generated.
+    length_penalty_kind: how scores of different lengths compare: log p over ((5+|Y|)/6)^β, over |Y|^β, or log p itself.
+    length_penalty: β.
+    temperature: logits are divided by it.
+    min_length: the shortest translation.
+    max_length_factor: the longest translation is this times the source's pieces, plus max_length_offset.
+    max_length_offset: see max_length_factor.
+    no_repeat_ngram: n-grams of this order occur once; 0 is off.
+    stop: exact goes on until nothing unfinished can still enter the n best; early stops a sentence as soon as
+    `beam` hypotheses are finished, as toolkits do.
+    allow_unknown: may the unknown symbol be generated.
     alternatives: report this many most probable tokens at each position, with their log-probabilities.
-    samples: draw this many translations instead of searching; 0 searches. top_k, top_p: draw from the top_k most
-    probable tokens (0: all) and from the smallest set of them with probability top_p. seed: of the draws.
+    samples: draw this many translations instead of searching; 0 searches.
+    top_k: draw from this many most probable tokens; 0 is all.
+    top_p: draw from the smallest set of most probable tokens that has this probability.
+    seed: of the draws.
     """
 
     beam: int = 5

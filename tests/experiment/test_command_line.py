@@ -220,7 +220,10 @@ def test_help_shows_names_text_types_and_defaults(capsys: pytest.CaptureFixture[
         (["--loss", "1"], "--loss is a group of options: name one, such as --loss.alpha"),
         (["runs/X"], "unexpected argument 'runs/X': values follow an option, as in --key value"),
         (["--config"], "--config needs a value: a YAML file"),
-        (["--config", "/nowhere/c.yaml"], "/nowhere/c.yaml: No such file or directory"),
+        (
+            ["--config", "/nowhere/c.yaml"],
+            "/nowhere/c.yaml: No such file or directory; name a YAML file after --config",
+        ),
     ],
 )
 def test_a_parse_error_is_one_line(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -260,7 +263,7 @@ def test_errors_in_a_file_name_file_line_and_key(
 def test_a_file_that_is_not_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "c.yaml").write_bytes(b"seed: \xff\n")
     assert errors(capsys, "--config", str(tmp_path / "c.yaml")) == [f"{tmp_path}/c.yaml: not UTF-8 text (byte 6)"]
-    assert errors(capsys, "--config", str(tmp_path)) == [f"{tmp_path}: Is a directory"]
+    assert errors(capsys, "--config", str(tmp_path)) == [f"{tmp_path}: Is a directory; name a YAML file after --config"]
 
 
 def test_validation_errors_of_all_components_are_collected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
