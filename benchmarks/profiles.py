@@ -9,15 +9,31 @@ from typing import Any
 from torch.profiler import ProfilerActivity, profile
 
 KINDS = (
-    ("matrix products", ("mm", "addmm", "bmm", "baddbmm", "linear", "matmul")),
+    ("matrix products", ("mm", "addmm", "addmm_", "bmm", "baddbmm")),
     ("optimiser", ("_fused_adam_", "_foreach_mul_", "_foreach_norm", "linalg_vector_norm")),
-    ("softmax", ("_softmax", "_softmax_backward_data", "_log_softmax", "logsumexp", "exp_", "exp")),
+    ("exponentials", ("_softmax", "_softmax_backward_data", "_log_softmax", "logsumexp", "exp", "exp_", "exp2_")),
     ("layer norm", ("native_layer_norm", "native_layer_norm_backward")),
     ("embedding", ("embedding", "index_select", "embedding_dense_backward", "index_add_", "index_put_", "gather")),
-    ("search", ("amax", "topk", "sort", "clamp_min")),
+    ("maxima and sorting", ("amax", "maximum", "topk", "sort")),
     ("random numbers", ("random_",)),
     ("copies and casts", ("copy_", "cat", "clone", "fill_", "zero_", "masked_fill_", "index")),
-    ("element by element", ("add", "add_", "mul", "mul_", "lt_", "relu", "threshold_backward", "sub", "sub_", "sum")),
+    (
+        "element by element",
+        (
+            "add",
+            "add_",
+            "addcmul_",
+            "mul",
+            "mul_",
+            "div",
+            "lt_",
+            "clamp_min",
+            "threshold_backward",
+            "sub",
+            "sub_",
+            "sum",
+        ),
+    ),
 )
 """Operations that do the work; what only calls them, makes views or allocates is the rest."""
 PROFILE_COLUMNS = {"kind": "", "ms": ".2f", "%": ".1f"}
