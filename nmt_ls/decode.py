@@ -19,11 +19,13 @@ SHORT_NAMES = {
 
 
 def main(config: DecodeConfig) -> None:
-    scores = decode(config)
+    decoded = decode(config)
+    scores = decoded.scores
     if scores is not None:
         for name, score in scores.scores.items():
             print(f"{name} {score:.2f}  {scores.signatures[name]}", file=sys.stderr)
         print(f"length ratio {scores.length_ratio:.3f}, brevity penalty {scores.brevity_penalty:.3f}", file=sys.stderr)
+    print(f"recipe: {decoded.signature}", file=sys.stderr)
 
 
 if __name__ == "__main__":

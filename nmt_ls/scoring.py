@@ -5,7 +5,7 @@ Shapes: B sentences, T target positions, N tokens that are not padding, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -159,6 +159,11 @@ def fitted_temperature(model: Transformer, batches: Iterable[Batch]) -> float:
     return fit_temperature_to_chunks(chunks, by="nll")
 
 
+def first_text(translations: Sequence[Hypothesis]) -> str:
+    """The best translation; empty where the search's constraints left none."""
+    return translations[0].text if translations else ""
+
+
 def translate_split(
     translator: Translator,
     split: Split,
@@ -169,7 +174,7 @@ def translate_split(
     """Translations of the first `sentences` sources of a split (None: all), and their scores against its references."""
     rows = range(len(split) if sentences is None else min(sentences, len(split)))
     hypotheses = translator.translate([split.source_text(row) for row in rows], search, on_progress=on_progress)
-    scores = translation_scores([best[0].text for best in hypotheses], [split.references(row) for row in rows])
+    scores = translation_scores([first_text(best) for best in hypotheses], [split.references(row) for row in rows])
     return hypotheses, scores
 
 

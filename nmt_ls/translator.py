@@ -14,8 +14,8 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from nmt_ls.batching import SourceBatch, encode_lines, encode_pairs, epoch_batches
-from nmt_ls.experiment.checkpoint import load_weights
+from nmt_ls.batching import EncodedLines, SourceBatch, encode_lines, encode_pairs, epoch_batches
+from nmt_ls.experiment.checkpoint import checkpoint_exists, load_weights
 from nmt_ls.experiment.command_line import UserError, load_config
 from nmt_ls.experiment.precision import Precision, choose_precision
 from nmt_ls.experiment.run_directory import RunDirectory
@@ -95,17 +95,27 @@ class Translator:
         device: str | torch.device = "cpu",
         precision: Precision | Literal["auto", "fp32", "bf16"] = "fp32",
     ) -> Self:
-        """The model of a run. Raises UserError where there is no such run or checkpoint, or where it is damaged."""
+        """The model of a run, on the CPU unless another device is named.
+
+        Raises UserError where there is no such run or checkpoint, or where something in it is damaged.
+        """
         directory = RunDirectory(run)
-        config = load_config(TransformerConfig, directory.read_config()["model"])
+        config = _model_config(directory)
         source_vocabulary, target_vocabulary = load_vocabularies(directory.path)
         weights_directory = directory.checkpoints / checkpoint
-        if not weights_directory.exists():
+        if not checkpoint_exists(weights_directory):
             raise UserError(f"{weights_directory}: the run has no such checkpoint yet; train further or name another")
         if not isinstance(precision, Precision):
             precision = choose_precision(precision, device)
         model = Transformer(with_vocabularies(config, source_vocabulary, target_vocabulary))
-        model.load_state_dict(load_weights(weights_directory))
+        weights = load_weights(weights_directory)
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            what = " ".join(str(error).split())[:160]
+            raise UserError(
+                f"{weights_directory}: not the weights of the model in {directory.config_file} ({what}); restore it"
+            ) from None
         return cls(model.to(device).eval(), source_vocabulary, target_vocabulary, precision)
 
     def translate(
@@ -115,6 +125,7 @@ class Translator:
         *,
         max_tokens: int = 2048,
         prefixes: Sequence[str] | None = None,
+        first_line: int = 0,
         on_truncated: Callable[[int], None] | None = None,
         on_progress: Callable[[int], object] | None = None,
         **changes: Any,
@@ -125,31 +136,50 @@ class Translator:
             config: how to search; `changes` replace single fields: beam, temperature, length_penalty, nbest, …
             max_tokens: source tokens in a batch, padding included; without influence on the translations.
             prefixes: text that each translation has to begin with.
+            first_line: the place of the first of these lines among all, from 0; samples are drawn by place.
             on_truncated: called with the number (from 0) of each line that has more than 1,024 pieces.
             on_progress: called with the number of lines that a batch has finished.
 
         Raises:
-            ValueError: a setting out of its range.
+            ValueError: a setting out of its range. UserError: a setting or a prefix that this model cannot do.
         """
         config = replace(config or SearchConfig(), **changes)
+        self.check_search(config)
         encoded = encode_lines(self.source_vocabulary, lines, MAX_SOURCE_PIECES)
         for line in encoded.truncated:
             if on_truncated is not None:
                 on_truncated(line)
-        forced = None if prefixes is None else self._forced(lines, prefixes)
+        forced = None if prefixes is None else self._forced(encoded, prefixes, config, "prefix")
 
         def results() -> Iterator[tuple[SourceBatch, list[list[Hypothesis]]]]:
             for batch in encoded.batches(max_tokens):
                 prefix_BP = None if forced is None else forced[batch.indices_B]
                 yield (
                     batch,
-                    [[self._hypothesis(found) for found in best] for best in self._search(batch, config, prefix_BP)],
+                    [
+                        [self._hypothesis(found) for found in best]
+                        for best in self._search(batch, config, prefix_BP, first_line)
+                    ],
                 )
                 if on_progress is not None:
                     on_progress(len(batch.indices_B))
 
         self.precision.apply()
         return encoded.in_order(results(), empty=lambda: [EMPTY])
+
+    def check_search(self, config: SearchConfig) -> None:
+        """Raises UserError naming the setting that this model cannot do."""
+        if config.alternatives > self.target_vocabulary.size:
+            raise UserError(
+                f"search.alternatives: {config.alternatives} is more than the {self.target_vocabulary.size} pieces of "
+                "the vocabulary; ask for fewer"
+            )
+
+    def check_prefixes(
+        self, lines: Sequence[str], prefixes: Sequence[str], config: SearchConfig, where: str = "prefix"
+    ) -> None:
+        """Raises UserError naming `where:number` (from 1) of a prefix that leaves a translation no room to end."""
+        self._forced(encode_lines(self.source_vocabulary, lines, MAX_SOURCE_PIECES), prefixes, config, where)
 
     def score(
         self, sources: Sequence[str], targets: Sequence[str], temperature: float = 1.0, *, max_tokens: int = 4096
@@ -174,9 +204,13 @@ class Translator:
                 found[index] = row_T[:length]
         return [found[index] for index in range(len(sources))]
 
-    def _search(self, batch: SourceBatch, config: SearchConfig, prefix_BP: Tensor | None) -> list[list[Found]]:
+    def _search(
+        self, batch: SourceBatch, config: SearchConfig, prefix_BP: Tensor | None, first_line: int
+    ) -> list[list[Found]]:
         source_BS = batch.source_BS.to(self.device)
         max_lengths_B = maximum_lengths(source_BS, config)
+        if prefix_BP is not None:
+            prefix_BP = prefix_BP.to(self.device)
         with torch.inference_mode(), self.precision.autocast(self.device.type):
             stepper = self.model.start(source_BS, config.width, int(max_lengths_B.max()))
             if config.samples:
@@ -185,17 +219,30 @@ class Translator:
                     max_lengths_B=max_lengths_B,
                     config=config,
                     prefix_BP=prefix_BP,
-                    sentence_ids_B=batch.indices_B,
+                    sentence_ids_B=batch.indices_B + first_line,
                 )
             return beam_search(stepper, max_lengths_B=max_lengths_B, config=config, prefix_BP=prefix_BP)
 
-    def _forced(self, lines: Sequence[str], prefixes: Sequence[str]) -> Tensor:
-        if len(prefixes) != len(lines):
+    def _forced(self, encoded: EncodedLines, prefixes: Sequence[str], config: SearchConfig, where: str) -> Tensor:
+        """Ids of the prefixes, right-padded: lines by pieces."""
+        count = len(encoded.ids)
+        if len(prefixes) != count:
+            raise UserError(f"there are {count} lines but {len(prefixes)} prefixes; give one a line (it may be empty)")
+        ids = self.target_vocabulary.encode_all(list(prefixes))
+        too_long: dict[int, int] = {}
+        for batch in encoded.batches(MAX_SOURCE_PIECES):
+            longest_B = maximum_lengths(batch.source_BS, config).tolist()
+            for line, longest in zip(batch.indices_B.tolist(), longest_B, strict=True):
+                if len(ids[line]) >= longest:
+                    too_long[line] = longest
+        if too_long:
+            line = min(too_long)
             raise UserError(
-                f"there are {len(lines)} lines but {len(prefixes)} prefixes; give one a line (it may be empty)"
+                f"{where}:{line + 1}: its {len(ids[line])} pieces and the end-of-sentence are more than the "
+                f"{too_long[line]} that the translation may have; shorten it, or raise search.max_length_offset"
             )
-        ids = [torch.tensor(self.target_vocabulary.encode(prefix), dtype=torch.int64) for prefix in prefixes]
-        return torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=PAD)
+        rows = [torch.tensor(row, dtype=torch.int64) for row in ids]
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD)
 
     def _hypothesis(self, found: Found) -> Hypothesis:
         ids = [piece for piece in found.ids if piece != EOS]
@@ -213,6 +260,24 @@ class Translator:
             token_log_probs=found.token_log_probs,
             alternatives=alternatives,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ModelPart:
+    """The part of a run's config.yaml that is the model's."""
+
+    model: TransformerConfig
+
+
+def _model_config(run: RunDirectory) -> TransformerConfig:
+    """The model of a run's config.yaml; what training measured to be faster stays as it was."""
+    config = run.read_config()
+    if "model" not in config:
+        raise UserError(f"{run.config_file}: has no model; is {run.path} a run of nmt_ls.train?")
+    model = load_config(_ModelPart, {"model": config["model"]}, where=str(run.config_file)).model
+    if model.attention == "auto" and run.manifest_file.exists():
+        model = replace(model, attention=run.read_manifest().get("attention", {}).get("form", "auto"))
+    return model
 
 
 def with_vocabularies(config: TransformerConfig, source: Vocabulary, target: Vocabulary) -> TransformerConfig:

@@ -1,0 +1,85 @@
+"""Trained runs, found and read: which one is meant, the corpus that it was trained on, the device to use it on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from nmt_ls.corpus import MANIFEST, Corpus, Split
+from nmt_ls.experiment.command_line import UserError
+from nmt_ls.experiment.run_directory import RunDirectory, newest_finished_run
+
+
+def find_run(run: str | None) -> Path:
+    """The run that was named, or the newest finished translation run, which is then announced on standard error."""
+    if run is not None:
+        if not RunDirectory(run).config_file.exists():
+            raise UserError(
+                f"run: {run} is not a run (it has no config.yaml); name a directory that nmt_ls.train wrote"
+            )
+        return Path(run)
+    newest = newest_finished_run(accept=lambda found: "search" in found.read_config())
+    if newest is None:
+        raise UserError("run: there is no finished run under runs/; train one (python -m nmt_ls.train) or name one")
+    print(f"run: {newest} (the newest finished one)", file=sys.stderr)
+    return newest
+
+
+class VerifiedCorpus(Corpus):
+    """A corpus each of whose splits is held against its checksum when it is first read."""
+
+    def split(self, name: str) -> Split:
+        """As of a corpus. Raises UserError also where the split is no longer what its manifest says."""
+        known = name in self._splits
+        split = super().split(name)
+        if not known and split.checksum() != self.manifest["splits"][name]["sha256"]:
+            del self._splits[name]
+            raise UserError(
+                f"{self.directory / name}: changed since the corpus was prepared (its SHA-256 is not the one in "
+                f"{self.directory / MANIFEST}); prepare the corpus again"
+            )
+        return split
+
+
+def run_corpus(run: Path, data: str | None = None) -> Corpus:
+    """The corpus that a run was trained on, its splits verified as they are read.
+
+    data: where it lies; None looks where the run's manifest says, taken as it is, then from the directories above
+    the run. Raises UserError where it has gone or has changed.
+    """
+    manifest = RunDirectory(run).read_manifest()
+    if data is not None:
+        corpus = VerifiedCorpus.load(data)
+        if corpus.checksum != manifest["corpus_checksum"]:
+            raise UserError(f"data: {data} is not the corpus that {run} was trained on (its checksum is another)")
+        return corpus
+    found = [VerifiedCorpus.load(place) for place in _places(run, manifest["corpus"])]
+    for corpus in found:
+        if corpus.checksum == manifest["corpus_checksum"]:
+            return corpus
+    if found:
+        raise UserError(
+            f"{found[0].directory}: no longer the corpus that {run} was trained on; prepare that one again, "
+            "or name its place with --data"
+        )
+    raise UserError(
+        f"{manifest['corpus']}: the corpus that {run} was trained on is neither there nor above the run; "
+        "name its place with --data"
+    )
+
+
+def _places(run: Path, stored: str) -> Iterator[Path]:
+    for above in (Path(), *run.resolve().parents):
+        if (above / stored / MANIFEST).is_file():
+            yield above / stored
+
+
+def choose_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    """The device that a name stands for; auto is CUDA where there is one. Raises UserError where it is absent."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device: cuda was asked for, but PyTorch sees no CUDA device; use device=cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
