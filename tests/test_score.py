@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from nmt_ls.corpus import Corpus
+from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.records import read_records
 from nmt_ls.experiment.run_directory import RunDirectory
 from nmt_ls.losses import LossConfig
 from nmt_ls.metrics import expected_calibration_error
-from nmt_ls.score import ScoreConfig, main
+from nmt_ls.reporting import ScoreConfig
+from nmt_ls.score import main
 from nmt_ls.scoring import score_batches, split_batches
-from nmt_ls.search import SearchConfig
+from nmt_ls.search_changes import SearchChanges
 from nmt_ls.translator import Translator
 
 
@@ -34,13 +37,15 @@ def test_records_say_what_was_measured_and_how(
     small_run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = ScoreConfig(
-        run=str(small_run.path), checkpoint="last", results=str(tmp_path / "results"), search=SearchConfig(beam=2)
+        run=str(small_run.path),
+        checkpoint="last",
+        results=str(tmp_path / "results"),
     )
     main(config)
     records = {record.name: record for record in read_records(tmp_path / "results" / "records.jsonl")}
     summary = small_run.read_summary()["checkpoints"]["last"]
-    for name in ("nll", "ece", "bleu", "chrf", "accuracy"):
-        assert records[name].value == pytest.approx(summary[name], abs=0.3 if name in ("bleu", "chrf") else 1e-4)
+    for name, value in summary.items():  # what is not given is the run's own
+        assert records[name].value == pytest.approx(value, abs=1e-6), name
     signature = records["bleu"].signature
     assert "sacrebleu" in signature
     recipe = {"alpha": 0.1, "beam": 2, "checkpoint": "last", "split": "test", "temperature": 1.0, "updates": 60}
@@ -49,7 +54,50 @@ def test_records_say_what_was_measured_and_how(
     assert 0 <= records["ece_p_value"].value <= 1
     pictures = sorted(path.suffix for path in (tmp_path / "results" / "figures").iterdir())
     assert pictures == [".png", ".svg"]
-    assert "bleu" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "bleu" in shown
+    (line,) = (line for line in shown.splitlines() if line.startswith("recipe: "))
+    for part in ("alpha:0.1", "beam:2", "checkpoint:last", "split:test", "temperature:1.0", "corpus:", "commit:"):
+        assert part in line
+
+
+def test_an_unfinished_run_is_scored_and_recorded(small_run: RunDirectory, tmp_path: Path) -> None:
+    run = RunDirectory(shutil.copytree(small_run.path, tmp_path / "run"))
+    run.summary_file.unlink()
+    main(ScoreConfig(run=str(run.path), checkpoint="averaged", results=str(tmp_path), search=SearchChanges(beam=1)))
+    record = read_records(tmp_path / "records.jsonl")[0]
+    assert record.signature["updates"] == 60
+    assert record.signature["beam"] == 1
+
+
+def test_what_is_wrong_is_said_before_the_model_is_loaded(
+    small_run: RunDirectory, small_corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("nmt_ls.reporting.Translator.load", load)
+    (tmp_path / "file").write_text("")
+    run = str(small_run.path)
+    for wrong, words in (
+        ({"results": str(tmp_path / "file")}, "results: .*file cannot be made"),
+        ({"split": "dev"}, "dev"),
+        ({"data": str(tmp_path)}, "not a prepared corpus"),
+        ({"search": SearchChanges(nbest=3)}, "search.nbest"),
+    ):
+        with pytest.raises(UserError, match=words):
+            main(ScoreConfig(run=run, **wrong))  # type: ignore[arg-type]
+    with pytest.raises(AssertionError, match="the model was loaded"):
+        main(ScoreConfig(run=run, data=str(small_corpus.directory)))
+
+
+def test_a_changed_split_is_not_scored(small_run: RunDirectory, small_corpus: Corpus, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(small_corpus.directory, tmp_path / "small"))
+    (arrow,) = (copy / "test").glob("*.arrow")
+    before = small_corpus.split("test").source_text(0).encode()
+    arrow.write_bytes(arrow.read_bytes().replace(before, before.swapcase()))
+    with pytest.raises(UserError, match="small/test: changed since"):
+        main(ScoreConfig(run=str(small_run.path), data=str(copy)))
 
 
 def test_a_fitted_temperature_lowers_validation_nll(small_run: RunDirectory, tmp_path: Path) -> None:
@@ -58,7 +106,7 @@ def test_a_fitted_temperature_lowers_validation_nll(small_run: RunDirectory, tmp
         folder = tmp_path / str(temperature)
         config = ScoreConfig(
             run=str(small_run.path), split="validation", results=str(folder), temperature=temperature,  # type: ignore[arg-type]
-            search=SearchConfig(beam=1),
+            search=SearchChanges(beam=1),
         )  # fmt: skip
         main(config)
         records = {record.name: record for record in read_records(folder / "records.jsonl")}
@@ -70,8 +118,7 @@ def test_a_fitted_temperature_lowers_validation_nll(small_run: RunDirectory, tmp
 def test_bad_settings() -> None:
     for settings in (
         {"temperature": 0.0},
-        {"search": SearchConfig(temperature=2.0)},
-        {"search": SearchConfig(samples=2)},
+        {"search": SearchChanges(samples=2)},
     ):
         with pytest.raises(ValueError):
             ScoreConfig(**settings)  # type: ignore[arg-type]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.run_directory import RunDirectory
 from nmt_ls.search import SearchConfig
 from nmt_ls.translator import MAX_SOURCE_PIECES, Hypothesis
+from nmt_ls.vocabulary import BOS, EOS
 
 
 @pytest.fixture(scope="module")
@@ -33,18 +37,28 @@ def sources(small_corpus: Corpus) -> list[str]:
 def test_token_probabilities_equal_teacher_forced_rescoring(
     translator: Translator, sources: list[str], temperature: float, beam: int
 ) -> None:
-    best = [row[0] for row in translator.translate(sources, beam=beam, temperature=temperature)]
-    vocabulary = translator.target_vocabulary
-    compared = 0
-    for source, hypothesis in zip(sources, best, strict=True):
-        # rescoring starts from text: only where the text is segmented as the search spelt it can the two be compared
-        if vocabulary.pieces(vocabulary.encode(hypothesis.text)) != hypothesis.pieces:
-            continue
-        (rescored,) = translator.score([source], [hypothesis.text], temperature=temperature)
-        torch.testing.assert_close(rescored, torch.tensor(hypothesis.token_log_probs), rtol=0, atol=1e-4)
-        assert hypothesis.log_prob == pytest.approx(float(rescored.sum()), abs=1e-3)
-        compared += 1
-    assert compared >= 2
+    """Of the pieces as the search spelt them, which need not be how their text is segmented."""
+    size = translator.target_vocabulary.size
+    ids = {piece: number for number, piece in enumerate(translator.target_vocabulary.pieces(list(range(size))))}
+    for source, row in zip(sources, translator.translate(sources, beam=beam, temperature=temperature), strict=True):
+        rescored = forced(translator, source, [ids[piece] for piece in row[0].pieces], temperature)
+        torch.testing.assert_close(rescored, torch.tensor(row[0].token_log_probs), rtol=0, atol=1e-4)
+        assert row[0].log_prob == pytest.approx(float(rescored.sum()), abs=1e-3)
+
+
+def forced(translator: Translator, source: str, target: list[int], temperature: float) -> torch.Tensor:
+    """Log-probabilities of a target's pieces and its end, one sentence at a time."""
+    source_BS = torch.tensor([[*translator.source_vocabulary.encode(source), EOS]])
+    hidden_BTD = translator.model(source_BS, torch.tensor([[BOS, *target]]))
+    log_probs_TV = (translator.model.logits(hidden_BTD)[0] / temperature).log_softmax(-1)
+    return log_probs_TV.gather(1, torch.tensor([*target, EOS])[:, None])[:, 0].detach()
+
+
+def test_score_is_of_the_texts_pieces(translator: Translator, sources: list[str], small_corpus: Corpus) -> None:
+    targets = [small_corpus.split("test").references(row)[0] for row in range(8)]
+    for source, target, found in zip(sources, targets, translator.score(sources, targets, 1.13), strict=True):
+        expected = forced(translator, source, translator.target_vocabulary.encode(target), 1.13)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
 def test_score_is_the_log_probability_over_the_length(translator: Translator, sources: list[str]) -> None:
@@ -91,6 +105,50 @@ def test_a_forced_prefix_begins_the_translation(translator: Translator, sources:
     assert rows[2][0].text.startswith("Die")
     with pytest.raises(UserError, match="prefixes"):
         translator.translate(sources[:3], prefixes=["Der"])
+
+
+def test_a_prefix_without_room_names_its_line(translator: Translator, sources: list[str]) -> None:
+    """The user's line, though batches are sorted by length."""
+    lines = ["A dog.", "", sources[0], "A cat."]
+    prefixes = ["", "Der " * 300, "", "Der " * 300]  # an empty line is not translated
+    with pytest.raises(UserError, match=r"^prefix:4: its \d+ pieces"):
+        translator.translate(lines, prefixes=prefixes, max_tokens=20)
+    with pytest.raises(UserError, match=r"^forced\.txt:4: "):
+        translator.check_prefixes(lines, prefixes, SearchConfig(), where="forced.txt")
+    room = SearchConfig(max_length_factor=0.0, max_length_offset=4)
+    pieces = translator.target_vocabulary.encode("der Hund läuft und läuft")
+    fits, too_long = (translator.target_vocabulary.decode(pieces[:count]) for count in (3, 4))
+    assert translator.translate(["A dog."], room, prefixes=[fits])[0][0].text.startswith(fits)
+    with pytest.raises(UserError, match=r"prefix:1: its 4 pieces .* the 4 that"):
+        translator.translate(["A dog."], room, prefixes=[too_long])
+
+
+def test_more_alternatives_than_pieces_are_refused(translator: Translator) -> None:
+    size = translator.target_vocabulary.size
+    with pytest.raises(UserError, match=rf"search\.alternatives: {size + 1} is more than the {size} pieces"):
+        translator.translate(["A dog."], beam=1, alternatives=size + 1)
+
+
+def test_a_damaged_run_is_named_by_file_and_key(small_run: RunDirectory, tmp_path: Path) -> None:
+    run = RunDirectory(shutil.copytree(small_run.path, tmp_path / "run"))
+    text = run.config_file.read_text()
+    run.config_file.write_text(text.replace("  width: 32", "  widht: 32"))
+    with pytest.raises(UserError, match=r"run/config\.yaml.*model\.widht"):
+        Translator.load(run.path)
+    run.config_file.write_text(text.replace("  width: 32", "  width: 64"))
+    with pytest.raises(UserError, match=r"checkpoints/best: not the weights of the model in .*config\.yaml"):
+        Translator.load(run.path)
+    run.config_file.write_text("dataset: mnist\n")
+    with pytest.raises(UserError, match=r"config\.yaml: has no model"):
+        Translator.load(run.path)
+
+
+def test_the_form_that_training_measured_is_kept(small_run: RunDirectory, tmp_path: Path) -> None:
+    run = RunDirectory(shutil.copytree(small_run.path, tmp_path / "run"))
+    for form in ("fused", "explicit"):
+        run.manifest_file.write_text(json.dumps({**run.read_manifest(), "attention": {"form": form}}))
+        assert Translator.load(run.path).model.config.attention == form
+    assert str(Translator.load(run.path).device) == "cpu"
 
 
 def test_alternatives_name_the_most_probable_pieces(translator: Translator, sources: list[str]) -> None:
