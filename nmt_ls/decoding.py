@@ -233,7 +233,7 @@ def decode(config: DecodeConfig) -> Decoded:
         split=None if config.input is not None else config.split or "test",
         **({} if config.input is None else {"input": config.input}),
     )
-    return Decoded(signature=signature, scores=score_work(config, work, hypotheses))
+    return Decoded(signature=replace(signature, bins=None), scores=score_work(config, work, hypotheses))
 
 
 def translate_work(

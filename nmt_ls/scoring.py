@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nmt_ls.batching import Batch, epoch_batches
 from nmt_ls.corpus import Split
+from nmt_ls.experiment.command_line import UserError
 from nmt_ls.losses import LossConfig, Prior, smoothed_cross_entropy
 from nmt_ls.metrics.calibration import Calibration, CalibrationAccumulator
 from nmt_ls.metrics.likelihood import Likelihood, LikelihoodAccumulator, token_statistics
@@ -118,6 +119,11 @@ def score_batches(
         logits, targets = model.logits(slab.hidden_ND), slab.targets_N
         smoothed += float(smoothed_cross_entropy(logits, targets, loss.alpha, prior, loss.spread, reduction="sum"))
         found = token_statistics(logits, targets, temperature)
+        if found.log_probs.isnan().any():
+            raise UserError(
+                f"at temperature {temperature:g} the model's log-probabilities are not numbers (NaN); "
+                "take a temperature nearer to 1, or another checkpoint"
+            )
         likelihood.update(found.log_probs, found.correct, found.entropies)
         columns.append(
             (

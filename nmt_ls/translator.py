@@ -213,15 +213,21 @@ class Translator:
             prefix_BP = prefix_BP.to(self.device)
         with torch.inference_mode(), self.precision.autocast(self.device.type):
             stepper = self.model.start(source_BS, config.width, int(max_lengths_B.max()))
-            if config.samples:
-                return sample(
-                    stepper,
-                    max_lengths_B=max_lengths_B,
-                    config=config,
-                    prefix_BP=prefix_BP,
-                    sentence_ids_B=batch.indices_B + first_line,
-                )
-            return beam_search(stepper, max_lengths_B=max_lengths_B, config=config, prefix_BP=prefix_BP)
+            try:
+                if config.samples:
+                    return sample(
+                        stepper,
+                        max_lengths_B=max_lengths_B,
+                        config=config,
+                        prefix_BP=prefix_BP,
+                        sentence_ids_B=batch.indices_B + first_line,
+                    )
+                return beam_search(stepper, max_lengths_B=max_lengths_B, config=config, prefix_BP=prefix_BP)
+            except ValueError as error:
+                raise UserError(
+                    f"search at temperature {config.temperature:g}: {error}; "
+                    "take a temperature nearer to 1, or another checkpoint"
+                ) from None
 
     def _forced(self, encoded: EncodedLines, prefixes: Sequence[str], config: SearchConfig, where: str) -> Tensor:
         """Ids of the prefixes, right-padded: lines by pieces."""

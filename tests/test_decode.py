@@ -96,6 +96,7 @@ def test_a_split_is_scored_as_in_the_summary(small_run: RunDirectory, tmp_path: 
     assert recipe["split"] == "test"
     assert recipe["corpus"] == small_run.read_manifest()["corpus_checksum"]
     assert {"commit", "precision"} <= set(recipe)
+    assert "bins" not in recipe  # nothing was binned
 
 
 def test_what_is_given_changes_the_runs_search(small_run: RunDirectory, source_file: Path, tmp_path: Path) -> None:
@@ -313,6 +314,7 @@ def test_the_newest_run_is_taken_and_named(small_run: RunDirectory, tmp_path: Pa
         ([], "no finished run"),
         (["--run", "RUN", "--temperature", "0"], "temperature"),
         (["--run", "RUN", "--temperature", "warm"], "temperature"),
+        (["--run", "RUN", "--temperature", "1e-42"], "search at temperature 1e-42: the model's logits are not numbers"),
         (["--run", "RUN", "--beam", "0"], "beam"),
         (["--run", "RUN", "--beem", "2"], "beam"),
         (["--run", "RUN", "--nbest", "9", "--beam", "2"], "nbest"),

@@ -91,6 +91,11 @@ def test_what_is_wrong_is_said_before_the_model_is_loaded(
         main(ScoreConfig(run=run, data=str(small_corpus.directory)))
 
 
+def test_a_temperature_at_which_logits_overflow_is_named(small_run: RunDirectory) -> None:
+    with pytest.raises(UserError, match="at temperature 1e-42 the model's log-probabilities are not numbers"):
+        main(ScoreConfig(run=str(small_run.path), temperature=1e-42))
+
+
 def test_a_changed_split_is_not_scored(small_run: RunDirectory, small_corpus: Corpus, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(small_corpus.directory, tmp_path / "small"))
     (arrow,) = (copy / "test").glob("*.arrow")
