@@ -19,7 +19,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nmt_ls.decoding import find_run
 from nmt_ls.experiment.atomic import fsync
 from nmt_ls.experiment.checkpoint import CHECKSUMS, WEIGHTS
 from nmt_ls.experiment.command_line import UserError, load_config
@@ -27,6 +26,7 @@ from nmt_ls.experiment.records import Record, append_records, read_records
 from nmt_ls.experiment.run_directory import RunDirectory
 from nmt_ls.metrics.calibration import MOMENTS
 from nmt_ls.metrics.translation import BLEU_STATISTICS
+from nmt_ls.runs import find_run
 from nmt_ls.scoring import BINS
 from nmt_ls.search import SearchConfig
 from nmt_ls.training import TrainConfig

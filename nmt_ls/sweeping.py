@@ -23,7 +23,6 @@ import torch
 from tqdm import tqdm
 
 from nmt_ls.corpus import Corpus, Split
-from nmt_ls.decoding import run_corpus
 from nmt_ls.experiment.records import Record, command
 from nmt_ls.metrics.calibration import MOMENTS, ece_from_sums, unbiased_squared_l2_from_sums
 from nmt_ls.metrics.inputs import FloatArray
@@ -31,6 +30,7 @@ from nmt_ls.metrics.slices import sliced_sums
 from nmt_ls.metrics.temperature import check_temperature
 from nmt_ls.metrics.temperature_grid import inverse_temperature_grid, temperature_grid_statistics
 from nmt_ls.metrics.translation import bleu_statistics, translation_scores
+from nmt_ls.runs import choose_device, run_corpus
 from nmt_ls.scoring import BINS, slabs, split_batches
 from nmt_ls.search import SearchConfig
 from nmt_ls.sweep_cells import (
@@ -47,7 +47,7 @@ from nmt_ls.sweep_cells import (
     sentence_table,
     short_hash,
 )
-from nmt_ls.training import choose_device, run_signature
+from nmt_ls.training import run_signature
 from nmt_ls.translator import CheckpointName, Translator
 
 Say = Callable[[str], object]
@@ -58,6 +58,7 @@ class SweepConfig:
     """Which runs to sweep, over what, and where the figures go.
 
     runs: directories of runs, or patterns such as 'runs/m30k-*'; left out, the newest finished run under runs/.
+    data: where the runs' corpus lies, if not where they say.
     temperatures: of the translations: numbers, and grids first:last:step; none translates nothing.
     inverse_temperatures: of NLL and ECE: first:last:count, even in 1/T; 1 is always added.
     beams, length_penalties: of the translations, each with each. Beam 1 is refused beside several temperatures: no
@@ -70,6 +71,7 @@ class SweepConfig:
     runs: tuple[str, ...] = ()
     checkpoint: CheckpointName = "last"
     split: str = "validation"
+    data: str | None = None
     temperatures: tuple[str, ...] = ("0.8:1.4:0.1",)
     inverse_temperatures: str = "0.5:1.6:45"
     beams: tuple[int, ...] = (5,)
@@ -161,7 +163,7 @@ class Sweep:
 
     @cached_property
     def corpus(self) -> Corpus:
-        return run_corpus(self.run.path)
+        return run_corpus(self.run.path, self.config.data)
 
     @cached_property
     def split(self) -> Split:

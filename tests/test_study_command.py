@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from nmt_ls import score, sweep, train
 from nmt_ls.corpus import Corpus
+from nmt_ls.experiment.command_line import parse
 from nmt_ls.experiment.records import read_records
 from nmt_ls.experiment.run_directory import RunDirectory
 from nmt_ls.experiment.study import load_study
@@ -25,7 +27,8 @@ SHIPPED = sorted((ROOT / "configs" / "studies").glob("*.yaml"))
 TRAIN = (
     "python -m nmt_ls.train --data {corpus} --ls {alpha} --seed 1 --threads {threads} --precision {precision} "
     "--max_tokens 800 --model.width 32 --model.feed_forward 64 --model.heads 2 --model.encoder_layers 1 "
-    "--model.decoder_layers 1 --dropout 0.1 --max_updates {updates} --engine.validate_every 200 --engine.log_every 5 "
+    "--model.decoder_layers 1 --dropout 0.1 --max_updates {updates} --engine.validate_every 100 --engine.log_every 5 "
+    "--schedule.kind inverse_sqrt --schedule.warmup_updates 20 "
     "--validation_sentences 0 --beam 1 --checkpoints last --out runs/{cell}"
 )
 
@@ -124,7 +127,7 @@ def test_a_training_run_is_stopped_and_goes_on(
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     write(
         {"a": {"cell": "ls{alpha}", "axes": {"alpha": [0.1]}, "commands": [TRAIN]}},
-        constants={"corpus": str(small_corpus.directory), "precision": "fp32", "updates": 200},
+        constants={"corpus": str(small_corpus.directory), "precision": "fp32", "updates": 100},
     )
     run = RunDirectory("runs/ls0.1")
     pid = forked_main("run", "small.yaml")
@@ -132,6 +135,7 @@ def test_a_training_run_is_stopped_and_goes_on(
         end = time.monotonic() + 120
         while not (run.metrics_file.exists() and run.read_metrics()):
             assert time.monotonic() < end
+            assert "failed" not in (Path("output").read_text() if Path("output").exists() else "")
             time.sleep(0.02)
     finally:
         os.kill(pid, signal.SIGTERM)
@@ -147,9 +151,25 @@ def test_a_training_run_is_stopped_and_goes_on(
     manifest = run.read_manifest()
     assert manifest["threads"] == 1
     assert manifest["precision"]["kind"] == "fp32"
-    assert run.read_summary()["updates"] == 200
+    assert run.read_summary()["updates"] == 100
     (cost,) = read_records("results/small/records.jsonl")
     assert (cost.name, cost.command.split()[:3]) == ("seconds", ["python", "-m", "nmt_ls.train"])
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_commands_of_shipped_studies_are_understood(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    configs = {"train": train.TrainConfig, "score": score.ScoreConfig, "sweep": sweep.SweepConfig}
+    study = load_study(path)
+    for cell in (study.cells_of([block])[0] for block in study.blocks):
+        for step in cell.steps:
+            python, option, module, *words = step.argv
+            assert (python, option) == ("python", "-m")
+            name = module.removeprefix("nmt_ls.")
+            short_names = {"train": train, "score": score, "sweep": sweep}[name].SHORT_NAMES
+            config = parse(configs[name], words, program=name, description="", short_names=short_names)
+            assert "{" not in str(config)
+        assert cell.steps[0].scratch is None or len(cell.steps) == 1  # what trains goes on by itself
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
