@@ -23,6 +23,7 @@ from nmt_ls.experiment.records import Signature, provenance
 from nmt_ls.experiment.run_directory import RunDirectory
 from nmt_ls.experiment.schedule import OptimizerConfig, ScheduleConfig, build_optimizer
 from nmt_ls.losses import LossConfig, Prior, fused_loss_and_nll
+from nmt_ls.runs import choose_device
 from nmt_ls.scoring import BINS, evaluate, score_batches, split_batches, translate_split
 from nmt_ls.search import SearchConfig
 from nmt_ls.transformer import Transformer, TransformerConfig
@@ -308,13 +309,6 @@ def run_signature(
         precision=f"{precision.kind}/{precision.matmul}",
         corpus=corpus.checksum,
     )
-
-
-def choose_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
-    """The device that a name stands for; auto is CUDA where there is one. Raises UserError where it is absent."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device: cuda was asked for, but PyTorch sees no CUDA device; use device=cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def begun_manifest(path: Path) -> dict[str, Any]:
