@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal
 
 from tqdm import tqdm
@@ -138,10 +137,12 @@ def figure_signature(
     **extras: Any,
 ) -> Signature:
     """The recipe of figures of a run's checkpoint; of the search's settings without a field only what is unusual."""
-    # all that is asked of the corpus is its checksum, and a file can be translated where the corpus is not
-    corpus: Any = SimpleNamespace(checksum=RunDirectory(run).read_manifest()["corpus_checksum"])
     signature = run_signature(
-        replace(trained, search=search), corpus, translator.precision, split=split or "", device=translator.device
+        replace(trained, search=search),
+        RunDirectory(run).read_manifest()["corpus_checksum"],
+        translator.precision,
+        split=split,
+        device=translator.device,
     )
     plain = replace(
         SearchConfig(),
@@ -151,7 +152,7 @@ def figure_signature(
         temperature=search.temperature,
     )
     unusual = {name: value for name, value in config_to_dict(search).items() if value != config_to_dict(plain)[name]}
-    return replace(signature, checkpoint=checkpoint, split=split, extras={**unusual, **extras})
+    return replace(signature, checkpoint=checkpoint, extras={**unusual, **extras})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -263,7 +263,11 @@ class Sweep:
     def _signature(self, search: SearchConfig) -> dict[str, Any]:
         run = self.run
         recipe = run_signature(
-            replace(run.config, search=search), self.corpus, self.translator.precision, split=self.config.split
+            replace(run.config, search=search),
+            self.corpus.checksum,
+            self.translator.precision,
+            split=self.config.split,
+            device=self.translator.device,
         )
         return {
             **recipe.to_dict(),

@@ -273,7 +273,7 @@ def summarise(run: RunDirectory, task: TranslationTask) -> dict[str, Any]:
         "examples": examples,
         "translation_signatures": signatures,
         "signature": run_signature(
-            config, corpus, translator.precision, split="test", device=translator.device
+            config, corpus.checksum, translator.precision, split="test", device=translator.device
         ).to_dict(),
     }
     if is_embedded(corpus):
@@ -291,9 +291,14 @@ def example_translations(split: Split, hypotheses: Sequence[Sequence[Hypothesis]
 
 
 def run_signature(
-    config: TrainConfig, corpus: Corpus, precision: Precision, *, split: str, device: str | torch.device = "cpu"
+    config: TrainConfig,
+    corpus_checksum: str,
+    precision: Precision,
+    *,
+    split: str | None,
+    device: str | torch.device = "cpu",
 ) -> Signature:
-    """The recipe of a run's figures on a split."""
+    """The recipe of a run's figures, on a split or (None) on other text."""
     loss, search = config.loss, config.search
     return Signature.of(
         provenance(device),
@@ -307,7 +312,7 @@ def run_signature(
         split=split,
         seed=config.seed,
         precision=f"{precision.kind}/{precision.matmul}",
-        corpus=corpus.checksum,
+        corpus=corpus_checksum,
     )
 
 
