@@ -23,7 +23,7 @@ from torch import Tensor
 
 _ROW_CHUNKS = 32  # by rows, logits exist one part in this many at a time ...
 _COLUMN_CHUNKS = 40  # ... by columns, one in this many ...
-_SMALLEST_CHUNK = 2**20  # ... but never fewer than this, or calls would cost more than work,
+_SMALLEST_CHUNK = 2**19  # ... but never fewer than this, or calls would cost more than work,
 _FEWEST_ROWS = 64  # and never fewer rows (or columns), or products would be too thin
 _NARROWEST_TILE = 512
 _TILES = 8  # tiles of a chunk; only one is ever wider than the products are
