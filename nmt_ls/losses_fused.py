@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_ROW_CHUNKS = 32  # by rows, logits exist one part in this many at a time ...
-_COLUMN_CHUNKS = 40  # ... by columns, one in this many ...
-_SMALLEST_CHUNK = 2**19  # ... but never fewer than this, or calls would cost more than work,
+_CHUNKS = 28  # logits exist one part in this many at a time,
+_NARROW_CHUNKS = 48  # or in this many where room to widen them in comes on top,
+_SMALLEST_CHUNK = 2**19  # but never fewer than this, or calls would cost more than work,
 _FEWEST_ROWS = 64  # and never fewer rows (or columns), or products would be too thin
-_NARROWEST_TILE = 512
 _TILES = 8  # tiles of a chunk; only one is ever wider than the products are
-_WEIGHT_ROWS = 2048  # rows of a narrow weight that are widened at a time
+_SMALLEST_TILE = 200_000  # elements
+_WIDENED_ROWS = 512  # rows of narrow states, weights or gradients that are widened at a time
 _ROOMY = 100  # vocabulary over width, from where a float32 sum as large as hidden is small beside the logits
 _SMALL = 1e-30  # a tile with a smaller share of a row's probability counts as having this
 _LOG2_E = 1 / math.log(2)
@@ -81,11 +81,7 @@ def solve(
     with torch.no_grad(), torch.autocast(hidden_ND.device.type, enabled=False):
         work = _Work(hidden_ND, weight_VD, problem, want_weight)
         if len(problem.rows) == 0:
-            nothing, no_gradient = (
-                problem.prior.new_zeros(()),
-                (torch.zeros_like(hidden_ND), torch.zeros_like(weight_VD)),
-            )
-            return nothing, nothing.clone(), *no_gradient
+            return *problem.prior.new_zeros(2), torch.zeros_like(hidden_ND), torch.zeros_like(weight_VD)
         if problem.compute_dtype == problem.prior.dtype:
             _by_rows(work, want_hidden, want_weight)
         elif not want_hidden or hidden_ND.dtype == problem.prior.dtype or len(weight_VD) >= _ROOMY * weight_VD.shape[1]:
@@ -116,7 +112,7 @@ class _Work:
         self.mean_weight = _mean_weight(weight_VD, problem.prior)  # D
         self.lse, self.label_logits, self.prior_logits = problem.prior.new_empty(3, len(problem.rows))
         self.prior_gradient = torch.zeros_like(self.mean_weight)  # Σ_m b_m h_m
-        for part in _slices(len(problem.rows), _WEIGHT_ROWS):
+        for part in _slices(len(problem.rows), _WIDENED_ROWS):
             hidden_nD = self.hidden_of(part).to(self.dtype)
             self.prior_logits[part] = hidden_nD @ self.mean_weight
             self.prior_gradient += problem.prior_mass[part] @ hidden_nD
@@ -143,7 +139,8 @@ class _Work:
 def _by_rows(work: _Work, with_hidden: bool, with_weight: bool) -> None:
     """lse, label logits and gradients, n rows at a time; a gradient of the weight has to be as wide as sums."""
     problem, vocabulary = work.problem, len(work.weight)
-    chunk_rows = min(_chunk(len(problem.rows), vocabulary, _ROW_CHUNKS), len(problem.rows))
+    chunks = _CHUNKS if work.weight.dtype == work.dtype else _NARROW_CHUNKS
+    chunk_rows = min(_chunk(len(problem.rows), vocabulary, chunks), len(problem.rows))
     tiles = _Tiles(chunk_rows, vocabulary, work.weight)
     grad_MD = work.hidden.new_empty(len(problem.rows), work.hidden.shape[1]) if with_hidden else None
     grad_weight_VD = work.grad_weight if with_weight else None
@@ -152,7 +149,7 @@ def _by_rows(work: _Work, with_hidden: bool, with_weight: bool) -> None:
     for chunk in _slices(len(problem.rows), chunk_rows):
         hidden_nD = work.hidden_of(chunk)
         label_tile_n, place_n = tiles.places(problem.labels[chunk])
-        shares_Tn = _exponentials(work, chunk, hidden_nD, tiles, label_tile_n, place_n)
+        shares_Tn = _exponentials(work, chunk, hidden_nD, tiles, place_n)
         if not with_hidden and not with_weight:
             continue
         # tiles times shares are the gradient by the logits, but for the prior's part: that is a product of two vectors
@@ -170,29 +167,26 @@ def _by_rows(work: _Work, with_hidden: bool, with_weight: bool) -> None:
         work.keep_grad_hidden(grad_MD)
 
 
-def _exponentials(
-    work: _Work, chunk: slice, hidden_nD: Tensor, tiles: "_Tiles", label_tile_n: Tensor, place_n: Tensor
-) -> Tensor:
+def _exponentials(work: _Work, chunk: slice, hidden_nD: Tensor, tiles: "_Tiles", place_n: Tensor) -> Tensor:
     """Fills the tiles with exp(logit - its row's peak in the tile), and the chunk's lse and label logits.
 
     Returns shares_Tn, which times a tile's row is the probabilities there.
     """
-    label_logits_n = tiles.room.new_empty(len(hidden_nD))
-    peaks, totals = [], []
-    for number, (columns, tile_nv) in enumerate(tiles.of(len(hidden_nD))):
+    for columns, tile_nv in tiles.of(len(hidden_nD)):
         torch.mm(hidden_nD, work.weight[columns].T, out=tile_nv)
-        label_logits_n = torch.where(label_tile_n == number, tiles.room[place_n], label_logits_n)
-        wide_nv = tile_nv.to(work.dtype)  # the tile itself where that is its dtype
+    work.label_logits[chunk] = tiles.room[place_n]
+    peaks, totals, widened = [], [], _Widened(work.dtype)
+    for _, tile_nv in tiles.of(len(hidden_nD)):
+        wide_nv = widened.of(tile_nv)
         peaks_n1 = wide_nv.amax(1, keepdim=True)
         _exp_in_place(wide_nv, peaks_n1 * -_LOG2_E)
         peaks.append(peaks_n1[:, 0])
         totals.append(wide_nv.sum(1))
         if wide_nv is not tile_nv:
             tile_nv.copy_(wide_nv)
-        del wide_nv  # before the next one is made
     peaks_Tn = torch.stack(peaks)
     lse_n = torch.logsumexp(peaks_Tn + torch.stack(totals).log(), 0)
-    work.lse[chunk], work.label_logits[chunk] = lse_n, label_logits_n
+    work.lse[chunk] = lse_n
     return (peaks_Tn - lse_n).exp().clamp(min=_SMALL)
 
 
@@ -201,7 +195,7 @@ class _Tiles:
 
     def __init__(self, rows: int, vocabulary: int, like: Tensor) -> None:
         self.vocabulary = vocabulary
-        self.width = min(vocabulary, max(_NARROWEST_TILE, math.ceil(vocabulary / _TILES / 64) * 64))
+        self.width = _tile(vocabulary, rows)
         self.room = like.new_empty(rows * vocabulary)
 
     def of(self, rows: int) -> Iterator[tuple[slice, Tensor]]:
@@ -220,16 +214,15 @@ class _Tiles:
 
 def _lse_by_columns(work: _Work) -> None:
     """lse and label logits, v columns of all rows at a time."""
-    labels_M, lse_parts = work.problem.labels, work.lse.fill_(-math.inf).chunk(_TILES)
+    labels_M, lse_M, widened = work.problem.labels, work.lse.fill_(-math.inf), _Widened(work.dtype)
     for columns, logits_Mv in _logits_by_columns(work.hidden_of(slice(None)), work.weight):
         inside_M, places = _label_places(labels_M, columns)
         work.label_logits = torch.where(inside_M, logits_Mv[places].to(work.dtype), work.label_logits)
-        for logits_mv, lse_m in zip(logits_Mv.chunk(_TILES), lse_parts, strict=True):
-            wide_mv = logits_mv.to(work.dtype)
+        for part in _slices(len(logits_Mv), _tile(*logits_Mv.shape)):
+            wide_mv, lse_m = widened.of(logits_Mv[part]), lse_M[part]
             peaks_m1 = wide_mv.amax(1, keepdim=True)
             sums_m = _exp_in_place(wide_mv, peaks_m1 * -_LOG2_E).sum(1)
             torch.logaddexp(lse_m, sums_m.log_().add_(peaks_m1[:, 0]), out=lse_m)
-            del wide_mv  # before the next one is made
 
 
 def _gradients_by_columns(work: _Work, with_hidden: bool, with_weight: bool) -> None:
@@ -243,16 +236,15 @@ def _gradients_by_columns(work: _Work, with_hidden: bool, with_weight: bool) -> 
     at_label_M = work.at_label(slice(None)).to(work.weight.dtype)
     grad_MD = torch.outer(-problem.prior_mass, work.mean_weight) if with_hidden else None
     grad_weight_VD = work.grad_weight if with_weight else None
-    grad_parts = () if grad_MD is None else grad_MD.chunk(_TILES)
-    hidden_MD, shift_parts = work.hidden_of(slice(None)), (work.lse[:, None] * -_LOG2_E).chunk(_TILES)
+    hidden_MD, shift_M1, widened = work.hidden_of(slice(None)), work.lse[:, None] * -_LOG2_E, _Widened(work.dtype)
     for columns, logits_Mv in _logits_by_columns(hidden_MD, work.weight):
-        logit_parts = logits_Mv.chunk(_TILES)
-        for logits_mv, shift_m1 in zip(logit_parts, shift_parts, strict=True):
-            logits_mv.copy_(_exp_in_place(logits_mv.to(work.dtype), shift_m1))
+        for part in _slices(len(logits_Mv), _tile(*logits_Mv.shape)):
+            logits_Mv[part] = _exp_in_place(widened.of(logits_Mv[part]), shift_M1[part])
         inside_M, places = _label_places(problem.labels, columns)
         logits_Mv[places] = torch.where(inside_M, at_label_M, logits_Mv[places])  # now the gradient by the logits
-        for logits_mv, grad_mD in zip(logit_parts, grad_parts, strict=False):  # none where none is wanted
-            grad_mD += torch.mm(logits_mv, work.weight[columns])
+        if grad_MD is not None:
+            for part in _slices(len(grad_MD), _WIDENED_ROWS):
+                grad_MD[part] += torch.mm(logits_Mv[part], work.weight[columns])
         if grad_weight_VD is not None:
             grad_vD = torch.mm(logits_Mv.T, hidden_MD).to(work.dtype)
             grad_vD.addr_(problem.prior[columns], work.prior_gradient, alpha=-1)
@@ -264,7 +256,7 @@ def _gradients_by_columns(work: _Work, with_hidden: bool, with_weight: bool) -> 
 def _logits_by_columns(hidden_MD: Tensor, weight_VD: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Columns and logits_Mv, in the same memory each time."""
     rows, vocabulary = len(hidden_MD), len(weight_VD)
-    chunk_columns = min(_chunk(vocabulary, rows, _COLUMN_CHUNKS), vocabulary)
+    chunk_columns = min(_chunk(vocabulary, rows, _NARROW_CHUNKS), vocabulary)
     room = hidden_MD.new_empty(rows * chunk_columns)
     for columns in _slices(vocabulary, chunk_columns):
         logits_Mv = room[: rows * (columns.stop - columns.start)].view(rows, -1)
@@ -278,6 +270,21 @@ def _label_places(labels_M: Tensor, columns: slice) -> tuple[Tensor, tuple[Tenso
     return offsets_M == within_M, (torch.arange(len(labels_M), device=labels_M.device), within_M)
 
 
+class _Widened:
+    """Tiles in the dtype that sums are in: themselves where they are so already, else copies in one place for all."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.room: Tensor | None = None
+
+    def of(self, tile: Tensor) -> Tensor:
+        if tile.dtype == self.dtype:
+            return tile
+        if self.room is None or len(self.room) < tile.numel():
+            self.room = tile.new_empty(tile.numel(), dtype=self.dtype)
+        return self.room[: tile.numel()].view_as(tile).copy_(tile)
+
+
 def _exp_in_place(matrix: Tensor, shift_n1: Tensor) -> Tensor:
     """exp(matrix + shift · ln 2), by powers of two, which take a third of the time."""
     return torch.add(shift_n1, matrix, alpha=_LOG2_E, out=matrix).exp2_()
@@ -288,8 +295,8 @@ def _mean_weight(weight_VD: Tensor, prior_V: Tensor) -> Tensor:
     if weight_VD.dtype == prior_V.dtype:
         return prior_V @ weight_VD
     total_D = prior_V.new_zeros(weight_VD.shape[1])
-    for begin in range(0, len(weight_VD), _WEIGHT_ROWS):
-        part = slice(begin, begin + _WEIGHT_ROWS)
+    for begin in range(0, len(weight_VD), _WIDENED_ROWS):
+        part = slice(begin, begin + _WIDENED_ROWS)
         total_D += prior_V[part] @ weight_VD[part].to(prior_V.dtype)
     return total_D
 
@@ -305,6 +312,12 @@ def _chunk(length: int, other: int, chunks: int) -> int:
     """How many of `length` rows, each of `other` elements, are worked on at a time."""
     rows = max(length // chunks, _SMALLEST_CHUNK // max(other, 1), _FEWEST_ROWS)
     return math.ceil(rows / 16) * 16
+
+
+def _tile(length: int, other: int) -> int:
+    """How many of a chunk's `length` columns or rows, each of `other` elements, make a tile."""
+    tile = max(length / _TILES, _SMALLEST_TILE / max(other, 1))
+    return min(length, math.ceil(tile / 64) * 64)
 
 
 def _slices(length: int, step: int) -> list[slice]:

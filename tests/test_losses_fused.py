@@ -20,8 +20,8 @@ def tiny_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many chunks and tiles for small tensors, and ones that do not divide them."""
     monkeypatch.setattr(losses_fused, "_SMALLEST_CHUNK", 1)
     monkeypatch.setattr(losses_fused, "_FEWEST_ROWS", 16)
-    monkeypatch.setattr(losses_fused, "_NARROWEST_TILE", 5)
-    monkeypatch.setattr(losses_fused, "_WEIGHT_ROWS", 7)
+    monkeypatch.setattr(losses_fused, "_SMALLEST_TILE", 1)
+    monkeypatch.setattr(losses_fused, "_WIDENED_ROWS", 7)
 
 
 def make(rows: int, classes: int, width: int, ignored: float = 0.2) -> tuple[Tensor, Tensor, Tensor, Tensor]:
