@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 _CHUNKS = 28  # logits exist one part in this many at a time,
-_NARROW_CHUNKS = 48  # or in this many where room to widen them in comes on top,
+_NARROW_CHUNKS = 56  # or in this many where room to widen them in comes on top,
 _SMALLEST_CHUNK = 2**19  # but never fewer than this, or calls would cost more than work,
 _FEWEST_ROWS = 64  # and never fewer rows (or columns), or products would be too thin
 _TILES = 8  # tiles of a chunk; only one is ever wider than the products are
