@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 _CHUNKS = 28  # logits exist one part in this many at a time,
-_NARROW_CHUNKS = 52  # or in this many where room to widen them in comes on top,
+_NARROW_CHUNKS = 44  # or in this many where room to widen them in comes on top,
 _SMALLEST_CHUNK = 2**19  # but never fewer than this, or calls would cost more than work,
 _FEWEST_ROWS = 64  # and never fewer rows (or columns), or products would be too thin
 _TILES = 8  # tiles of a chunk; only one is ever wider than the products are
@@ -249,6 +249,7 @@ def _gradients_by_columns(work: _Work, with_hidden: bool, with_weight: bool) -> 
             grad_vD = torch.mm(logits_Mv.T, hidden_MD).to(work.dtype)
             grad_vD.addr_(problem.prior[columns], work.prior_gradient, alpha=-1)
             grad_weight_VD[columns] = grad_vD.mul_(problem.scale)
+            del grad_vD  # before the next logits are made
     if grad_MD is not None:
         work.keep_grad_hidden(grad_MD.mul_(problem.scale))
 

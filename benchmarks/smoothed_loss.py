@@ -1,0 +1,222 @@
+"""python -m benchmarks.smoothed_loss: what the fused smoothed loss costs beside PyTorch's own, and beside its products.
+
+A training step of the last layer (projection, smoothed loss, gradients of hidden and weight) for each vocabulary in
+each arithmetic:
+
+    products   the three matrix products that any such step makes, into memory that is there already
+    fresh      the same three products as one writes them, their results in memory of their own
+    pytorch    F.linear, F.cross_entropy(label_smoothing=...), backward
+    ours       fused_smoothed_cross_entropy, backward
+
+Extra memory is the peak over a step less what was there before and the two gradients, in hundredths of the logits (one
+number for each row and class, in the dtype of the products): what PyTorch allocated, and what became resident, which
+counts the scratch memory of the products too and is rounded to pages.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.common import (
+    best_gemm_rates,
+    check_clock,
+    describe_machine,
+    print_table,
+    ratio,
+    take_turns,
+    write_records,
+)
+from benchmarks.metrics_speed import extra_memory
+from nmt_ls.experiment.command_line import run_command
+from nmt_ls.losses import fused_smoothed_cross_entropy
+
+ARITHMETIC = ("fp32", "medium", "bf16", "autocast")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """What is measured.
+
+    Attributes:
+        vocabularies: rows of the output layer.
+        arithmetic: fp32; medium (the same by oneDNN's products); bf16 (every tensor); autocast (fp32 tensors, bf16
+            products).
+        rows: tokens of a batch.
+        width: of the hidden states.
+        alpha: the smoothing.
+        repeats: rounds, interleaved.
+        threads: 0 leaves PyTorch's choice.
+        clock: wall, or cpu (processor time, on a machine that others use too; needs threads 1).
+        out: where the records go; empty for nowhere.
+    """
+
+    vocabularies: tuple[int, ...] = (8192, 32768, 131072)
+    arithmetic: tuple[str, ...] = ARITHMETIC
+    rows: int = 4096
+    width: int = 256
+    alpha: float = 0.1
+    repeats: int = 7
+    threads: int = 0
+    clock: str = "wall"
+    out: str = "results/speed/smoothed_loss.jsonl"
+
+    def __post_init__(self) -> None:
+        check_clock(self.clock, self.threads)
+        if wrong := sorted(set(self.arithmetic) - set(ARITHMETIC)):
+            raise ValueError(f"arithmetic must be among {', '.join(ARITHMETIC)}, not {', '.join(wrong)}")
+        if min(self.rows, self.width, self.repeats, *self.vocabularies) < 1:
+            raise ValueError("rows, width, repeats and vocabularies must be positive")
+
+
+class Contest:
+    """One vocabulary in one arithmetic: the tensors, and a step of each contestant."""
+
+    def __init__(self, config: BenchmarkConfig, vocabulary: int, arithmetic: str) -> None:
+        torch.manual_seed(1)
+        self.alpha, self.autocast = config.alpha, arithmetic == "autocast"
+        self.product_dtype = torch.bfloat16 if arithmetic in ("bf16", "autocast") else torch.float32
+        dtype = torch.float32 if self.autocast else self.product_dtype
+        self.hidden = torch.randn(config.rows, config.width).to(dtype).requires_grad_()
+        self.weight = (torch.randn(vocabulary, config.width) / config.width**0.5).to(dtype).requires_grad_()
+        self.targets = torch.randint(vocabulary, (config.rows,))
+        self.gflop = 6e-9 * config.rows * config.width * vocabulary
+        self.logits_bytes = config.rows * vocabulary * self.product_dtype.itemsize
+        torch.set_float32_matmul_precision("medium" if arithmetic == "medium" else "highest")
+
+    def _context(self) -> AbstractContextManager[Any]:
+        return torch.autocast("cpu", torch.bfloat16) if self.autocast else nullcontext()
+
+    def ours(self) -> None:
+        self.hidden.grad = self.weight.grad = None
+        with self._context():
+            loss = fused_smoothed_cross_entropy(self.hidden, self.weight, self.targets, self.alpha)
+        torch.autograd.backward(loss)
+
+    def pytorch(self) -> None:
+        self.hidden.grad = self.weight.grad = None
+        with self._context():
+            loss = F.cross_entropy(F.linear(self.hidden, self.weight), self.targets, label_smoothing=self.alpha)
+        torch.autograd.backward(loss)
+
+    def products(self) -> Callable[[], None]:
+        hidden, weight = self._operands()
+        logits = hidden.new_zeros(len(hidden), len(weight))
+        grad_hidden, grad_weight = torch.zeros_like(hidden), torch.zeros_like(weight)
+
+        def step() -> None:
+            torch.mm(hidden, weight.T, out=logits)
+            torch.mm(logits, weight, out=grad_hidden)
+            torch.mm(logits.T, hidden, out=grad_weight)
+
+        return step
+
+    def fresh(self) -> Callable[[], tuple[Tensor, Tensor]]:
+        hidden, weight = self._operands()
+
+        def step() -> tuple[Tensor, Tensor]:
+            logits = hidden @ weight.T
+            return logits @ weight, logits.T @ hidden
+
+        return step
+
+    def _operands(self) -> tuple[Tensor, Tensor]:
+        return self.hidden.detach().to(self.product_dtype), self.weight.detach().to(self.product_dtype)
+
+    def extra(self, step: Callable[[], None], peak: Callable[[Callable[[], None]], int]) -> float:
+        """Hundredths of the logits by which `peak` says that a step goes beyond its gradients."""
+        self.hidden.grad = self.weight.grad = None
+        gradients: int = self.hidden.nbytes + self.weight.nbytes
+        return 100 * (peak(step) - gradients) / self.logits_bytes
+
+
+def allocated(step: Callable[[], None]) -> int:
+    """The most bytes that PyTorch held at a time during a step, of those that it allocated in it."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        step()
+    assert profile.profiler is not None
+    events = profile.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    held = peak = 0
+    for _, size in changes:
+        held += size
+        peak = max(peak, held)
+    return peak
+
+
+def measure(config: BenchmarkConfig, vocabulary: int, arithmetic: str) -> dict[str, float]:
+    """Median milliseconds, medians of the ratios within a round, the products' rate, extra memory."""
+    contest = Contest(config, vocabulary, arithmetic)
+    contestants: dict[str, Callable[[], object]] = {
+        "products": contest.products(),
+        "fresh": contest.fresh(),
+        "pytorch": contest.pytorch,
+        "ours": contest.ours,
+    }
+    seconds = take_turns(contestants, config.repeats, config.clock)
+    contestants.clear()  # some hold logits
+    return {
+        **{f"{name} ms": 1e3 * statistics.median(values) for name, values in seconds.items()},
+        "ours/products": ratio(seconds["ours"], seconds["products"]),
+        "ours/fresh": ratio(seconds["ours"], seconds["fresh"]),
+        "pytorch/ours": ratio(seconds["pytorch"], seconds["ours"]),
+        "products GFLOP/s": contest.gflop / min(seconds["products"]),
+        "ours allocated %": contest.extra(contest.ours, allocated),
+        "ours resident %": contest.extra(contest.ours, extra_memory),
+        "pytorch allocated %": contest.extra(contest.pytorch, allocated),
+    }
+
+
+def main(config: BenchmarkConfig) -> None:
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    gemm = best_gemm_rates(config.clock)
+    print(describe_machine(gemm), flush=True)
+    about = {
+        "tokens": config.rows,
+        "width": config.width,
+        "alpha": config.alpha,
+        "repeats": config.repeats,
+        "clock": config.clock,
+    }
+    for arithmetic in config.arithmetic:
+        rows = [
+            {"vocabulary": vocabulary, **measure(config, vocabulary, arithmetic)} for vocabulary in config.vocabularies
+        ]
+        print_table(f"{arithmetic}: {config.rows:,} rows of width {config.width}", rows, _COLUMNS)
+        named = [({"vocabulary": row.pop("vocabulary"), "precision": arithmetic}, row) for row in rows]
+        rate = {"gemm_gflops": gemm["bf16" if arithmetic == "autocast" else arithmetic]}
+        write_records(config.out, "smoothed_loss", named, **about, **rate)
+
+
+_COLUMNS = {
+    "vocabulary": ",d",
+    "products ms": ".0f",
+    "fresh ms": ".0f",
+    "pytorch ms": ".0f",
+    "ours ms": ".0f",
+    "ours/products": ".2f",
+    "ours/fresh": ".2f",
+    "pytorch/ours": ".2f",
+    "products GFLOP/s": ".0f",
+    "ours allocated %": ".1f",
+    "ours resident %": ".1f",
+    "pytorch allocated %": ".0f",
+}
+
+
+if __name__ == "__main__":
+    run_command(
+        main,
+        BenchmarkConfig,
+        program="python -m benchmarks.smoothed_loss",
+        description="Time and memory of the fused smoothed loss, beside PyTorch's and beside its matrix products.",
+    )
