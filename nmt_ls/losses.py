@@ -11,6 +11,7 @@ label and `α·u_k / (1 - u_y)` elsewhere (spread "others"), with the prior u un
 and since z = h Wᵀ, the prior's part is b·(h·w̄) with w̄ = Σ_k u_k w_k, which needs no logits.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -130,6 +131,42 @@ def fused_loss_and_nll(
     return loss, nll
 
 
+def distillation_loss(
+    student_logits_NK: Tensor,
+    teacher_logits_NK: Tensor,
+    targets_N: Tensor,
+    beta: float,
+    teacher_temperature: float,
+    student_temperature: float | None = None,
+    squared_temperature_factor: bool = False,
+) -> Tensor:
+    """Mean of (1 - β)·H(y, p(T_s)) + β·H(p_teacher(T_t), p(T_s)) in nats: Müller et al. 2019, section 4.
+
+    There both terms are at the teacher's temperature, which is the default; `student_temperature=1` is a common other
+    choice. The second term's gradient shrinks with 1/(T_t·T_s); the factor undoes that (T² where they are equal:
+    Hinton et al. 2015, section 2). No gradient reaches the teacher. Computed in float32, or float64 for float64.
+
+    Raises:
+        ValueError: beta outside [0, 1], a temperature that is not positive, shapes that do not fit each other.
+    """
+    student_temperature = teacher_temperature if student_temperature is None else student_temperature
+    if not 0 <= beta <= 1:
+        raise ValueError(f"beta must lie in [0, 1], not {beta}")
+    if not (0 < teacher_temperature < math.inf and 0 < student_temperature < math.inf):
+        raise ValueError(f"temperatures must be positive, not {teacher_temperature} and {student_temperature}")
+    if student_logits_NK.dim() != 2 or student_logits_NK.shape != teacher_logits_NK.shape:
+        shapes = f"{_describe(student_logits_NK)} and {_describe(teacher_logits_NK)}"
+        raise ValueError(f"the logits of student and teacher must be matrices of one shape, not {shapes}")
+    _check_targets(targets_N, len(student_logits_NK), student_logits_NK.shape[1], ignore_index=None)
+    dtype = torch.float64 if student_logits_NK.dtype == torch.float64 else torch.float32
+    log_probs_NK = torch.log_softmax(student_logits_NK.to(dtype) / student_temperature, 1)
+    teacher_NK = torch.softmax(teacher_logits_NK.detach().to(dtype) / teacher_temperature, 1)
+    hard = -log_probs_NK.gather(1, targets_N.long()[:, None]).mean()
+    soft = -(teacher_NK * log_probs_NK).sum(1).mean()
+    factor = teacher_temperature * student_temperature if squared_temperature_factor else 1.0
+    return (1 - beta) * hard + beta * factor * soft
+
+
 def _masses(label_prior_N: Tensor, alpha: float, spread: Spread) -> tuple[Tensor, Tensor]:
     """The target of a row as `a` on its label plus `b` times the prior: a_N and b_N."""
     if spread == "all":
@@ -167,14 +204,17 @@ def _check_options(alpha: float, spread: str, reduction: str) -> None:
         raise ValueError(f'reduction must be "mean" or "sum", not {reduction!r}')
 
 
-def _check_targets(targets_N: Tensor, rows: int, classes: int, ignore_index: int) -> None:
+def _check_targets(targets_N: Tensor, rows: int, classes: int, ignore_index: int | None) -> None:
     if targets_N.shape != (rows,) or targets_N.is_floating_point() or targets_N.dtype == torch.bool:
         raise ValueError(f"targets must be a vector of {rows} integers, not {_describe(targets_N)}")
     if targets_N.device.type == "cpu":
-        wrong_N = ((targets_N < 0) | (targets_N >= classes)) & (targets_N != ignore_index)
+        wrong_N = (targets_N < 0) | (targets_N >= classes)
+        if ignore_index is not None:
+            wrong_N &= targets_N != ignore_index
         if wrong_N.any():
             row, label = int(wrong_N.nonzero()[0]), int(targets_N[wrong_N][0])
-            raise ValueError(f"targets must lie in [0, {classes}) or be {ignore_index}: row {row} is {label}")
+            also = "" if ignore_index is None else f" or be {ignore_index}"
+            raise ValueError(f"targets must lie in [0, {classes}){also}: row {row} is {label}")
 
 
 def _check_projection(hidden_ND: Tensor, weight_VD: Tensor) -> torch.dtype:

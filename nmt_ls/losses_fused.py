@@ -13,13 +13,17 @@ than products of whole matrices, and there are two orders to take the tiles in:
   for the gradients, where each row of the weight's is one product over all rows.
 """
 
+import importlib.util
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+Kernel = Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
+"""Of logits_nV, labels_n, label_mass_n: see losses_triton.softmax_gradient_in_place."""
 
 _CHUNKS = 28  # logits exist one part in this many at a time,
 _NARROW_CHUNKS = 44  # or in this many where room to widen them in comes on top,
@@ -79,12 +83,17 @@ def solve(
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Loss, hard-label NLL, and the gradients that are wanted of hidden and weight."""
     with torch.no_grad(), torch.autocast(hidden_ND.device.type, enabled=False):
-        work = _Work(hidden_ND, weight_VD, problem, want_weight)
+        sums, narrow = problem.prior.dtype, problem.compute_dtype != problem.prior.dtype
+        kernel = _kernel(hidden_ND, sums)
+        work = _Work(hidden_ND, weight_VD, problem, want_weight, by_columns=narrow and kernel is None)
         if len(problem.rows) == 0:
             return *problem.prior.new_zeros(2), torch.zeros_like(hidden_ND), torch.zeros_like(weight_VD)
-        if problem.compute_dtype == problem.prior.dtype:
+        if kernel is not None:
+            _by_whole_rows(work, kernel, want_hidden, want_weight and weight_VD.dtype == sums)
+            _gradients_by_columns(work, False, want_weight and weight_VD.dtype != sums)
+        elif not narrow:
             _by_rows(work, want_hidden, want_weight)
-        elif not want_hidden or hidden_ND.dtype == problem.prior.dtype or len(weight_VD) >= _ROOMY * weight_VD.shape[1]:
+        elif not want_hidden or hidden_ND.dtype == sums or len(weight_VD) >= _ROOMY * weight_VD.shape[1]:
             _lse_by_columns(work)
             _gradients_by_columns(work, want_hidden, want_weight)
         else:
@@ -102,13 +111,15 @@ class _Work:
     label_logits: Tensor  # M
     prior_logits: Tensor  # M
 
-    def __init__(self, hidden_ND: Tensor, weight_VD: Tensor, problem: Problem, want_weight: bool) -> None:
+    def __init__(
+        self, hidden_ND: Tensor, weight_VD: Tensor, problem: Problem, want_weight: bool, by_columns: bool
+    ) -> None:
         self.problem, self.dtype, self.hidden = problem, problem.prior.dtype, hidden_ND
         self.grad_hidden: Tensor | None = None
         self.grad_weight: Tensor | None = None
         if want_weight:
             self.grad_weight = torch.empty_like(weight_VD, memory_format=torch.contiguous_format)
-        self.weight = _compute_copy(weight_VD, problem.compute_dtype, self.grad_weight)
+        self.weight = _compute_copy(weight_VD, problem.compute_dtype, self.grad_weight if by_columns else None)
         self.mean_weight = _mean_weight(weight_VD, problem.prior)  # D
         self.lse, self.label_logits, self.prior_logits = problem.prior.new_empty(3, len(problem.rows))
         self.prior_gradient = torch.zeros_like(self.mean_weight)  # Σ_m b_m h_m
@@ -210,6 +221,39 @@ class _Tiles:
         width_n = (self.vocabulary - begin_n).clamp(max=self.width)
         row_n = torch.arange(len(labels_n), device=labels_n.device)
         return tile_n, len(labels_n) * begin_n + row_n * width_n + labels_n - begin_n
+
+
+def _by_whole_rows(work: _Work, kernel: Kernel, with_hidden: bool, with_weight: bool) -> None:
+    """`_by_rows` for a GPU, where one kernel takes the softmax of whole rows and makes it their gradient."""
+    problem = work.problem
+    chunk_rows = _chunk(len(problem.rows), len(work.weight), _CHUNKS)
+    room = work.weight.new_empty(min(chunk_rows, len(problem.rows)), len(work.weight))
+    grad_MD = work.hidden.new_empty(len(problem.rows), work.hidden.shape[1]) if with_hidden else None
+    grad_weight_VD = work.grad_weight if with_weight else None
+    if grad_weight_VD is not None:
+        torch.outer(problem.prior, work.prior_gradient * -problem.scale, out=grad_weight_VD)
+    for chunk in _slices(len(problem.rows), chunk_rows):
+        hidden_nD = work.hidden_of(chunk)
+        logits_nV = torch.mm(hidden_nD, work.weight.T, out=room[: len(hidden_nD)])
+        work.lse[chunk], work.label_logits[chunk] = kernel(
+            logits_nV, problem.labels[chunk], problem.label_mass[chunk], with_hidden or with_weight
+        )
+        if grad_MD is not None:
+            grad_nD = torch.mm(logits_nV, work.weight).to(work.dtype)
+            grad_MD[chunk] = grad_nD.addr_(problem.prior_mass[chunk], work.mean_weight, alpha=-1).mul_(problem.scale)
+        if grad_weight_VD is not None:
+            grad_weight_VD.add_(torch.mm(logits_nV.T, hidden_nD), alpha=problem.scale)
+    if grad_MD is not None:
+        work.keep_grad_hidden(grad_MD)
+
+
+def _kernel(hidden_ND: Tensor, sums: torch.dtype) -> Kernel | None:
+    """The Triton kernel, where it can run."""
+    if not hidden_ND.is_cuda or sums != torch.float32 or importlib.util.find_spec("triton") is None:
+        return None
+    from nmt_ls.losses_triton import softmax_gradient_in_place
+
+    return softmax_gradient_in_place
 
 
 def _lse_by_columns(work: _Work) -> None:

@@ -12,7 +12,7 @@ from nmt_ls import losses_fused
 from nmt_ls.losses import fused_loss_and_nll, fused_smoothed_cross_entropy, smoothed_cross_entropy
 
 OPTIONS = [(0.1, "all"), (0.3, "others"), (0.0, "all")]
-SHAPES = [(1, 2), (16, 5), (17, 6), (70, 43), (33, 200)]
+SHAPES = [(1, 2), (16, 5), (17, 64), (70, 65), (33, 200)]
 
 
 @pytest.fixture
@@ -228,13 +228,13 @@ def test_strided_inputs(dtype: torch.dtype) -> None:
 @pytest.mark.usefixtures("tiny_chunks")
 def test_huge_logits() -> None:
     """Labels that are certain, and labels in tiles whose share of the probability is below the smallest number."""
-    hidden, weight, targets, _ = make(40, 30, 4, ignored=0)
+    hidden, weight, targets, _ = make(40, 300, 4, ignored=0)
     hidden = hidden * 200
     targets[:20] = (hidden @ weight.T).argmax(1)[:20]
     expected = solved(plain, hidden, weight, targets, 0.1)
     assert expected[0] > 100
-    # lse is near 1,000 here, where neighbouring float32 numbers are 6e-5 apart
-    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-4), (torch.bfloat16, 1e-2)):
+    # logits are near 1,000 here, where neighbouring float32 numbers are 6e-5 apart, and bfloat16 numbers 4
+    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-4), (torch.bfloat16, 0.1)):
         found = solved(fused_smoothed_cross_entropy, hidden.to(dtype), weight.to(dtype), targets, 0.1)
         assert max(relative_errors(found, expected)) < tolerance
 

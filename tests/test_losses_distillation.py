@@ -1,0 +1,82 @@
+"""The distillation loss: by hand, at its ends, and the size of its gradient."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nmt_ls.losses import distillation_loss
+
+
+def test_an_example_by_hand() -> None:
+    """At T = 2 the student has p = (2/3, 1/3), the teacher (3/4, 1/4)."""
+    student = torch.tensor([[2 * math.log(2.0), 0.0]], dtype=torch.float64)
+    teacher = torch.tensor([[2 * math.log(3.0), 0.0]], dtype=torch.float64)
+    label = torch.tensor([1])
+    soft = -(0.75 * math.log(2 / 3) + 0.25 * math.log(1 / 3))
+    hard = -math.log(1 / 3)
+    loss = distillation_loss(student, teacher, label, beta=0.6, teacher_temperature=2.0)
+    assert loss.item() == pytest.approx(0.4 * hard + 0.6 * soft)
+    scaled = distillation_loss(student, teacher, label, 0.6, 2.0, squared_temperature_factor=True)
+    assert scaled.item() == pytest.approx(0.4 * hard + 0.6 * 4 * soft)
+    # at a temperature of 1 the student has p = (4/5, 1/5)
+    cool = distillation_loss(student, teacher, label, 0.6, 2.0, student_temperature=1.0)
+    assert cool.item() == pytest.approx(-0.4 * math.log(0.2) - 0.6 * (0.75 * math.log(0.8) + 0.25 * math.log(0.2)))
+
+
+def test_its_ends() -> None:
+    torch.manual_seed(1)
+    student, teacher = torch.randn(2, 20, 7, dtype=torch.float64)
+    targets = torch.randint(7, (20,))
+    hard = distillation_loss(student, teacher, targets, 0.0, 3.0)
+    torch.testing.assert_close(hard, F.cross_entropy(student / 3, targets))
+    soft = distillation_loss(student, teacher, targets, 1.0, 3.0)
+    torch.testing.assert_close(soft, F.cross_entropy(student / 3, (teacher / 3).softmax(1)))
+
+
+def test_no_gradient_where_student_equals_teacher_and_none_for_the_teacher() -> None:
+    torch.manual_seed(1)
+    teacher = torch.randn(20, 7, dtype=torch.float64, requires_grad=True)
+    student = teacher.detach().clone().requires_grad_()
+    distillation_loss(student, teacher, torch.randint(7, (20,)), 1.0, 3.0).backward()
+    assert teacher.grad is None
+    assert student.grad.abs().max() < 1e-15
+
+
+def test_the_factor_keeps_the_gradient_as_temperatures_grow() -> None:
+    """At high temperatures the gradient is (z_student - z_teacher) / (K·T_t·T_s) for centred logits."""
+    torch.manual_seed(1)
+    student, teacher = (logits - logits.mean(1, keepdim=True) for logits in torch.randn(2, 5, 4, dtype=torch.float64))
+    for student_temperature in (1000.0, 4000.0):
+        given = student.clone().requires_grad_()
+        distillation_loss(
+            given, teacher, torch.zeros(5, dtype=torch.long), 1.0, 1000.0, student_temperature, True
+        ).backward()
+        limit = (student * 1000 / student_temperature - teacher) / 4 / 5
+        torch.testing.assert_close(given.grad, limit, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"beta": 1.1}, "beta must lie in"),
+        ({"beta": float("nan")}, "beta must lie in"),
+        ({"teacher_temperature": 0.0}, "temperatures must be positive"),
+        ({"student_temperature": -1.0}, "temperatures must be positive"),
+        ({"teacher_logits_NK": torch.zeros(2, 4)}, "matrices of one shape"),
+        ({"targets_N": torch.tensor([0, 3])}, r"targets must lie in \[0, 3\): row 1 is 3"),
+        ({"targets_N": torch.tensor([-100, 1])}, "row 0 is -100"),
+    ],
+)
+def test_mistakes_are_named(changed: dict[str, Any], message: str) -> None:
+    good = {
+        "student_logits_NK": torch.zeros(2, 3),
+        "teacher_logits_NK": torch.zeros(2, 3),
+        "targets_N": torch.tensor([0, 1]),
+        "beta": 0.5,
+        "teacher_temperature": 2.0,
+    }
+    with pytest.raises(ValueError, match=message):
+        distillation_loss(**{**good, **changed})
