@@ -18,9 +18,9 @@ from data_prep.reporting import file_checksum, prepare
 from nmt_ls.corpus_writer import CorpusConfig, Origin, existing_corpus
 from nmt_ls.encoding import without_bars
 from nmt_ls.experiment.command_line import UserError, run_command
-from nmt_ls.staged_texts import FilterConfig, text_fault
+from nmt_ls.staged_texts import text_fault
 from nmt_ls.staging import terminate_as_exit
-from nmt_ls.vocabulary import VocabularyConfig, first_line
+from nmt_ls.vocabulary import first_line
 
 DATA_SUFFIXES = {".jsonl", ".json", ".parquet", ".csv", ".tsv", ".txt", ".arrow"}
 LINE_SUFFIXES = {".jsonl", ".csv", ".tsv", ".txt"}
@@ -39,7 +39,7 @@ class SplitNames:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ParallelConfig:
+class ParallelConfig(CorpusConfig):
     """A parallel data set to prepare."""
 
     source: str
@@ -57,35 +57,18 @@ class ParallelConfig:
     splits: SplitNames = field(default_factory=SplitNames)
     licence: str = ""
     """terms of the data, for the manifest"""
-    vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
-    filters: FilterConfig = field(default_factory=FilterConfig)
-    group_references: bool = True
-    """rows of a held-out split that share a source become one entry with several references"""
-    workers: int = 0
-    """processes that encode (0: as many as pay)"""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.source:
             raise ValueError("source has to be given: a local folder or a Hub id")
         if self.src == self.tgt:
             raise ValueError(f"src and tgt are both {self.src!r}: a translation needs two columns")
-        if self.workers < 0:
-            raise ValueError(f"workers is a number of processes, or 0 to choose, not {self.workers}")
 
     @property
     def directory(self) -> Path:
         """Where the corpus goes."""
         return Path(self.out.replace("{src}", self.src).replace("{tgt}", self.tgt))
-
-    @property
-    def corpus(self) -> CorpusConfig:
-        """What write_corpus wants to know."""
-        return CorpusConfig(
-            vocabulary=self.vocabulary,
-            filters=self.filters,
-            group_references=self.group_references,
-            workers=self.workers,
-        )
 
     def origin(self) -> Origin:
         """Where the pairs come from. Raises UserError where a folder is meant but missing."""
@@ -275,10 +258,10 @@ def main(config: ParallelConfig) -> None:
     origin = config.origin()
     out = config.directory
     out.parent.mkdir(parents=True, exist_ok=True)
-    existing_corpus(out, origin, config.corpus)  # refuse before anything is downloaded
+    existing_corpus(out, origin, config)  # refuse before anything is downloaded
     with terminate_as_exit(), tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.reading-") as scratch:
         source = ParallelSource(config, Path(scratch))
-        prepare(out, {name: source.pairs(name) for name in asdict(config.splits)}, origin, config.corpus)
+        prepare(out, {name: source.pairs(name) for name in asdict(config.splits)}, origin, config)
 
 
 def command(config_class: type[ParallelConfig], program: str, description: str) -> None:

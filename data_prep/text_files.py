@@ -8,7 +8,7 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
@@ -16,15 +16,14 @@ from data_prep.parallel import SHORT_NAMES
 from data_prep.reporting import file_checksum, prepare
 from nmt_ls.corpus_writer import CorpusConfig, Origin
 from nmt_ls.experiment.command_line import UserError, run_command
-from nmt_ls.staged_texts import FilterConfig, text_fault
-from nmt_ls.vocabulary import VocabularyConfig
+from nmt_ls.staged_texts import text_fault
 
 GZIP_MAGIC = b"\x1f\x8b"
 BYTE_ORDER_MARK = "\ufeff"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextFilesConfig:
+class TextFilesConfig(CorpusConfig):
     """Aligned plain-text files to prepare."""
 
     train_source: str
@@ -43,16 +42,6 @@ class TextFilesConfig:
     """target language, likewise"""
     licence: str = ""
     """terms of the data, for the manifest"""
-    vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
-    filters: FilterConfig = field(default_factory=FilterConfig)
-    group_references: bool = True
-    """rows of a held-out split that share a source become one entry with several references"""
-    workers: int = 0
-    """processes that encode (0: as many as pay)"""
-
-    def __post_init__(self) -> None:
-        if self.workers < 0:
-            raise ValueError(f"workers is a number of processes, or 0 to choose, not {self.workers}")
 
     def files(self) -> dict[str, tuple[Path, Path]]:
         """Source and target file of each split."""
@@ -127,13 +116,7 @@ def main(config: TextFilesConfig) -> None:
             for side, path in zip(("source", "target"), paths, strict=True)
         },
     )
-    corpus = CorpusConfig(
-        vocabulary=config.vocabulary,
-        filters=config.filters,
-        group_references=config.group_references,
-        workers=config.workers,
-    )
-    prepare(config.out, {name: aligned(*paths) for name, paths in files.items()}, origin, corpus)
+    prepare(config.out, {name: aligned(*paths) for name, paths in files.items()}, origin, config)
 
 
 if __name__ == "__main__":

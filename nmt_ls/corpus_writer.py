@@ -78,14 +78,15 @@ class Origin:
 
     def recipe(self, config: CorpusConfig) -> dict[str, Any]:
         """All that decides what the prepared corpus holds."""
-        settings = {key: value for key, value in asdict(config).items() if key != "workers"}
         recipe = {
             "source": "local files" if self.files else self.source,
             "source_language": self.source_language,
             "target_language": self.target_language,
             "settings": dict(self.settings),
             "files": dict(self.files),
-            **settings,
+            "vocabulary": asdict(config.vocabulary),
+            "filters": asdict(config.filters),
+            "group_references": config.group_references,
         }
         return json.loads(json.dumps(recipe))  # type: ignore[no-any-return]
 
