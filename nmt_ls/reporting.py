@@ -15,12 +15,11 @@ from nmt_ls.experiment.checkpoint import load_state
 from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.records import Record, Signature, append_records, command
 from nmt_ls.experiment.run_directory import RunDirectory
-from nmt_ls.losses import Prior
 from nmt_ls.metrics.null import calibration_test, null_distribution
 from nmt_ls.metrics.plots import reliability_diagram, save_figure
 from nmt_ls.metrics.temperature import check_temperature
 from nmt_ls.runs import choose_device, find_run, run_corpus
-from nmt_ls.scoring import BINS, Evaluation, evaluate
+from nmt_ls.scoring import BINS, Evaluation, evaluate, label_prior
 from nmt_ls.search_changes import SearchChanges
 from nmt_ls.translator import CheckpointName, Translator
 
@@ -84,7 +83,7 @@ def score(config: ScoreConfig) -> Scored:
     translator = Translator.load(run, config.checkpoint, choose_device(config.device), config.precision)
     translator.check_search(search)
     provenance = run_provenance(run, config.checkpoint)
-    prior: Prior = corpus.unigram_prior().to(translator.device) if trained.loss.prior == "unigram" else "uniform"
+    prior = label_prior(trained.loss, corpus, translator.device)
     search = search_config(temperature, search, run, translator, corpus)
     with tqdm(total=len(split), unit=" sentences", leave=False, disable=None) as bar:
         evaluation = evaluate(translator, split, search, loss=trained.loss, prior=prior, on_progress=bar.update)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nmt_ls.batching import Batch, epoch_batches
-from nmt_ls.corpus import Split
+from nmt_ls.corpus import Corpus, Split
 from nmt_ls.experiment.command_line import UserError
 from nmt_ls.losses import LossConfig, Prior, smoothed_cross_entropy
 from nmt_ls.metrics.calibration import Calibration, CalibrationAccumulator
@@ -33,6 +33,11 @@ BINS = 15
 """Equal-width bins of ECE (Guo et al. 2017; the paper)."""
 MAX_TOKENS = 4096
 """Tokens of a batch in teacher-forced scoring; likewise."""
+
+
+def label_prior(loss: LossConfig, corpus: Corpus, device: torch.device) -> Prior:
+    """The prior that `loss` names: uniform, or the frequencies of the corpus's training labels."""
+    return corpus.unigram_prior().to(device) if loss.prior == "unigram" else "uniform"
 
 
 def split_batches(split: Split) -> Iterable[Batch]:

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
+from nmt_ls.experiment.atomic import fsync
+
 LOCK = ".building"
 # a sibling whose lock is free is an orphan, unless it was made this moment and its builder has yet to take the lock
 ORPHAN_SECONDS = 60.0
@@ -36,11 +38,7 @@ class StagingDirectory:
         """Rename to the final place, once what was written is on disk; False where someone else already has it."""
         (self.path / LOCK).unlink()
         for path in [*self.path.rglob("*"), self.path]:
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            fsync(path)
         try:
             self.path.rename(self._final)  # succeeds over an empty directory, never over one with content
         except OSError:

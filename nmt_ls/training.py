@@ -22,9 +22,9 @@ from nmt_ls.experiment.precision import Precision, choose_precision
 from nmt_ls.experiment.records import Signature, provenance
 from nmt_ls.experiment.run_directory import RunDirectory
 from nmt_ls.experiment.schedule import OptimizerConfig, ScheduleConfig, build_optimizer
-from nmt_ls.losses import LossConfig, Prior, fused_loss_and_nll
+from nmt_ls.losses import LossConfig, fused_loss_and_nll
 from nmt_ls.runs import choose_device
-from nmt_ls.scoring import BINS, evaluate, score_batches, split_batches, translate_split
+from nmt_ls.scoring import BINS, evaluate, label_prior, score_batches, split_batches, translate_split
 from nmt_ls.search import SearchConfig
 from nmt_ls.transformer import Transformer, TransformerConfig
 from nmt_ls.translator import CheckpointName, Hypothesis, Translator, with_vocabularies
@@ -97,9 +97,7 @@ class TranslationTask:
     def __init__(self, config: TrainConfig, corpus: Corpus, model: Transformer, precision: Precision) -> None:
         self.config, self.corpus, self.model, self.precision = config, corpus, model, precision
         self.training, self.validation = corpus.split("train"), corpus.split("validation")
-        self.prior: Prior = (
-            corpus.unigram_prior().to(model.output_weight) if config.loss.prior == "unigram" else "uniform"
-        )
+        self.prior = label_prior(config.loss, corpus, model.output_weight.device)
         # figures are of fp32 arithmetic, whatever trains
         self.translator = Translator(
             model, corpus.source_vocabulary, corpus.target_vocabulary, replace(precision, kind="fp32")
@@ -164,7 +162,7 @@ def train(config: TrainConfig) -> Outcome:
     if threads:
         torch.set_num_threads(threads)
     precision = Precision.from_manifest(begun["precision"]) if begun else choose_precision(config.precision, device)
-    attention: dict[str, Any] = begun["attention"] if begun else choose_attention(config.model, device, precision)
+    attention: dict[str, Any] = begun.get("attention") or choose_attention(config.model, device, precision)
     manifest = {
         **provenance(device),
         "precision": precision.to_dict(),
@@ -193,12 +191,13 @@ def train(config: TrainConfig) -> Outcome:
 
 
 def open_corpus(config: TrainConfig) -> Corpus:
-    """The corpus that was named, its training and validation splits as their checksums say; or the embedded one."""
+    """The corpus that was named, or the embedded one. Raises UserError where it is not what its checksums say."""
     if config.data is None:
         directory = embedded_directory(EMBEDDED_ROOT, GRAMMAR_SEED, config.embedded)
         print(f"no --data: the embedded corpus, in {directory}", file=sys.stderr)
-        return prepare_embedded(directory, GRAMMAR_SEED, config.embedded)
-    corpus = Corpus.load(config.data)
+        corpus = prepare_embedded(directory, GRAMMAR_SEED, config.embedded)
+    else:
+        corpus = Corpus.load(config.data)
     corpus.verify()
     return corpus
 
@@ -255,8 +254,6 @@ def summarise(run: RunDirectory, task: TranslationTask) -> dict[str, Any]:
     examples: list[dict[str, str]] = []
     signatures: dict[str, str] = {}
     for name in config.checkpoints:
-        if not checkpoint_exists(run.checkpoints / name):
-            continue
         translator.model.load_state_dict(load_weights(run.checkpoints / name))
         translator.model.eval()
         print(f"scoring the {name} checkpoint on {len(split):,} test sentences", file=sys.stderr)

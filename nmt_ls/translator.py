@@ -21,10 +21,9 @@ from nmt_ls.experiment.precision import Precision, choose_precision
 from nmt_ls.experiment.run_directory import RunDirectory
 from nmt_ls.search import Found, SearchConfig, beam_search, maximum_lengths, rescore, sample
 from nmt_ls.transformer import Transformer, TransformerConfig
-from nmt_ls.vocabulary import EOS, PAD, Vocabulary, load_vocabularies
+from nmt_ls.vocabulary import EOS, PAD, WORD_START, Vocabulary, load_vocabularies
 
 CheckpointName = Literal["best", "last", "averaged"]
-WORD_START = "\u2581"
 MAX_SOURCE_PIECES = 1024
 """Longer lines are translated truncated, and the caller is told which."""
 

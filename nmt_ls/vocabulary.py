@@ -21,6 +21,8 @@ import sentencepiece
 from nmt_ls.experiment.command_line import UserError
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
+WORD_START = "\u2581"
+"""SentencePiece's sign for the white space before a word."""
 JOINT_MODEL, SOURCE_MODEL, TARGET_MODEL = "spm.model", "spm.source.model", "spm.target.model"
 
 # The unigram trainer adds up its expectations thread by thread: their number shapes the result, so it is fixed.
@@ -112,7 +114,7 @@ class Vocabulary:
 
     def starts_word(self) -> list[bool]:
         """For each of the V pieces whether it begins a word (specials: no)."""
-        return [piece > UNK and name.startswith("\u2581") for piece, name in enumerate(self.pieces(range(self.size)))]
+        return [piece > UNK and name.startswith(WORD_START) for piece, name in enumerate(self.pieces(range(self.size)))]
 
     def checksum(self) -> str:
         """SHA-256 of the model file."""
