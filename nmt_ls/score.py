@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from nmt_ls.experiment.command_line import run_command
+from nmt_ls.experiment.records import one_line
 from nmt_ls.experiment.tables import format_table
-from nmt_ls.reporting import ScoreConfig, score, store
+from nmt_ls.reporting import ScoreConfig, score
+from nmt_ls.score_records import store
 
 SHORT_NAMES = {
     "beam": "search.beam",
@@ -17,14 +19,15 @@ SHORT_NAMES = {
 
 def main(config: ScoreConfig) -> None:
     scored = score(config)
-    print(f"{scored.run}, {config.checkpoint} checkpoint, {config.split} split\n")
+    print(f"{scored.title}\n")
     rows = [{"figure": name, "value": value} for name, value in scored.figures.items()]
     print(format_table(rows, ["figure", "value"]))
-    for name, text in scored.evaluation.translation.signatures.items():
-        print(f"{name}: {text}")
-    print(f"recipe: {scored.signature}")
+    for group in scored.groups:
+        for name, text in group.signatures.items():
+            print(f"{name}: {text}")
+    print(f"recipe: {one_line(scored.recipe)}")
     if config.results is not None:
-        store(Path(config.results), scored)
+        store(Path(config.results), scored.groups, scored.recipe, scored.diagrams)
 
 
 if __name__ == "__main__":

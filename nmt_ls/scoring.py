@@ -199,9 +199,12 @@ class Evaluation:
 
     def figures(self) -> dict[str, float]:
         """By the names under which they are recorded."""
+        return {**self.teacher_forced.figures(), **self.translation_figures()}
+
+    def translation_figures(self) -> dict[str, float]:
+        """Those of the translations alone."""
         translation = self.translation
         return {
-            **self.teacher_forced.figures(),
             **translation.scores,
             "length_ratio": translation.length_ratio,
             "brevity_penalty": translation.brevity_penalty,

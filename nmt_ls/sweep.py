@@ -8,9 +8,10 @@ from pathlib import Path
 
 from nmt_ls.experiment.command_line import run_command
 from nmt_ls.experiment.tables import format_table
+from nmt_ls.measured_run import MeasuredRun
 from nmt_ls.metrics.plots import save_figure, sweep_figure
 from nmt_ls.search import SearchConfig
-from nmt_ls.sweep_cells import Ledger, SweptRun
+from nmt_ls.sweep_cells import Ledger
 from nmt_ls.sweep_table import Swept, baseline_of, best_row, difference_row, recipes_of, write_csv
 from nmt_ls.sweeping import SweepConfig, sweep
 
@@ -41,7 +42,7 @@ def groups(config: SweepConfig) -> list[tuple[tuple[int, float], list[SearchConf
 
 
 def report(
-    config: SweepConfig, runs: Sequence[SweptRun], ledger: Ledger, searched: str, searches: Sequence[SearchConfig]
+    config: SweepConfig, runs: Sequence[MeasuredRun], ledger: Ledger, searched: str, searches: Sequence[SearchConfig]
 ) -> None:
     """Print the tables of one beam and length penalty, and write them and the figure."""
     swept = Swept(ledger=ledger, split=config.split, inverses=config.whole_inverse_grid, searches=searches)

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nmt_ls.experiment.atomic import fsync
-from nmt_ls.experiment.checkpoint import CHECKSUMS, WEIGHTS
-from nmt_ls.experiment.command_line import UserError, load_config
+from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.records import Record, append_records, read_records
 from nmt_ls.experiment.run_directory import RunDirectory
+from nmt_ls.measured_run import MeasuredRun
 from nmt_ls.metrics.calibration import MOMENTS
 from nmt_ls.metrics.translation import BLEU_STATISTICS
 from nmt_ls.runs import find_run
 from nmt_ls.scoring import BINS
-from nmt_ls.search import SearchConfig
-from nmt_ls.training import TrainConfig
 from nmt_ls.translator import CheckpointName
 
 TEACHER_FORCED = ("nll", "ece", "squared_l2")
@@ -38,7 +35,6 @@ DIGITS = 9
 """Of a temperature, wherever two are compared."""
 KEPT_BITS = 12
 """Of the mantissa of a sentence's bin sums: a file is 40% smaller, and an ECE computed from it changes by 2e-6."""
-_SWEPT = ("temperature", "beam", "length_penalty", "length_penalty_kind")
 SENTENCES = pa.schema(
     [
         ("run", pa.string()),
@@ -69,46 +65,10 @@ def rounded_temperature(inverse: float) -> float:
     return round(1.0 / inverse, DIGITS)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SweptRun:
-    """A run as a sweep knows it: what it was asked, and the checkpoint that is measured."""
-
-    path: Path
-    config: TrainConfig
-    manifest: Mapping[str, Any]
-    updates: int
-    checkpoint: CheckpointName
-    weights: str  # of their SHA-256
-
-    @classmethod
-    def open(cls, path: Path, checkpoint: CheckpointName) -> SweptRun:
-        """Raises UserError where it is no run of ours, is unfinished, or has no such checkpoint."""
-        run = RunDirectory(path)
-        config = load_config(TrainConfig, run.read_config(), where=f"{path}/config.yaml")
-        folder = run.checkpoints / checkpoint
-        try:
-            weights = str(json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))[WEIGHTS])
-        except (OSError, ValueError, KeyError):
-            raise UserError(f"{folder}: the run has no such checkpoint, or it is damaged; name another") from None
-        updates = int(run.read_summary()["updates"])
-        return cls(
-            path=path,
-            config=config,
-            manifest=run.read_manifest(),
-            updates=updates,
-            checkpoint=checkpoint,
-            weights=weights[:16],
-        )
-
-    def identity(self, split: str) -> dict[str, Any]:
-        """What tells the cells of this run from those of any other."""
-        return {"run": self.path.name, "checkpoint": self.checkpoint, "weights": self.weights, "split": split}
-
-
-def find_runs(names: Sequence[str], checkpoint: CheckpointName) -> list[SweptRun]:
+def find_runs(names: Sequence[str], checkpoint: CheckpointName) -> list[MeasuredRun]:
     """The runs that were named, patterns expanded; the newest finished one if none was."""
     if not names:
-        return [SweptRun.open(find_run(None), checkpoint)]
+        return [_open_finished(find_run(None), checkpoint)]
     paths: list[Path] = []
     for name in names:
         matches = [Path(name)]
@@ -117,32 +77,22 @@ def find_runs(names: Sequence[str], checkpoint: CheckpointName) -> list[SweptRun
         if not matches:
             raise UserError(f"runs: no finished run matches {name}")
         paths += [find_run(str(path)) for path in matches]
-    runs = [SweptRun.open(path, checkpoint) for path in dict.fromkeys(paths)]
+    runs = [_open_finished(path, checkpoint) for path in dict.fromkeys(paths)]
     called = [run.path.name for run in runs]
     if doubles := [name for name in called if called.count(name) > 1]:
         raise UserError(f"runs: two of them are called {doubles[0]}; rename one directory")
     return runs
 
 
+def _open_finished(path: Path, checkpoint: CheckpointName) -> MeasuredRun:
+    RunDirectory(path).read_summary()  # raises UserError where there is none yet
+    return MeasuredRun.open(path, checkpoint)
+
+
 def cell_key(signature: Mapping[str, Any]) -> str:
     """The part of a recipe that names a cell: run, checkpoint, weights, split, temperature, and the search if any."""
     keys = ("run", "checkpoint", "weights", "split", "temperature", "beam", "length_penalty", "search")
     return json.dumps({key: signature[key] for key in keys if key in signature}, sort_keys=True)
-
-
-def search_keys(search: SearchConfig) -> dict[str, Any]:
-    """How a decoded cell was searched, as its records say it; of the rest only what is not the default."""
-    unusual = {
-        entry.name: getattr(search, entry.name)
-        for entry in fields(SearchConfig)
-        if entry.name not in _SWEPT and getattr(search, entry.name) != getattr(SearchConfig(), entry.name)
-    }
-    keys: dict[str, Any] = {
-        "temperature": search.temperature,
-        "beam": search.beam,
-        "length_penalty": f"{search.length_penalty_kind}:{search.length_penalty:g}",
-    }
-    return {**keys, **({"search": unusual} if unusual else {})}
 
 
 class Ledger:
@@ -154,7 +104,8 @@ class Ledger:
         found = read_records(self.records_file) if self.records_file.exists() else []
         self.figures: dict[str, dict[str, float]] = {}
         for record in found:
-            if "weights" in record.signature:
+            # what `score` wrote (it says how its temperature was chosen) has no sentences here for paired tests
+            if "weights" in record.signature and "temperature_is" not in record.signature:
                 self.figures.setdefault(cell_key(record.signature), {})[record.name] = record.value
 
     def holds(self, signature: Mapping[str, Any], names: Iterable[str]) -> bool:

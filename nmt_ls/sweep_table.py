@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from nmt_ls.experiment.command_line import config_to_dict
+from nmt_ls.measured_run import MeasuredRun, search_keys
 from nmt_ls.metrics.calibration import MOMENTS, ece_from_sums, unbiased_squared_l2_from_sums
 from nmt_ls.metrics.inputs import FloatArray
 from nmt_ls.metrics.plots import Curve, SweepSeries
@@ -30,7 +31,7 @@ from nmt_ls.metrics.statistics import Estimate, crossed_bootstrap
 from nmt_ls.metrics.translation import bleu_from_statistics
 from nmt_ls.scoring import BINS
 from nmt_ls.search import SearchConfig
-from nmt_ls.sweep_cells import Ledger, SweptRun, cell_key, rounded_temperature, search_keys
+from nmt_ls.sweep_cells import Ledger, cell_key, rounded_temperature
 
 _NOT_A_RECIPE = ("seed", "out", "threads", "device", "checkpoints", "validation_sentences", "search")
 RESOLVED = 0.05
@@ -50,7 +51,7 @@ class Swept:
 class Recipe:
     """Runs that differ in their seed only, and what was measured of them."""
 
-    def __init__(self, runs: Sequence[SweptRun], settings: Mapping[str, Any], swept: Swept) -> None:
+    def __init__(self, runs: Sequence[MeasuredRun], settings: Mapping[str, Any], swept: Swept) -> None:
         self.runs, self.settings, self.swept = runs, settings, swept
         self.label = ""
         self.temperatures = [rounded_temperature(inverse) for inverse in swept.inverses]
@@ -70,7 +71,7 @@ class Recipe:
             [[self._figure(run, search_keys(s), name) for s in self.swept.searches] for run in self.runs]
         ).reshape(len(self.runs), -1)
 
-    def _figure(self, run: SweptRun, keys: Mapping[str, Any], name: str) -> float:
+    def _figure(self, run: MeasuredRun, keys: Mapping[str, Any], name: str) -> float:
         return self.swept.ledger.figures[cell_key({**run.identity(self.swept.split), **keys})][name]
 
     def series(self) -> SweepSeries:
@@ -107,7 +108,7 @@ class Recipe:
         return np.array(seeds).swapaxes(0, 1)
 
     def sentences(
-        self, run: SweptRun, column: str, temperatures: Sequence[float], keys: Mapping[str, Any]
+        self, run: MeasuredRun, column: str, temperatures: Sequence[float], keys: Mapping[str, Any]
     ) -> FloatArray:
         """A column of the sentences of a run, by temperature and sentence: [J, S, ...] or [J, S · ...], flat."""
         cell = {**run.identity(self.swept.split), **keys}
@@ -146,9 +147,9 @@ _LISTS = ("bin_sums", "bleu_statistics")
 _KINDS = {"nll": "teacher-forced", "bin_sums": "teacher-forced", "bleu_statistics": "decoded"}
 
 
-def recipes_of(runs: Sequence[SweptRun], swept: Swept) -> list[Recipe]:
+def recipes_of(runs: Sequence[MeasuredRun], swept: Swept) -> list[Recipe]:
     """Runs grouped by recipe, in order of α, each with a label that tells it from the others."""
-    groups: dict[str, list[SweptRun]] = {}
+    groups: dict[str, list[MeasuredRun]] = {}
     settings: dict[str, dict[str, Any]] = {}
     for run in runs:
         flat = _flat({k: v for k, v in config_to_dict(run.config).items() if k not in _NOT_A_RECIPE})

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from nmt_ls.corpus import Corpus, Split
 from nmt_ls.experiment.records import Record, command
+from nmt_ls.measured_run import MeasuredRun, search_keys
 from nmt_ls.metrics.calibration import MOMENTS, ece_from_sums, unbiased_squared_l2_from_sums
 from nmt_ls.metrics.inputs import FloatArray
 from nmt_ls.metrics.slices import sliced_sums
@@ -38,16 +39,13 @@ from nmt_ls.sweep_cells import (
     DIGITS,
     TEACHER_FORCED,
     Ledger,
-    SweptRun,
     find_runs,
     list_column,
     rounded_bits,
     rounded_temperature,
-    search_keys,
     sentence_table,
     short_hash,
 )
-from nmt_ls.training import run_signature
 from nmt_ls.translator import CheckpointName, Translator
 
 Say = Callable[[str], object]
@@ -158,7 +156,7 @@ def _grid(text: str) -> list[float]:
 class Sweep:
     """Measures one run's cells that are not there yet."""
 
-    def __init__(self, run: SweptRun, config: SweepConfig, ledger: Ledger, say: Say) -> None:
+    def __init__(self, run: MeasuredRun, config: SweepConfig, ledger: Ledger, say: Say) -> None:
         self.run, self.config, self.ledger, self.say = run, config, ledger, say
 
     @cached_property
@@ -234,7 +232,7 @@ class Sweep:
             "length_ratio": scores.length_ratio,
             "brevity_penalty": scores.brevity_penalty,
         }
-        signature = self._signature(search) | ({"search": keys["search"]} if "search" in keys else {})
+        signature = self._signature(search)
         records = [
             Record(
                 name=name,
@@ -261,22 +259,8 @@ class Sweep:
         return f"{self.run.path.name}-{self.run.checkpoint}-{self.config.split}-{self.run.weights[:8]}"
 
     def _signature(self, search: SearchConfig) -> dict[str, Any]:
-        run = self.run
-        recipe = run_signature(
-            replace(run.config, search=search),
-            self.corpus.checksum,
-            self.translator.precision,
-            split=self.config.split,
-            device=self.translator.device,
-        )
-        return {
-            **recipe.to_dict(),
-            **run.identity(self.config.split),
-            "dropout": run.config.model.dropout,
-            "updates": run.updates,
-            "training_commit": run.manifest["commit"],
-            "training_precision": run.manifest["precision"]["kind"],
-        }
+        precision, device = self.translator.precision, self.translator.device
+        return self.run.recipe(search, precision, split=self.config.split, device=device)
 
     def _table(self, keys: Mapping[str, Any], kind: str, columns: Mapping[str, pa.Array]) -> pa.Table:
         """Columns of every sentence, with those that say which cell it is."""
@@ -316,7 +300,7 @@ def sentence_sums(
     return nll_JS, tokens_S, sums_JSMB
 
 
-def sweep(config: SweepConfig) -> tuple[list[SweptRun], Ledger]:
+def sweep(config: SweepConfig) -> tuple[list[MeasuredRun], Ledger]:
     """Measure every cell that the results do not hold yet; the runs, and what the results hold now.
 
     Raises UserError for runs, corpora and settings that do not fit.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from small_runs import small_config
 
 from nmt_ls.corpus import Corpus
 from nmt_ls.experiment.command_line import UserError
@@ -18,6 +20,7 @@ from nmt_ls.reporting import ScoreConfig
 from nmt_ls.score import main
 from nmt_ls.scoring import score_batches, split_batches
 from nmt_ls.search_changes import SearchChanges
+from nmt_ls.sweeping import SweepConfig, sweep
 from nmt_ls.translator import Translator
 
 
@@ -50,6 +53,7 @@ def test_records_say_what_was_measured_and_how(
     assert "sacrebleu" in signature
     recipe = {"alpha": 0.1, "beam": 2, "checkpoint": "last", "split": "test", "temperature": 1.0, "updates": 60}
     assert {key: signature[key] for key in recipe} == recipe
+    assert "beam" not in records["ece"].signature  # nothing is searched for it
     assert {"commit", "seed", "corpus", "device", "threads", "training_command", "precision"} <= set(signature)
     assert 0 <= records["ece_p_value"].value <= 1
     pictures = sorted(path.suffix for path in (tmp_path / "results" / "figures").iterdir())
@@ -61,11 +65,52 @@ def test_records_say_what_was_measured_and_how(
         assert part in line
 
 
+def test_records_have_the_recipe_of_a_sweep_which_still_measures_its_own(
+    small_run: RunDirectory, tmp_path: Path
+) -> None:
+    config = ScoreConfig(run=str(small_run.path), checkpoint="last", results=str(tmp_path), figure=False)
+    main(config)
+    assert not (tmp_path / "figures").exists()
+    ours = {record.name: record for record in read_records(tmp_path / "records.jsonl")}
+    search = small_config(Corpus.load(str(small_run.read_config()["data"])), tmp_path).search
+    sweep(
+        SweepConfig(
+            runs=(str(small_run.path),), split="test", temperatures=("1",), inverse_temperatures="0.5:1:2",
+            beams=(search.beam,), results=str(tmp_path),
+        )
+    )  # fmt: skip
+    for record in read_records(tmp_path / "records.jsonl")[-4:]:  # the decoded cell: BLEU and its like
+        theirs = record.signature
+        assert record.value == pytest.approx(ours[record.name].value)
+        shared = {key: value for key, value in ours[record.name].signature.items() if key in theirs}
+        assert shared == theirs
+        assert {"run", "weights", "dropout", "updates", "training_commit", "training_precision"} <= set(shared)
+    (nll,) = (
+        record
+        for record in read_records(tmp_path / "records.jsonl")
+        if record.name == "nll" and "temperature_is" not in record.signature and record.signature["temperature"] == 1.0
+    )
+    assert nll.signature.items() <= ours["nll"].signature.items()
+
+
+def test_a_second_call_appends_nothing(
+    small_run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = ScoreConfig(run=str(small_run.path), checkpoint="last", results=str(tmp_path), figure=False)
+    main(config)
+    before = (tmp_path / "records.jsonl").read_bytes()
+    main(config)
+    assert (tmp_path / "records.jsonl").read_bytes() == before
+    assert "added 0 records" in capsys.readouterr().err
+    main(replace(config, checkpoint="best", search=SearchChanges(beam=1)))
+    assert len((tmp_path / "records.jsonl").read_bytes()) > len(before)
+
+
 def test_an_unfinished_run_is_scored_and_recorded(small_run: RunDirectory, tmp_path: Path) -> None:
     run = RunDirectory(shutil.copytree(small_run.path, tmp_path / "run"))
     run.summary_file.unlink()
     main(ScoreConfig(run=str(run.path), checkpoint="averaged", results=str(tmp_path), search=SearchChanges(beam=1)))
-    record = read_records(tmp_path / "records.jsonl")[0]
+    (record,) = (found for found in read_records(tmp_path / "records.jsonl") if found.name == "bleu")
     assert record.signature["updates"] == 60
     assert record.signature["beam"] == 1
 

@@ -17,12 +17,13 @@ from nmt_ls.experiment.command_line import UserError, load_config
 from nmt_ls.experiment.records import read_records
 from nmt_ls.experiment.run_directory import RunDirectory
 from nmt_ls.losses import LossConfig
+from nmt_ls.measured_run import MeasuredRun
 from nmt_ls.metrics.calibration import calibration_from_sums, ece_from_sums
 from nmt_ls.metrics.translation import bleu_from_statistics, translation_scores
 from nmt_ls.scoring import score_batches, split_batches
 from nmt_ls.search import SearchConfig
 from nmt_ls.sweep import main
-from nmt_ls.sweep_cells import Ledger, SweptRun, find_runs, rounded_bits
+from nmt_ls.sweep_cells import Ledger, find_runs, rounded_bits
 from nmt_ls.sweep_table import Swept, baseline_of, best_row, difference_row, recipes_of, two_fold
 from nmt_ls.sweeping import SweepConfig, sentence_sums, sweep
 from nmt_ls.training import TrainConfig, train
@@ -220,7 +221,7 @@ def test_a_kill_between_sentences_and_records(runs: list[str], tmp_path: Path, m
 
 
 def test_a_run_that_was_trained_anew_is_measured_anew(runs: list[str], swept: Path) -> None:
-    run = SweptRun.open(Path(runs[0]), "last")
+    run = MeasuredRun.open(Path(runs[0]), "last")
     ledger = Ledger(swept)
     cell = {**run.identity("validation"), "temperature": 2.0}
     assert ledger.holds(cell, ["nll", "ece"])

@@ -10,7 +10,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -119,9 +119,13 @@ class Signature:
 
     def __str__(self) -> str:
         """One line to print beside a figure: `alpha:0.1|temperature:1.0|…`."""
-        shown = self.to_dict()
-        versions = shown.pop("versions", {})
-        return "|".join(f"{name}:{value}" for name, value in {**shown, **versions}.items())
+        return one_line(self.to_dict())
+
+
+def one_line(signature: Mapping[str, Any]) -> str:
+    """A signature to print beside a figure: `alpha:0.1|temperature:1.0|…`, versions last."""
+    shown = {name: value for name, value in signature.items() if name != "versions"}
+    return "|".join(f"{name}:{value}" for name, value in {**shown, **signature.get("versions", {})}.items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +166,21 @@ def append_records(path: str | Path, records: Iterable[Record]) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def append_new_records(path: str | Path, records: Sequence[Record]) -> int:
+    """Append those that the file does not hold with the same name, value and signature; how many that were.
+
+    Raises what `read_records` and `append_records` do.
+    """
+    there = {_identity(record) for record in read_records(path)} if Path(path).exists() else set()
+    new = [record for record in records if _identity(record) not in there]
+    append_records(path, new)
+    return len(new)
+
+
+def _identity(record: Record) -> str:
+    return json.dumps([record.name, record.value, record.signature], sort_keys=True)
 
 
 def _line(record: Record) -> str:

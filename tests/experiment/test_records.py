@@ -7,6 +7,7 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch
 
 from nmt_ls.experiment import records
 from nmt_ls.experiment.command_line import UserError
-from nmt_ls.experiment.records import Record, Signature, append_records, provenance, read_records
+from nmt_ls.experiment.records import Record, Signature, append_new_records, append_records, provenance, read_records
 from nmt_ls.experiment.tables import format_table
 
 
@@ -207,3 +208,13 @@ def test_tables_are_aligned() -> None:
     ]
     assert format_table([], ["a", "bc"]) == "a  bc\n-  --"
     assert format_table([{"a": True, "b": 1234567}], ["b", "a"]).splitlines()[-1] == "1234567  True"
+
+
+def test_what_is_there_is_not_appended_again(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    first = Record(name="nll", value=1.5, signature={"alpha": 0.1, "seed": 1}, command="a")
+    again = replace(first, signature={"seed": 1, "alpha": 0.1}, command="b")
+    others = [replace(first, value=1.25), replace(first, name="ece"), replace(first, signature={"alpha": 0.1})]
+    assert append_new_records(path, [first]) == 1
+    assert append_new_records(path, [again, *others]) == 3
+    assert read_records(path) == [first, *others]
