@@ -1,0 +1,5 @@
+"""Image classifiers trained with smoothed labels: calibration, penultimate-layer projections, distillation.
+
+Sections 2, 3 and 4 of Müller, Kornblith & Hinton (2019). Losses, metrics and the running of experiments are those of
+`nmt_ls`; nothing of `nmt_ls` knows of this package.
+"""
