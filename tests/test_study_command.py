@@ -21,6 +21,7 @@ from nmt_ls.experiment.records import read_records
 from nmt_ls.experiment.run_directory import RunDirectory
 from nmt_ls.experiment.study import load_study
 from nmt_ls.study import main
+from nmt_ls.sweeping import SweepConfig
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = sorted((ROOT / "configs" / "studies").glob("*.yaml"))
@@ -196,5 +197,28 @@ def test_shipped_studies_name_what_must_not_be_left_to_chance(path: Path) -> Non
         for step in cell.steps:
             if "nmt_ls.score" in step.line:
                 assert "--checkpoint" in step.line  # never the default by accident
-            if "nmt_ls.sweep" in step.line:
-                assert "--split validation" in step.line
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_temperatures_are_chosen_on_another_split_than_is_reported(path: Path) -> None:
+    study = load_study(path)
+    for cell in study.cells:
+        sweeps = [shlex.split(step.line) for step in cell.steps if "nmt_ls.sweep" in step.line]
+        options = {words[words.index("--split") + 1]: dict(pairwise(words)) for words in sweeps}
+        if "--summarise" not in sweeps[0]:
+            assert set(options) == {"validation"}  # a table of best temperatures is of the split they are chosen on
+            continue
+        assert set(options) == {"validation", "test"}
+        validation, test = (
+            SweepConfig(
+                temperatures=(options[split]["--temperatures"],),
+                inverse_temperatures=options[split]["--inverse_temperatures"],
+            )
+            for split in ("validation", "test")
+        )
+        # whatever is chosen has a test cell
+        assert test.decoded_temperatures == validation.decoded_temperatures
+        assert set(test.whole_inverse_grid) <= set(validation.whole_inverse_grid)
+        assert len(test.decoded_temperatures) > 1
+        assert {options[split]["--checkpoint"] for split in options} == {"last"}
+        assert {options[split]["--beams"] for split in options} == {"5"}  # never greedy, which no temperature changes

@@ -123,14 +123,20 @@ def _warning_line(message: Warning | str, *_: Any, **__: Any) -> str:
     return f"warning: {message}\n"
 
 
-def load_config(config_class: type[Config], mapping: Mapping[str, Any], where: str = "config.yaml") -> Config:
+def load_config(
+    config_class: type[Config],
+    mapping: Mapping[str, Any],
+    where: str = "config.yaml",
+    lines: Mapping[str, int] = {},
+) -> Config:
     """A configuration from nested plain values, such as a run's config.yaml.
 
     Raises:
-        UserError: unknown keys, values of the wrong type, refused values: one line each; `where` names the file.
+        UserError: unknown keys, values of the wrong type, refused values: one line each; `where` names the file, and
+            `lines` the line of each dotted key in it, where known.
     """
     tree, problems = ConfigTree(config_class), list[str]()
-    given = tree.given(mapping, where, {}, problems)
+    given = tree.given(mapping, where, lines, problems)
     return _sound(tree, given, problems)  # type: ignore[no-any-return]
 
 
