@@ -14,11 +14,12 @@ Shapes: N confidences, B bins.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from nmt_ls.metrics.inputs import FloatArray, as_array, as_mask, check_bins, check_unit_interval, same_shape
@@ -102,10 +103,21 @@ class CalibrationAccumulator:
 
         Of equal probabilities the first is predicted. Raises ValueError where a value is NaN or outside [0, 1].
         """
-        sums = np.zeros_like(self.sums)  # added at the end, so that refused input leaves the accumulator as it was
-        for confidences, correct in top_label_chunks(probabilities_NK, targets_N, mask_N):
-            sums += binned_sums(confidences, correct, self.bins)
-        self.sums += sums
+        p_NK, y_N = checked_probabilities(probabilities_NK, targets_N)
+        keep_N = None if mask_N is None else as_mask(mask_N, y_N)
+        rows = max(1, (_CHUNK * 8) // p_NK.shape[1])
+
+        def sums_from(start: int) -> FloatArray:
+            part = slice(start, start + rows)
+            return _top_label_sums(p_NK[part], y_N[part], None if keep_N is None else keep_N[part], self.bins)
+
+        starts = range(0, len(y_N), rows)
+        if len(starts) == 1:
+            self.sums += sums_from(0)
+            return self
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # numpy lets go of the interpreter in each pass
+            sums = sum(pool.map(sums_from, starts), np.zeros_like(self.sums))
+        self.sums += sums  # at the end, so that refused input leaves the accumulator as it was
         return self
 
     def merge(self, other: CalibrationAccumulator) -> Self:
@@ -132,25 +144,17 @@ def checked_pair(confidences: Any, correct: Any, mask: Any = None) -> tuple[NDAr
     return c.ravel(), y.ravel()
 
 
-def top_label_chunks(
-    probabilities_NK: Any, targets_N: Any, mask_N: Any = None
-) -> Iterator[tuple[NDArray[Any], NDArray[np.bool_]]]:
-    """Confidence and correctness of the most probable class, a few rows at a time."""
-    p_NK, y_N = checked_probabilities(probabilities_NK, targets_N)
-    keep_N = None if mask_N is None else as_mask(mask_N, y_N)
-    rows = max(1, (_CHUNK * 8) // p_NK.shape[1])
-    for start in range(0, len(y_N), rows):
-        p, y = p_NK[start : start + rows], y_N[start : start + rows]
-        if keep_N is not None:
-            keep = keep_N[start : start + rows]
-            p, y = p[keep], y[keep]
-        predicted = p.argmax(1)
-        top = p[np.arange(len(p)), predicted]
-        # argmax stops at a NaN, so what is largest shows both NaN and values above 1
-        check_unit_interval(top, "probabilities")
-        if p.size and p.min() < 0:
-            check_unit_interval(p, "probabilities")
-        yield top, predicted == y
+def _top_label_sums(p_NK: NDArray[Any], y_N: NDArray[Any], keep_N: NDArray[np.bool_] | None, bins: int) -> FloatArray:
+    """The binned sums of the most probable classes of checked rows."""
+    if keep_N is not None:
+        p_NK, y_N = p_NK[keep_N], y_N[keep_N]
+    predicted = p_NK.argmax(1)
+    top = p_NK[np.arange(len(p_NK)), predicted]
+    # argmax stops at a NaN, so what is largest shows both NaN and values above 1
+    check_unit_interval(top, "probabilities")
+    if p_NK.size and p_NK.min() < 0:
+        check_unit_interval(p_NK, "probabilities")
+    return binned_sums(top, predicted == y_N, bins)
 
 
 def checked_probabilities(probabilities_NK: Any, targets_N: Any) -> tuple[NDArray[Any], NDArray[Any]]:

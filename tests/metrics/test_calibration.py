@@ -132,9 +132,9 @@ def test_fractional_correctness_equals_its_expectation():
 
 def test_probabilities_reduce_to_the_top_label():
     rng = np.random.default_rng(3)
-    probabilities = rng.dirichlet(np.ones(7), 5000)
-    targets = rng.integers(0, 7, 5000)
-    mask = rng.random(5000) < 0.8
+    probabilities = rng.dirichlet(np.ones(7), 100_000)  # several chunks, summed by several threads
+    targets = rng.integers(0, 7, len(probabilities))
+    mask = rng.random(len(probabilities)) < 0.8
     found = CalibrationAccumulator().update_probabilities(torch.tensor(probabilities), targets, mask)
     expected = CalibrationAccumulator().update(probabilities.max(1), probabilities.argmax(1) == targets, mask)
     np.testing.assert_allclose(found.sums, expected.sums)
