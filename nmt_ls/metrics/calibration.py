@@ -14,12 +14,12 @@ Shapes: N confidences, B bins.
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from nmt_ls.metrics.inputs import FloatArray, as_array, as_mask, check_bins, check_unit_interval, same_shape
@@ -115,7 +115,7 @@ class CalibrationAccumulator:
         if len(starts) == 1:
             self.sums += sums_from(0)
             return self
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # numpy lets go of the interpreter in each pass
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy lets go of the interpreter in each pass
             sums = sum(pool.map(sums_from, starts), np.zeros_like(self.sums))
         self.sums += sums  # at the end, so that refused input leaves the accumulator as it was
         return self
