@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vision_ls.models.base import ImageModel, ImageShape, ModelConfig
 
 RADIUS, ALPHA, BETA = 4, 0.001 / 9.0, 0.75
+ROWS = 2048  # half a MiB at 64 channels in fp32
 SMALLEST = 12  # below it the second pool has nothing left to choose from
 
 
@@ -49,7 +50,8 @@ class AlexNet(ImageModel):
 
     def penultimate(self, x_NCHW: Tensor) -> Tensor:
         """The second dense layer's activations, ND."""
-        x_NCHW = local_response_norm(_pool(F.relu(self.conv1(x_NCHW))))
+        # the rectifier and the pool change places: the same result, on a quarter of the positions
+        x_NCHW = local_response_norm(F.relu(_pool(self.conv1(x_NCHW))))
         x_NCHW = _pool(local_response_norm(F.relu(self.conv2(x_NCHW))))
         return F.relu(self.dense4(F.relu(self.dense3(x_NCHW.flatten(1)))))
 
@@ -68,42 +70,69 @@ def _quarter(size: int) -> int:
 def local_response_norm(x_NCHW: Tensor) -> Tensor:
     """y_c = x_c (1 + α Σ_{|j-c| ≤ 4} x_j²)^-β over neighbouring channels (Krizhevsky et al. 2012, section 3.3).
 
-    α = 0.001/9 and β = 0.75. The sums are products with a banded matrix of ones: over the innermost axis of a
-    channels-last tensor that is one matrix product, where PyTorch's own goes by way of a three-dimensional pool.
-    Computed in fp32 (float64 for float64), returned in the dtype of `x_NCHW`.
+    α = 0.001/9 and β = 0.75. The scale is computed in fp32 (float64 for float64); the result has the dtype of `x_NCHW`.
     """
     y_NCHW: Tensor = _LocalResponseNorm.apply(x_NCHW)  # type: ignore[no-untyped-call]
     return y_NCHW
 
 
 class _LocalResponseNorm(torch.autograd.Function):
-    """With t = 1 + α·S(x²) and S the sum over a window: y = x·t^-β, dx = g·t^-β − 2αβ·x·S(g·x·t^(-β-1))."""
+    """With t = 1 + α·S(x²) and S the sum over a window: y = x·t^-β, dx = g·t^-β − 2αβ·x·S(g·x·t^(-β-1)).
+
+    S is a product with a banded matrix of ones, over rows of channels: all that a channels-last tensor consists of,
+    where PyTorch's own function goes by way of a three-dimensional pool. On a CPU some rows are taken at a time, so that
+    the fp32 intermediates stay in the cache.
+    """
 
     @staticmethod
     def forward(ctx: Any, x_NCHW: Tensor) -> Tensor:
-        x_NHWC = x_NCHW.permute(0, 2, 3, 1)
-        wide_NHWC = x_NHWC.to(torch.promote_types(x_NHWC.dtype, torch.float32))
-        t_NHWC = _window_sums(wide_NHWC.square()).mul_(ALPHA).add_(1.0)
-        ctx.save_for_backward(x_NHWC, t_NHWC)
-        return (wide_NHWC * _power(t_NHWC)).to(x_NHWC.dtype).permute(0, 3, 1, 2)
+        ctx.save_for_backward(x_NCHW)
+        x_RC, band_CC = _rows(x_NCHW), _band(x_NCHW)
+        y_RC = torch.empty_like(x_RC)
+        for x, y in zip(_pieces(x_RC), _pieces(y_RC), strict=True):
+            y.copy_(_power(_scale(x, band_CC)).mul_(x))
+        return _images(y_RC, x_NCHW)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        x_NHWC, t_NHWC = ctx.saved_tensors
-        wide_NHWC = x_NHWC.to(t_NHWC.dtype)
-        direct_NHWC = gradients[0].permute(0, 2, 3, 1) * _power(t_NHWC)
-        sums_NHWC = _window_sums(direct_NHWC * wide_NHWC / t_NHWC)
-        gradient_NHWC = direct_NHWC.addcmul_(wide_NHWC, sums_NHWC, value=-2 * ALPHA * BETA)
-        return gradient_NHWC.to(x_NHWC.dtype).permute(0, 3, 1, 2)
+        (x_NCHW,) = ctx.saved_tensors
+        x_RC, g_RC, band_CC = _rows(x_NCHW), _rows(gradients[0]), _band(x_NCHW)
+        dx_RC = torch.empty_like(x_RC)
+        for x, g, dx in zip(_pieces(x_RC), _pieces(g_RC), _pieces(dx_RC), strict=True):
+            t = _scale(x, band_CC)
+            direct = _power(t).mul_(g)
+            sums = (direct * x).div_(t).to(x.dtype) @ band_CC
+            dx.copy_(direct.add_(sums.mul_(x), alpha=-2 * ALPHA * BETA))
+        return _images(dx_RC, x_NCHW)
 
 
-def _window_sums(x_NHWC: Tensor) -> Tensor:
-    channels = x_NHWC.shape[-1]
-    ones_CC = torch.ones(channels, channels, dtype=x_NHWC.dtype, device=x_NHWC.device)
-    with torch.autocast(x_NHWC.device.type, enabled=False):
-        return x_NHWC @ ones_CC.triu(-RADIUS).tril(RADIUS)
+def _rows(x_NCHW: Tensor) -> Tensor:
+    """One row a position."""
+    return x_NCHW.permute(0, 2, 3, 1).reshape(-1, x_NCHW.shape[1])
+
+
+def _images(x_RC: Tensor, like_NCHW: Tensor) -> Tensor:
+    images, channels, height, width = like_NCHW.shape
+    return x_RC.view(images, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _pieces(x_RC: Tensor) -> tuple[Tensor, ...]:
+    return x_RC.split(ROWS if x_RC.device.type == "cpu" else max(len(x_RC), 1))
+
+
+def _band(x_NCHW: Tensor) -> Tensor:
+    channels = x_NCHW.shape[1]
+    ones_CC = torch.ones(channels, channels, dtype=x_NCHW.dtype, device=x_NCHW.device)
+    return ones_CC.triu_(-RADIUS).tril_(RADIUS)
+
+
+def _scale(x_RC: Tensor, band_CC: Tensor) -> Tensor:
+    """t. The sums may be rounded to the dtype of x, being small beside the 1; from there on it is fp32."""
+    with torch.autocast(x_RC.device.type, enabled=False):
+        sums_RC = x_RC.square() @ band_CC
+    return sums_RC.to(torch.promote_types(x_RC.dtype, torch.float32)).mul_(ALPHA).add_(1.0)
 
 
 def _power(t: Tensor) -> Tensor:
     """t^-0.75 by square roots, several times as fast as a general power."""
-    return (t * t.sqrt()).rsqrt_()
+    return t.sqrt().mul_(t).rsqrt_()

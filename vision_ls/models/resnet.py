@@ -37,8 +37,8 @@ class Block(nn.Module):
         return update_NCHW + self._shortcut(x_NCHW)
 
     def _shortcut(self, x_NCHW: Tensor) -> Tensor:
-        if self.stride > 1:
-            x_NCHW = x_NCHW[:, :, :: self.stride, :: self.stride]
+        if self.stride > 1:  # a pool of one, since the gradient of a slice is not channels-last
+            x_NCHW = F.avg_pool2d(x_NCHW, 1, self.stride)
         return F.pad(x_NCHW, (0, 0, 0, 0, 0, self.new_channels)) if self.new_channels else x_NCHW
 
 
