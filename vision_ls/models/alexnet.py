@@ -80,8 +80,8 @@ class _LocalResponseNorm(torch.autograd.Function):
     """With t = 1 + α·S(x²) and S the sum over a window: y = x·t^-β, dx = g·t^-β − 2αβ·x·S(g·x·t^(-β-1)).
 
     S is a product with a banded matrix of ones, over rows of channels: all that a channels-last tensor consists of,
-    where PyTorch's own function goes by way of a three-dimensional pool. On a CPU some rows are taken at a time, so that
-    the fp32 intermediates stay in the cache.
+    where PyTorch's own function goes by way of a three-dimensional pool. On a CPU some rows are taken at a time, so
+    that the fp32 intermediates stay in the cache.
     """
 
     @staticmethod
@@ -117,7 +117,7 @@ def _images(x_RC: Tensor, like_NCHW: Tensor) -> Tensor:
 
 
 def _pieces(x_RC: Tensor) -> tuple[Tensor, ...]:
-    return x_RC.split(ROWS if x_RC.device.type == "cpu" else max(len(x_RC), 1))
+    return torch.split(x_RC, ROWS if x_RC.device.type == "cpu" else max(len(x_RC), 1))
 
 
 def _band(x_NCHW: Tensor) -> Tensor:
