@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from nmt_ls.corpus import Corpus, Split
 from nmt_ls.decoding import search_config
+from nmt_ls.exact import check_exact, estimator_diagram, exact_figures, exact_tokens
 from nmt_ls.experiment.command_line import UserError
 from nmt_ls.measured_run import MeasuredRun
-from nmt_ls.metrics.null import calibration_test, null_distribution
-from nmt_ls.metrics.plots import reliability_diagram
+from nmt_ls.metrics.logit_gaps import LogitGaps
 from nmt_ls.metrics.temperature import check_temperature
 from nmt_ls.runs import choose_device, find_run, run_corpus
+from nmt_ls.score_figures import (
+    OutputTokens,
+    Watcher,
+    forced_figures,
+    gap_diagram,
+    gap_figures,
+    reliability,
+    risks,
+    sentence_figures,
+    slice_figures,
+    translation_figures,
+)
 from nmt_ls.score_records import Figures, prepare_results
-from nmt_ls.scoring import BINS, Evaluation, TeacherForced, evaluate, label_prior
+from nmt_ls.scoring import Evaluation, evaluate, label_prior
 from nmt_ls.search_changes import SearchChanges
 from nmt_ls.translator import CheckpointName, Translator
 
@@ -33,6 +47,8 @@ class ScoreConfig:
     temperature: a number, or fitted (the one of lowest NLL on the validation split); left out, the run's own.
     results: a directory to whose records.jsonl every figure is appended that is not there yet.
     figure: whether to draw diagrams there too.
+    slices: whether to give calibration apart by position, token frequency, end of sentence and sentence length.
+    exact_tokens: on the embedded corpus, how many fresh tokens (a million, say) to hold against the truth; 0 is none.
     precision: of the arithmetic; auto takes what is fast here.
     device: auto takes CUDA where there is a GPU.
     """
@@ -44,6 +60,8 @@ class ScoreConfig:
     temperature: float | Literal["fitted"] | None = None
     results: str | None = None
     figure: bool = True
+    slices: bool = True
+    exact_tokens: int = 0
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     search: SearchChanges = field(default_factory=SearchChanges)
@@ -51,6 +69,8 @@ class ScoreConfig:
     def __post_init__(self) -> None:
         if self.temperature is not None and self.temperature != "fitted":
             check_temperature(self.temperature)
+        if self.exact_tokens < 0:
+            raise ValueError(f"exact_tokens must not be negative, got {self.exact_tokens}")
         if self.search.samples:
             raise ValueError("search.samples: score translates by search; samples belong to decode")
 
@@ -63,11 +83,6 @@ class Scored:
     groups: list[Figures]
     recipe: dict[str, Any]
     diagrams: dict[str, Figure]
-
-    @property
-    def figures(self) -> dict[str, float]:
-        """Every figure by its name."""
-        return {name: value for group in self.groups for name, value in group.values.items()}
 
 
 def score(config: ScoreConfig) -> Scored:
@@ -82,59 +97,89 @@ def score(config: ScoreConfig) -> Scored:
     split = corpus.split(config.split)
     if temperature == "fitted":
         corpus.split("validation")
+    if config.exact_tokens:
+        check_exact(corpus)
     if config.results is not None:
         prepare_results(Path(config.results))
     translator = Translator.load(path, config.checkpoint, choose_device(config.device), config.precision)
     translator.check_search(search)
     prior = label_prior(run.config.loss, corpus, translator.device)
     search = search_config(temperature, search, path, translator, corpus)
+    watcher = Watcher(len(split), search.temperature)
     with tqdm(total=len(split), unit=" sentences", leave=False, disable=None) as bar:
-        evaluation = evaluate(translator, split, search, loss=run.config.loss, prior=prior, on_progress=bar.update)
-    recipe = {
-        **run.recipe(search, translator.precision, split=config.split, device=translator.device),
-        "temperature_is": "fitted" if temperature == "fitted" else "given",
-        "training_command": run.manifest["command"],
-        "training_threads": run.manifest["threads"],
-    }
-    scored = Scored(
+        evaluation = evaluate(
+            translator, split, search, loss=run.config.loss, prior=prior, on_progress=bar.update, watch=watcher
+        )
+    exact = list[Figures]()
+    if config.exact_tokens:
+        with tqdm(total=config.exact_tokens, unit=" tokens", leave=False, disable=None) as bar:
+            exact = exact_figures(exact_tokens(translator, corpus, config.exact_tokens, search.temperature, bar.update))
+    found = Found(run=run, corpus=corpus, split=split, evaluation=evaluation, watcher=watcher, exact=exact)
+    shown = "fitted" if temperature == "fitted" else search.temperature
+    return Scored(
         title=f"{path}, {config.checkpoint} checkpoint, {config.split} split",
-        groups=[forced_figures(evaluation.teacher_forced), translation_figures(evaluation)],
-        recipe=recipe,
-        diagrams={},
+        groups=found.groups(config.slices),
+        recipe={
+            **run.recipe(search, translator.precision, split=config.split, device=translator.device),
+            "temperature_is": "fitted" if temperature == "fitted" else "given",
+            "training_command": run.manifest["command"],
+            "training_threads": run.manifest["threads"],
+        },
+        diagrams=found.diagrams(f"T{shown}") if config.figure and config.results is not None else {},
     )
-    if config.figure and config.results is not None:
-        shown = "fitted" if temperature == "fitted" else search.temperature
-        stem = f"{path.name}-{config.checkpoint}-{config.split}-T{shown}"
-        scored.diagrams[f"reliability-{stem}"] = reliability(scored, evaluation.teacher_forced)
-    return scored
 
 
-def forced_figures(forced: TeacherForced) -> Figures:
-    """Likelihood and calibration given the correct prefix; of ECE the floor (95% of a calibrated model's ECEs lie
-    below) and the p-value, and the unbiased squared L2 error."""
-    test = calibration_test(forced.tokens.confidences, forced.tokens.correct, BINS)
-    return Figures(
-        values={
-            **forced.figures(),
-            "ece_floor": test.floor,
-            "ece_p_value": test.p_value,
-            "squared_l2": test.unbiased_squared_l2,
-            "over_confidence": forced.calibration.over_confidence,
-            "under_confidence": forced.calibration.under_confidence,
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """Everything that one pass of `score` found."""
+
+    run: MeasuredRun
+    corpus: Corpus
+    split: Split
+    evaluation: Evaluation
+    watcher: Watcher
+    exact: list[Figures]
+
+    @cached_property
+    def outputs(self) -> OutputTokens:
+        """Of the model itself."""
+        return OutputTokens(self.evaluation, self.split, self.corpus.target_vocabulary)
+
+    @cached_property
+    def gaps(self) -> LogitGaps:
+        """Of every target token."""
+        return self.watcher.gaps.compute()
+
+    def groups(self, slices: bool) -> list[Figures]:
+        """Every figure; those of slices if wanted."""
+        evaluation = self.evaluation
+        return [
+            forced_figures(evaluation.teacher_forced),
+            translation_figures(evaluation),
+            gap_figures(self.gaps, self.run.config.loss),
+            *([self.outputs.figures()] if len(self.outputs.confidences) else []),
+            sentence_figures(evaluation, self.split, self.watcher.empty_S),
+            *self.exact,
+            *(slice_figures(evaluation.teacher_forced.tokens, self.corpus) if slices else []),
+        ]
+
+    def diagrams(self, temperature: str) -> dict[str, Figure]:
+        """By the names of their files."""
+        run, evaluation, forced = self.run, self.evaluation, self.evaluation.teacher_forced
+        name = f"{run.path.name} ({run.checkpoint}), {self.split.name}"
+        stem = f"{run.path.name}-{run.checkpoint}-{self.split.name}"
+        ece, bleu = forced.calibration.ece, evaluation.translation.bleu
+        gaps = gap_figures(self.gaps, run.config.loss)
+        diagrams = {
+            f"reliability-{stem}-{temperature}": reliability(
+                name, forced, None, f"ECE {ece:.3f}, NLL {forced.likelihood.nll:.3f}, BLEU {bleu:.1f}"
+            ),
+            f"risk-coverage-{stem}-{temperature}": risks(evaluation, self.split, name),
+            f"logit-gaps-{stem}": gap_diagram(f"α = {run.config.loss.alpha:g}", self.gaps, gaps, name),
         }
-    )
-
-
-def translation_figures(evaluation: Evaluation) -> Figures:
-    """What the translations are worth."""
-    return Figures(values=evaluation.translation_figures(), searched=True, signatures=evaluation.translation.signatures)
-
-
-def reliability(scored: Scored, forced: TeacherForced) -> Figure:
-    """The reliability diagram, with the band of a calibrated model."""
-    recipe, figures = scored.recipe, scored.figures
-    return reliability_diagram(
-        {f"{recipe['run']} ({recipe['checkpoint']}), {recipe['split']}": forced.calibration},
-        null_distribution(forced.tokens.confidences, BINS).accuracy_band(),
-        title=f"ECE {figures['ece']:.3f}, NLL {figures['nll']:.3f}, BLEU {figures['bleu']:.1f}",
-    )
+        if len(self.outputs.confidences):
+            diagrams[f"inference-{stem}-{temperature}"] = reliability(name, forced, self.outputs, name)
+        if self.exact:
+            title = f"{run.path.name} ({run.checkpoint}): estimators of ECE"
+            diagrams[f"exact-{run.path.name}-{run.checkpoint}-{temperature}"] = estimator_diagram(self.exact, title)
+        return diagrams

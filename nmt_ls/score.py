@@ -20,7 +20,7 @@ SHORT_NAMES = {
 def main(config: ScoreConfig) -> None:
     scored = score(config)
     print(f"{scored.title}\n")
-    rows = [{"figure": name, "value": value} for name, value in scored.figures.items()]
+    rows = [row for group in scored.groups for row in group.rows()]
     print(format_table(rows, ["figure", "value"]))
     for group in scored.groups:
         for name, text in group.signatures.items():

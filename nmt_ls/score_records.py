@@ -32,6 +32,12 @@ class Figures:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     signatures: Mapping[str, str] = field(default_factory=dict)
 
+    def rows(self) -> list[dict[str, Any]]:
+        """For a table; what tells figures of one name apart is said beside the name."""
+        apart = [str(self.recipe[key]) for key in ("slice", "estimator", "sample_tokens") if key in self.recipe]
+        label = f" ({', '.join(apart)})" if apart else ""
+        return [{"figure": name + label, "value": value} for name, value in self.values.items()]
+
     def records(self, recipe: Mapping[str, Any]) -> list[Record]:
         """One a figure; none for a value that is not finite (a correlation with a constant, say)."""
         shared = {key: value for key, value in recipe.items() if self.searched or key not in SEARCH_KEYS}

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nmt_ls.batching import Batch, epoch_batches
+from nmt_ls.batching import Batch, Pairs, epoch_batches
 from nmt_ls.corpus import Corpus, Split
 from nmt_ls.experiment.command_line import UserError
 from nmt_ls.losses import LossConfig, Prior, smoothed_cross_entropy
@@ -40,8 +40,8 @@ def label_prior(loss: LossConfig, corpus: Corpus, device: torch.device) -> Prior
     return corpus.unigram_prior().to(device) if loss.prior == "unigram" else "uniform"
 
 
-def split_batches(split: Split) -> Iterable[Batch]:
-    """The split in batches by length, each sentence once."""
+def split_batches(split: Pairs) -> Iterable[Batch]:
+    """A split, or pairs encoded on the spot, in batches by length, each sentence once."""
     longest = int(max(split.source.lengths_N.max(initial=0), split.target.lengths_N.max(initial=0))) + 1
     return epoch_batches(split, max_tokens=max(MAX_TOKENS, longest), seed=0, epoch=0, shuffle=False)
 
@@ -93,6 +93,10 @@ class Slab(NamedTuple):
     positions_N: Tensor
 
 
+Watch = Callable[[Tensor, Slab], object]
+"""Is given the logits [N, V] at temperature 1 of a slab's tokens, and the slab."""
+
+
 @torch.no_grad()
 def slabs(model: Transformer, batches: Iterable[Batch]) -> Iterator[Slab]:
     """Penultimate activations of every target token, in slabs of at most CHUNK_TOKENS rows."""
@@ -116,12 +120,18 @@ def score_batches(
     prior: Prior = "uniform",
     temperature: float = 1.0,
     bins: int = BINS,
+    watch: Watch | None = None,
 ) -> TeacherForced:
-    """Teacher-forced figures of a model on batches, from fp32 logits; how they are batched changes nothing."""
+    """Teacher-forced figures of a model on batches, from fp32 logits; how they are batched changes nothing.
+
+    watch: is shown every slab with its logits, for what else is wanted of the same pass.
+    """
     likelihood, smoothed = LikelihoodAccumulator(), 0.0
     columns: list[tuple[Tensor, ...]] = []
     for slab in slabs(model, batches):
         logits, targets = model.logits(slab.hidden_ND), slab.targets_N
+        if watch is not None:
+            watch(logits, slab)
         smoothed += float(smoothed_cross_entropy(logits, targets, loss.alpha, prior, loss.spread, reduction="sum"))
         found = token_statistics(logits, targets, temperature)
         if found.log_probs.isnan().any():
@@ -219,11 +229,12 @@ def evaluate(
     loss: LossConfig,
     prior: Prior = "uniform",
     on_progress: Callable[[int], object] | None = None,
+    watch: Watch | None = None,
 ) -> Evaluation:
-    """Everything that is reported of one checkpoint on one split, at `search.temperature`."""
+    """Everything that is reported of one checkpoint on one split, at `search.temperature`; watch: see score_batches."""
     translator.precision.apply()
     teacher_forced = score_batches(
-        translator.model, split_batches(split), loss=loss, prior=prior, temperature=search.temperature
+        translator.model, split_batches(split), loss=loss, prior=prior, temperature=search.temperature, watch=watch
     )
     hypotheses, translation = translate_split(translator, split, search, on_progress=on_progress)
     return Evaluation(teacher_forced=teacher_forced, translation=translation, hypotheses=hypotheses)

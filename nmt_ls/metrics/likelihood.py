@@ -148,3 +148,26 @@ def divergences(true_probs_NK: Tensor, log_probs_NK: Tensor) -> tuple[Tensor, Te
         raise ValueError("true_probs must be distributions: not negative, and each row with a sum of 1")
     kl_N = torch.where(true_NK > 0, true_NK * (true_NK.log() - log_q_NK), 0.0).sum(-1)
     return kl_N, (true_NK - log_q_NK.exp()).abs().sum(-1) / 2
+
+
+def sparse_divergences(
+    rows_E: Tensor, classes_E: Tensor, true_probs_E: Tensor, log_probs_NK: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`divergences` where the truth gives probability to few classes, and the truth's entropy: float64 [N] each.
+
+    Entry e says that class classes_E[e] has probability true_probs_E[e] > 0 in row rows_E[e]; no class twice in a row.
+    Raises ValueError where a row's entries do not sum to 1.
+    """
+    count = log_probs_NK.shape[0]
+    p_E, log_q_E = true_probs_E.double(), log_probs_NK[rows_E, classes_E].double()
+
+    def per_row(values_E: Tensor) -> Tensor:
+        return torch.zeros(count, dtype=torch.float64, device=values_E.device).index_add_(0, rows_E, values_E)
+
+    sums_N = per_row(p_E)
+    if not bool((p_E > 0).all()) or not bool(torch.isclose(sums_N, torch.ones_like(sums_N), atol=1e-4).all()):
+        raise ValueError("true_probs must be above 0, and those of each row sum to 1")
+    q_E = log_q_E.exp()
+    # what the model gives to impossible classes is the rest of its mass
+    variation_N = (per_row((p_E - q_E).abs()) + (1.0 - per_row(q_E)).clamp_min(0.0)) / 2
+    return per_row(p_E * (p_E.log() - log_q_E)), variation_N, per_row(-p_E * p_E.log())

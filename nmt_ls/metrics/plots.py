@@ -1,4 +1,4 @@
-"""Figures of one look: reliability diagrams, temperature sweeps, risk against coverage.
+"""Figures of one look: reliability diagrams, temperature sweeps, risk against coverage, logit gaps.
 
 Colours are from the palette of Okabe and Ito, which colour-blind readers can tell apart; every line differs from the
 others in its dashes or markers too, so that a figure stays legible in grey. Figures are made with matplotlib's
@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 
 from nmt_ls.metrics.calibration import Calibration
 from nmt_ls.metrics.inputs import FloatArray
+from nmt_ls.metrics.logit_gaps import LogitGaps
 from nmt_ls.metrics.selective import RiskCoverage
 
 BLUE, RED, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
@@ -245,5 +246,76 @@ def risk_coverage_figure(
             axes.plot(curve.coverage[shown], curve.risk[shown], label=f"{name} (AURC {curve.aurc:.3f})", **style)
         axes.set(xlim=(0, 1), xlabel="coverage (share kept, surest first)", ylabel=risk_label, title=title)
         axes.set_ylim(bottom=0)
-        axes.legend(loc="upper left")
+        axes.legend(loc="best")
+    return figure
+
+
+def logit_gap_figure(systems: Mapping[str, LogitGaps], ideals: Mapping[str, float] = {}, title: str = "") -> Figure:
+    """Histograms of the logit gaps z_y - z_k: above over all tokens and classes, below of each token's mean.
+
+    `ideals` holds the gap at which a system's smoothed loss is least, by the system's name; it is drawn as an upright
+    line where it is finite (hard targets have none).
+    """
+    if not systems:
+        raise ValueError("a figure of logit gaps needs at least one system")
+    with _look():
+        figure = new_figure(4.6, 4.4)
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+        shown = [edge for gaps in systems.values() for edge in _shown_range(gaps)]
+        for index, (name, gaps) in enumerate(systems.items()):
+            colour, dashes = COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)]
+            ideal = ideals.get(name, float("inf"))
+            for axes, counts in ((upper, gaps.gap_counts), (lower, gaps.token_counts)):
+                edges, density = _coarser(gaps.edges, counts)
+                label = f"{name} (mean {gaps.mean:.2f}, sd within {gaps.within_sd:.2f})" if axes is upper else None
+                axes.stairs(density, edges, color=colour, linestyle=dashes, linewidth=1.4, label=label, zorder=3)
+                axes.stairs(density, edges, color=colour, alpha=0.15, fill=True, zorder=2)
+                if np.isfinite(ideal):
+                    label = f"ideal {ideal:.2f}" if axes is upper else None
+                    axes.axvline(ideal, color=colour, linewidth=1.1, linestyle=(0, (1, 1.5)), label=label, zorder=4)
+            shown += [ideal] if np.isfinite(ideal) else []
+        margin = 0.04 * (max(shown) - min(shown))
+        upper.set(ylabel="density, all gaps", title=title, xlim=(min(shown) - margin, max(shown) + margin))
+        upper.set_ylim(0, upper.get_ylim()[1] * (1.15 + 0.14 * len(systems)))  # room for the legend
+        upper.legend(loc="upper left")
+        lower.set(xlabel="logit gap $z_y - z_k$, nats", ylabel="token means")
+        lower.set_ylim(bottom=0)
+    return figure
+
+
+def _coarser(edges: FloatArray, counts: FloatArray, wanted: float = 0.5) -> tuple[FloatArray, FloatArray]:
+    """Edges and density of cells about `wanted` wide, made of whole finer ones."""
+    width = float(edges[1] - edges[0])
+    together = max(1, round(wanted / width))
+    kept = len(counts) // together * together
+    summed = counts[:kept].reshape(-1, together).sum(1)
+    coarse = edges[: kept + 1 : together]
+    return coarse, summed / (counts.sum() * width * together)
+
+
+def _shown_range(gaps: LogitGaps, tail: float = 1e-3) -> tuple[float, float]:
+    """Between what all but a few of the gaps lie."""
+    below = np.cumsum(gaps.gap_counts) / gaps.gap_counts.sum()
+    first, last = int(np.searchsorted(below, tail)), int(np.searchsorted(below, 1 - tail))
+    return float(gaps.edges[first]), float(gaps.edges[min(last + 1, len(gaps.edges) - 1)])
+
+
+def estimator_figure(
+    curves: Mapping[str, Mapping[int, tuple[float, float]]], exact: float, title: str = "", label: str = "ECE"
+) -> Figure:
+    """What estimators make of samples of several sizes, mean and sd, beside the exact value (the level line)."""
+    if not curves:
+        raise ValueError("a figure of estimators needs at least one of them")
+    with _look():
+        figure = new_figure(4.8, 3.6)
+        axes = figure.subplots()
+        axes.axhline(exact, color=_GREY, linewidth=1.1, label=f"exact {exact:.4f}", zorder=2)
+        for index, (name, points) in enumerate(curves.items()):
+            # a few per cent apart, so that bars of one size do not hide each other
+            sizes = np.array(list(points)) * 1.06 ** (index - (len(curves) - 1) / 2)
+            mean, sd = np.array(list(points.values())).T
+            axes.errorbar(sizes, mean, yerr=sd, label=name, capsize=2, elinewidth=0.9, zorder=3, **_line(index))
+        axes.set(xscale="log", xlabel="tokens in a sample", ylabel=f"{label}, mean ± sd of samples", title=title)
+        axes.set_ylim(bottom=0)
+        axes.legend(loc="best")
     return figure

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from nmt_ls.metrics.likelihood import LikelihoodAccumulator, divergences, perplexity, token_statistics
+from nmt_ls.metrics.likelihood import (
+    LikelihoodAccumulator,
+    divergences,
+    perplexity,
+    sparse_divergences,
+    token_statistics,
+)
 
 
 def test_figures_of_a_hand_made_distribution():
@@ -101,3 +107,25 @@ def test_divergences_need_distributions():
         divergences(torch.tensor([[0.5, 0.2]]), torch.zeros(1, 2))
     with pytest.raises(ValueError, match=r"\[N, K\]"):
         divergences(torch.ones(1, 1), torch.zeros(1, 2))
+
+
+def test_sparse_divergences_are_the_dense_ones() -> None:
+    # by hand: p = (1/2, 1/2, 0, 0) against a uniform q: KL log 2, variation 1/2, entropy log 2; p = q: 0, 0, log 4
+    true = torch.tensor([[0.5, 0.5, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25]], dtype=torch.float64)
+    log_q = torch.full((2, 4), 0.25).log()
+    rows, classes = true.nonzero(as_tuple=True)
+    kl, variation, entropy = sparse_divergences(rows, classes, true[rows, classes], log_q)
+    assert kl.tolist() == pytest.approx([math.log(2), 0.0], abs=1e-6)
+    assert variation.tolist() == pytest.approx([0.5, 0.0], abs=1e-6)
+    assert entropy.tolist() == pytest.approx([math.log(2), math.log(4)])
+    generator = torch.Generator().manual_seed(0)
+    log_q = torch.randn(30, 9, generator=generator, dtype=torch.float64).log_softmax(-1)
+    true = torch.rand(30, 9, generator=generator, dtype=torch.float64) * (torch.rand(30, 9, generator=generator) < 0.4)
+    true[:, 0] += 0.1
+    true /= true.sum(-1, keepdim=True)
+    rows, classes = true.nonzero(as_tuple=True)
+    sparse = sparse_divergences(rows, classes, true[rows, classes], log_q)
+    for found, dense in zip(sparse[:2], divergences(true, log_q), strict=True):
+        assert torch.allclose(found, dense)
+    with pytest.raises(ValueError, match="sum to 1"):
+        sparse_divergences(rows[1:], classes[1:], true[rows, classes][1:], log_q)

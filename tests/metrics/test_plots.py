@@ -4,12 +4,16 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
 
 from nmt_ls.metrics.calibration import CalibrationAccumulator
+from nmt_ls.metrics.logit_gaps import LogitGapAccumulator
 from nmt_ls.metrics.null import null_distribution
 from nmt_ls.metrics.plots import (
     Curve,
     SweepSeries,
+    estimator_figure,
+    logit_gap_figure,
     reliability_diagram,
     risk_coverage_figure,
     save_figure,
@@ -116,3 +120,34 @@ def test_wrong_inputs_are_refused():
             draw({})
     with pytest.raises(ValueError, match=r"\[seeds, 2 temperatures\]"):
         Curve(temperatures=[1.0, 2.0], values=np.zeros(2))
+
+
+def test_logit_gaps_are_densities_with_the_ideal_drawn_where_there_is_one():
+    logits = torch.tensor([[6.0, 0.0, 1.0], [4.0, 0.0, -1.0]])
+    gaps = LogitGapAccumulator().update(logits, torch.tensor([0, 0])).compute()
+    figure = logit_gap_figure({"α = 0.1": gaps, "α = 0": gaps}, {"α = 0.1": 5.25, "α = 0": np.inf}, "test split")
+    upper, lower = figure.axes
+    for axes, where in ((upper, [4, 5, 6]), (lower, [4.5, 5.5])):
+        values, edges, _ = axes.patches[0].get_data()
+        assert (np.asarray(values) * np.diff(edges)).sum() == pytest.approx(1)
+        drawn = [(low, high) for value, low, high in zip(values, edges[:-1], edges[1:], strict=True) if value]
+        assert len(drawn) == len(where)
+        assert all(low - 1e-9 <= gap <= high for gap, (low, high) in zip(where, drawn, strict=True))
+        assert [line.get_xdata()[0] for line in axes.get_lines()] == [5.25]
+    assert "ideal 5.25" in lines(upper)
+    low, high = upper.get_xlim()
+    assert low < 4 < 6 < high
+    with pytest.raises(ValueError, match="at least one"):
+        logit_gap_figure({})
+
+
+def test_estimators_stand_beside_the_exact_value():
+    curves = {"equal-width": {100: (0.05, 0.01), 1000: (0.02, 0.005)}, "smooth": {100: (0.04, 0.0)}}
+    figure = estimator_figure(curves, 0.015)
+    (axes,) = figure.axes
+    assert list(lines(axes)["exact 0.0150"].get_ydata()) == [0.015, 0.015]
+    drawn = [bars.lines[0] for bars in axes.containers]
+    assert [list(line.get_ydata()) for line in drawn] == [[0.05, 0.02], [0.04]]
+    assert drawn[0].get_xdata() == pytest.approx([100, 1000], rel=0.05)
+    with pytest.raises(ValueError, match="at least one"):
+        estimator_figure({}, 0.1)

@@ -1,0 +1,233 @@
+"""Exact calibration on the embedded corpus, where the true distribution p* is known.
+
+Two things that are never mixed. *Calibration*: ECE with the 0/1 correctness of a prediction ŷ replaced by its true
+probability p*(ŷ | prefix, source), which takes the noise of labels away. *Approximation*: KL(p* ‖ model) and total
+variation. A model can be calibrated and far from the truth.
+
+Sources and targets are drawn afresh: the grammar's test stream, whose sources are never trained on, after the pairs
+that the corpus itself took. The draw is the same for every run of a corpus, so that runs are compared on equal tokens.
+
+Shapes: N tokens, V pieces, E entries (a token and a piece that may truly come next).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data_prep.grammar import Grammar, PieceFilter
+from nmt_ls.batching import EncodedPairs, encode_pairs
+from nmt_ls.corpus import Corpus
+from nmt_ls.experiment.command_line import UserError
+from nmt_ls.metrics.adaptive import equal_mass_ece, smooth_ece, sweep_ece
+from nmt_ls.metrics.calibration import (
+    binned_sums,
+    debiased_l1_from_sums,
+    ece_from_sums,
+    expected_calibration_error,
+    unbiased_squared_l2_from_sums,
+)
+from nmt_ls.metrics.inputs import FloatArray
+from nmt_ls.metrics.likelihood import sparse_divergences
+from nmt_ls.metrics.plots import estimator_figure
+from nmt_ls.metrics.temperature import log_probs
+from nmt_ls.score_records import Figures
+from nmt_ls.scoring import BINS, slabs, split_batches
+from nmt_ls.translator import Translator
+from nmt_ls.truth import is_embedded
+from nmt_ls.vocabulary import EOS, Vocabulary
+
+PORTION = 500
+"""Sentences whose true distributions are in memory at a time."""
+MOST_SAMPLES = 20
+"""Disjoint samples of a size on which the estimators are tried."""
+
+Segment = Callable[[str], list[int]]
+Estimator = Callable[[FloatArray, NDArray[np.bool_]], float]
+ESTIMATORS: dict[str, Estimator] = {
+    "equal-width": lambda c, y: expected_calibration_error(c, y, BINS),
+    "debiased": lambda c, y: float(debiased_l1_from_sums(binned_sums(c, y, BINS))),
+    "equal-mass": lambda c, y: equal_mass_ece(c, y, BINS),
+    "sweep": lambda c, y: sweep_ece(c, y)[0],
+    "smooth": smooth_ece,
+}
+"""Of ECE, by name; the truth of the first three is exact_ece (equal-mass: exact_equal_mass_ece)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExactTokens:
+    """N tokens of fresh targets, in the order of the draw, end-of-sentence included."""
+
+    confidences: FloatArray  # probability of the most probable piece ŷ
+    correct: NDArray[np.bool_]  # whether ŷ is the piece drawn
+    truths: FloatArray  # p*(ŷ)
+    kl: FloatArray  # KL(p* ‖ model), nats
+    variation: FloatArray  # total variation
+    entropy: FloatArray  # of p*, nats
+    nll: FloatArray  # of the piece drawn, nats
+
+    def __len__(self) -> int:
+        return len(self.confidences)
+
+
+class Truth:
+    """The true next-piece distributions of a portion of pairs, laid end to end: pair by pair, position by position."""
+
+    def __init__(self, grammar: Grammar, pairs: list[tuple[str, str]], encoded: EncodedPairs, segment: Segment) -> None:
+        found = [
+            PieceFilter(grammar, source, segment, EOS).distributions(encoded.target[row])
+            for row, (source, _) in enumerate(pairs)
+        ]
+        lengths = encoded.target.lengths_N + 1
+        self.offsets = np.concatenate([[0], np.cumsum(lengths)])  # of each pair's first token
+        token_E = np.concatenate([one.positions + offset for one, offset in zip(found, self.offsets[:-1], strict=True)])
+        self.starts = np.searchsorted(token_E, np.arange(self.offsets[-1] + 1))  # of each token's first entry
+        self.ids = np.concatenate([one.ids for one in found])
+        self.probs = np.concatenate([one.probs for one in found])
+
+    def entries(self, tokens_N: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
+        """(row among these tokens, piece, probability), each [E]."""
+        counts_N = self.starts[tokens_N + 1] - self.starts[tokens_N]
+        rows_E = np.repeat(np.arange(len(tokens_N)), counts_N)
+        first_N = np.cumsum(counts_N) - counts_N
+        at_E = np.arange(len(rows_E)) - first_N[rows_E] + self.starts[tokens_N][rows_E]
+        return torch.from_numpy(rows_E), torch.from_numpy(self.ids[at_E]), torch.from_numpy(self.probs[at_E])
+
+
+def check_exact(corpus: Corpus) -> None:
+    """Raises UserError where the truth is not known."""
+    if not is_embedded(corpus):
+        raise UserError(
+            f"exact_tokens: the true distribution is known of the embedded corpus alone (of today's grammar), "
+            f"not of {corpus.directory}; leave exact_tokens out"
+        )
+
+
+def fresh_pairs(corpus: Corpus) -> Iterator[tuple[str, str]]:
+    """Pairs of the grammar's test stream after those that are in the corpus."""
+    settings = corpus.manifest["recipe"]["settings"]
+    return islice(Grammar(settings["seed"]).pairs("test"), settings["test"], None)
+
+
+@torch.no_grad()
+def exact_tokens(
+    translator: Translator,
+    corpus: Corpus,
+    count: int,
+    temperature: float = 1.0,
+    on_progress: Callable[[int], object] | None = None,
+) -> ExactTokens:
+    """The model against the truth on the first sentences of `fresh_pairs` that hold `count` tokens or more."""
+    translator.precision.apply()
+    vocabulary = corpus.target_vocabulary
+    grammar, pairs, segment = Grammar(), fresh_pairs(corpus), _segment(vocabulary)
+    parts: list[list[FloatArray]] = []
+    done = 0
+    while done < count:
+        portion = list(islice(pairs, min(PORTION, 1 + (count - done) // 8)))
+        encoded = encode_pairs(corpus.source_vocabulary, vocabulary, *map(list, zip(*portion, strict=True)))
+        parts.append(_against(translator, encoded, Truth(grammar, portion, encoded, segment), temperature))
+        done += len(parts[-1][0])
+        if on_progress is not None:
+            on_progress(len(parts[-1][0]))
+    columns = [np.concatenate(column)[:count] for column in zip(*parts, strict=True)]
+    confidences, correct, *others = columns
+    truths, kl, variation, entropy, nll = others
+    return ExactTokens(
+        confidences=confidences,
+        correct=correct.astype(bool),
+        truths=truths,
+        kl=kl,
+        variation=variation,
+        entropy=entropy,
+        nll=nll,
+    )
+
+
+def _segment(vocabulary: Vocabulary) -> Segment:
+    return functools.cache(vocabulary.encode)
+
+
+def _against(translator: Translator, encoded: EncodedPairs, truth: Truth, temperature: float) -> list[FloatArray]:
+    """The columns of ExactTokens for a portion, in the order of its tokens."""
+    columns = [np.empty(int(truth.offsets[-1])) for _ in range(7)]
+    for slab in slabs(translator.model, split_batches(encoded)):
+        tokens_N = truth.offsets[slab.sentences_N.numpy()] + slab.positions_N.cpu().numpy()
+        log_q_NV = log_probs(translator.model.logits(slab.hidden_ND), temperature).cpu()
+        rows_E, ids_E, probs_E = truth.entries(tokens_N)
+        kl_N, variation_N, entropy_N = sparse_divergences(rows_E, ids_E, probs_E, log_q_NV)
+        top_N, predicted_N = log_q_NV.max(-1)
+        hits_E = probs_E * (ids_E == predicted_N[rows_E])
+        truth_N = torch.zeros(len(top_N), dtype=torch.float64).index_add_(0, rows_E, hits_E)
+        labels_N = slab.targets_N.cpu()
+        nll_N = -log_q_NV.gather(1, labels_N[:, None]).squeeze(1)
+        confidence_N = top_N.double().exp().clamp(max=1.0)
+        found = (confidence_N, predicted_N == labels_N, truth_N.clamp(max=1.0), kl_N, variation_N, entropy_N, nll_N)
+        for column, values_N in zip(columns, found, strict=True):
+            column[tokens_N] = values_N.numpy()
+    return columns
+
+
+def exact_figures(tokens: ExactTokens) -> list[Figures]:
+    """Exact calibration and approximation error; then what each estimator of ECE says of samples of these tokens."""
+    recipe = {"split": "fresh", "tokens": len(tokens)}
+    sums = binned_sums(tokens.confidences, tokens.truths, BINS)
+    gaps = tokens.truths - tokens.confidences
+    exact = {
+        "exact_ece": float(ece_from_sums(sums)),
+        "exact_equal_mass_ece": equal_mass_ece(tokens.confidences, tokens.truths, BINS),
+        "exact_smooth_ece": smooth_ece(tokens.confidences, tokens.truths),
+        "exact_squared_l2": float(unbiased_squared_l2_from_sums(sums)),
+        "exact_signed_gap": float(gaps.mean()),
+        "exact_accuracy": float(tokens.truths.mean()),
+        "kl_to_truth": float(tokens.kl.mean()),
+        "tv_to_truth": float(tokens.variation.mean()),
+        "entropy": float(tokens.entropy.mean()),
+        "exact_nll": float((tokens.entropy + tokens.kl).mean()),
+        "sampled_nll": float(tokens.nll.mean()),
+    }
+    return [Figures(values=exact, recipe=recipe), *estimator_figures(tokens, recipe)]
+
+
+def sample_sizes(tokens: int) -> list[int]:
+    """1,000, 10,000, … up to all."""
+    sizes = [10**power for power in range(3, 12) if 10**power < tokens]
+    return [*sizes, tokens]
+
+
+def estimator_figures(tokens: ExactTokens, recipe: dict[str, object]) -> list[Figures]:
+    """Mean and sd over disjoint samples of each size of what an estimator makes of 0/1 correctness."""
+    found = []
+    for size in sample_sizes(len(tokens)):
+        starts = range(0, len(tokens) - size + 1, size)[:MOST_SAMPLES]
+        for name, estimator in ESTIMATORS.items():
+            values = [
+                estimator(tokens.confidences[start : start + size], tokens.correct[start : start + size])
+                for start in starts
+            ]
+            spread = {"estimated_ece_sd": float(np.std(values, ddof=1))} if len(values) > 1 else {}
+            found.append(
+                Figures(
+                    values={"estimated_ece": float(np.mean(values)), **spread},
+                    recipe={**recipe, "estimator": name, "sample_tokens": size, "samples": len(values)},
+                )
+            )
+    return found
+
+
+def estimator_diagram(figures: list[Figures], title: str) -> Figure:
+    """What the estimators say against the number of tokens, beside the exact value."""
+    exact, *estimated = figures
+    curves: dict[str, dict[int, tuple[float, float]]] = {}
+    for each in estimated:
+        mean, sd = each.values["estimated_ece"], each.values.get("estimated_ece_sd", 0.0)
+        curves.setdefault(str(each.recipe["estimator"]), {})[int(each.recipe["sample_tokens"])] = (mean, sd)
+    return estimator_figure(curves, exact.values["exact_ece"], title=title)

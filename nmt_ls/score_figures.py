@@ -1,0 +1,206 @@
+"""The figures that `score` gives of a run on a split, kind by kind, and the diagrams drawn of them.
+
+Shapes: N tokens of a slab, V pieces, S sentences of the split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from nmt_ls.corpus import Corpus, Split
+from nmt_ls.losses import LossConfig
+from nmt_ls.metrics.calibration import Calibration, CalibrationAccumulator
+from nmt_ls.metrics.inputs import FloatArray
+from nmt_ls.metrics.logit_gaps import LogitGapAccumulator, LogitGaps, ideal_logit_gap
+from nmt_ls.metrics.null import calibration_test, null_distribution
+from nmt_ls.metrics.plots import logit_gap_figure, reliability_diagram, risk_coverage_figure
+from nmt_ls.metrics.selective import risk_coverage
+from nmt_ls.metrics.sequence import correlation, empty_translation
+from nmt_ls.metrics.slices import bucket, calibration_by_slice
+from nmt_ls.metrics.temperature import log_probs
+from nmt_ls.metrics.ter_alignment import ter_alignment
+from nmt_ls.metrics.translation import sentence_bleu, sentence_chrf
+from nmt_ls.score_records import Figures
+from nmt_ls.scoring import BINS, Evaluation, Slab, TeacherForced, Tokens
+from nmt_ls.vocabulary import EOS, Vocabulary
+
+POSITION_EDGES = (1, 4, 8, 16)  # from 1, end-of-sentence included
+FREQUENCY_EDGES = (10, 100, 1_000, 10_000)  # of the label among the training split's targets
+LENGTH_EDGES = (5, 10, 15, 20, 30)  # of the reference in pieces, end-of-sentence included
+
+
+class Watcher:
+    """What else than teacher-forced figures one pass over the split gives: logit gaps, and p(empty translation)."""
+
+    def __init__(self, sentences: int, temperature: float) -> None:
+        self.gaps = LogitGapAccumulator()
+        self.empty_S: FloatArray = np.full(sentences, np.nan)  # log p(end of sentence at once | source)
+        self._temperature = temperature
+
+    def __call__(self, logits_NV: Tensor, slab: Slab) -> None:
+        self.gaps.update(logits_NV, slab.targets_N)
+        first_N = slab.positions_N == 0
+        if bool(first_N.any()):
+            log_p = log_probs(logits_NV[first_N], self._temperature)[:, EOS]
+            self.empty_S[slab.sentences_N[first_N.cpu()].numpy()] = log_p.double().cpu().numpy()
+
+
+def forced_figures(forced: TeacherForced) -> Figures:
+    """Likelihood, calibration and selective prediction given the correct prefix.
+
+    Of ECE the floor (95% of a calibrated model's ECEs lie below) and the p-value, and the unbiased squared L2 error.
+    """
+    tokens = forced.tokens
+    test = calibration_test(tokens.confidences, tokens.correct, BINS)
+    curve = risk_coverage(tokens.confidences, tokens.correct)
+    return Figures(
+        values={
+            **forced.figures(),
+            "ece_floor": test.floor,
+            "ece_p_value": test.p_value,
+            "squared_l2": test.unbiased_squared_l2,
+            "over_confidence": forced.calibration.over_confidence,
+            "under_confidence": forced.calibration.under_confidence,
+            "aurc": curve.aurc,
+            "excess_aurc": curve.excess_aurc,
+        }
+    )
+
+
+def translation_figures(evaluation: Evaluation) -> Figures:
+    """What the translations are worth."""
+    return Figures(values=evaluation.translation_figures(), searched=True, signatures=evaluation.translation.signatures)
+
+
+def gap_figures(gaps: LogitGaps, loss: LossConfig) -> Figures:
+    """Logit gaps at temperature 1, and the gap at which the run's loss is least, where it is one number."""
+    ideal = {"logit_gap_ideal": ideal_logit_gap(gaps.classes, loss.alpha, loss.spread)}
+    values = {**gaps.figures(), **(ideal if loss.prior == "uniform" else {})}
+    return Figures(values=values, recipe={"temperature": 1.0, "temperature_is": "given"})
+
+
+class OutputTokens:
+    """The tokens (pieces) that the model itself wrote: how sure it was of each, and whether TER aligns it with an
+    equal piece of the reference, of several references of the one that takes the fewest edits (Wang et al. 2020).
+
+    confidences: the probability of the piece at the search's temperature, given what the model had written before.
+    End-of-sentence is not among them: TER has no such token.
+    """
+
+    def __init__(self, evaluation: Evaluation, split: Split, vocabulary: Vocabulary) -> None:
+        confidences, correct = list[float](), list[bool]()
+        for row, found in enumerate(evaluation.hypotheses):
+            if not found:
+                continue
+            references = [vocabulary.pieces(vocabulary.encode(text)) for text in split.references(row)]
+            alignments = [ter_alignment(found[0].pieces, reference) for reference in references]
+            correct += min(alignments, key=lambda alignment: alignment.edits).correct
+            confidences += np.exp(found[0].token_log_probs[: len(found[0].pieces)]).tolist()
+        self.confidences = np.minimum(np.array(confidences), 1.0)
+        self.correct = np.array(correct, dtype=bool)
+
+    def calibration(self) -> Calibration:
+        """In bins."""
+        return CalibrationAccumulator(BINS).update(self.confidences, self.correct).compute()
+
+    def figures(self) -> Figures:
+        """Inference calibration, in the names of the teacher-forced one."""
+        calibration, test = self.calibration(), calibration_test(self.confidences, self.correct, BINS)
+        values = {
+            "ece": calibration.ece,
+            "ece_floor": test.floor,
+            "ece_p_value": test.p_value,
+            "squared_l2": test.unbiased_squared_l2,
+            "over_confidence": calibration.over_confidence,
+            "under_confidence": calibration.under_confidence,
+            "confidence": calibration.confidence,
+            "accuracy": calibration.accuracy,
+            "tokens": float(calibration.count),
+        }
+        return Figures(
+            values={f"inference_{name}": value for name, value in values.items()},
+            searched=True,
+            recipe={"confidence": "token probability", "correct": "TER-aligned piece"},
+        )
+
+
+def sentence_scores(evaluation: Evaluation, split: Split) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+    """Of every sentence that has a translation: log p, log p a token, sentence BLEU, sentence chrF."""
+    rows = [row for row, found in enumerate(evaluation.hypotheses) if found and found[0].token_log_probs]
+    best = [evaluation.hypotheses[row][0] for row in rows]
+    texts, references = [one.text for one in best], [split.references(row) for row in rows]
+    log_p = np.array([one.log_prob for one in best])
+    a_token = log_p / np.array([len(one.token_log_probs) for one in best])
+    bleu = np.minimum(sentence_bleu(texts, references), 100.0)  # sacrebleu's rounding exceeds it a little
+    return log_p, a_token, bleu, sentence_chrf(texts, references)
+
+
+def sentence_figures(evaluation: Evaluation, split: Split, empty_S: FloatArray) -> Figures:
+    """Do probable translations have better quality, and how probable is saying nothing?"""
+    log_p, a_token, bleu, chrf = sentence_scores(evaluation, split)
+    values: dict[str, float] = {}
+    if len(log_p) >= 2:
+        for quality_name, quality in (("bleu", bleu), ("chrf", chrf)):
+            for score_name, score in (("log_prob", log_p), ("mean_log_prob", a_token)):
+                found = correlation(score, quality)
+                values[f"{score_name}_{quality_name}_pearson"] = found.pearson
+                values[f"{score_name}_{quality_name}_spearman"] = found.spearman
+    if len(log_p):
+        curve = risk_coverage(a_token, bleu / 100)
+        values |= {"sentence_aurc": curve.aurc, "sentence_excess_aurc": curve.excess_aurc}
+        rows = [row for row, found in enumerate(evaluation.hypotheses) if found and found[0].token_log_probs]
+        empty = empty_translation(np.minimum(empty_S[rows], 0.0), np.minimum(log_p, 0.0))
+        values |= {"empty_probability": empty.mean_probability, "empty_preferred": empty.preferred}
+    return Figures(values=values, searched=True)
+
+
+def slice_figures(tokens: Tokens, corpus: Corpus) -> list[Figures]:
+    """Calibration apart by position, by the label's training frequency, at the end, and by sentence length."""
+    ends = np.where(tokens.labels == EOS, 1, 0)
+    lengths = np.bincount(tokens.sentences)[tokens.sentences]
+    pieces = corpus.split("train").target
+    total = int(pieces.lengths_N.sum()) + len(pieces)
+    frequency = np.rint(corpus.unigram_prior().numpy() * total)[tokens.labels]
+    kinds: Mapping[str, tuple[np.ndarray, list[str]]] = {
+        "position": bucket(tokens.positions + 1, POSITION_EDGES),
+        "frequency": bucket(frequency, FREQUENCY_EDGES),
+        "end": (ends, ["words", "end of sentence"]),
+        "length": bucket(lengths, LENGTH_EDGES),
+    }
+    return [
+        Figures(
+            values={f"ece_by_{kind}": calibration.ece, f"signed_gap_by_{kind}": calibration.signed_gap},
+            recipe={"slice": names[index], "tokens": calibration.count},
+        )
+        for kind, (groups, names) in kinds.items()
+        for index, calibration in calibration_by_slice(tokens.confidences, tokens.correct, groups, BINS).items()
+    ]
+
+
+def reliability(name: str, forced: TeacherForced, outputs: OutputTokens | None, title: str) -> Figure:
+    """Accuracy against confidence with the band of a calibrated model; with outputs, of these beside it."""
+    systems = {name: forced.calibration}
+    if outputs is not None:
+        systems = {"given the correct prefix": forced.calibration, "of its own output": outputs.calibration()}
+    return reliability_diagram(systems, null_distribution(forced.tokens.confidences, BINS).accuracy_band(), title=title)
+
+
+def risks(evaluation: Evaluation, split: Split, title: str) -> Figure:
+    """Risk against coverage: of tokens given the correct prefix, and of whole translations by log p a token."""
+    tokens = evaluation.teacher_forced.tokens
+    _, a_token, bleu, _ = sentence_scores(evaluation, split)
+    curves = {"tokens: share wrong": risk_coverage(tokens.confidences, tokens.correct)}
+    if len(bleu):
+        curves["sentences: 1 − sentence BLEU"] = risk_coverage(a_token, bleu / 100)
+    return risk_coverage_figure(curves, title=title, risk_label="risk")
+
+
+def gap_diagram(name: str, gaps: LogitGaps, figures: Figures, title: str) -> Figure:
+    """Histogram of the logit gaps, with the ideal one where the loss has one."""
+    ideal = figures.values.get("logit_gap_ideal", torch.inf)
+    return logit_gap_figure({name: gaps}, {name: ideal}, title=title)

@@ -1,0 +1,127 @@
+"""What score gives besides likelihood and BLEU: logit gaps, inference calibration, sentences, slices."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nmt_ls.corpus import Corpus
+from nmt_ls.experiment.records import read_records
+from nmt_ls.experiment.run_directory import RunDirectory
+from nmt_ls.losses import LossConfig
+from nmt_ls.metrics import expected_calibration_error
+from nmt_ls.metrics.logit_gaps import LogitGapAccumulator
+from nmt_ls.metrics.ter_alignment import ter_alignment
+from nmt_ls.reporting import ScoreConfig
+from nmt_ls.score import main
+from nmt_ls.score_figures import OutputTokens, Watcher, gap_figures, sentence_figures, slice_figures
+from nmt_ls.scoring import Evaluation, evaluate
+from nmt_ls.search import SearchConfig
+from nmt_ls.translator import Hypothesis, Translator
+from nmt_ls.vocabulary import EOS
+
+SEARCH = SearchConfig(beam=2, temperature=1.3)
+
+
+@pytest.fixture(scope="module")
+def watched(small_run: RunDirectory, small_corpus: Corpus) -> tuple[Translator, Evaluation, Watcher]:
+    split, translator = small_corpus.split("test"), Translator.load(small_run.path, "last")
+    watcher = Watcher(len(split), SEARCH.temperature)
+    return translator, evaluate(translator, split, SEARCH, loss=LossConfig(alpha=0.0), watch=watcher), watcher
+
+
+def test_the_empty_translation(watched: tuple[Translator, Evaluation, Watcher], small_corpus: Corpus) -> None:
+    translator, evaluation, watcher = watched
+    split = small_corpus.split("test")
+    sources = [split.source_text(row) for row in range(len(split))]
+    empty = translator.score(sources, [""] * len(sources), SEARCH.temperature)
+    assert watcher.empty_S == pytest.approx([float(row[0]) for row in empty], abs=1e-4)
+    values = sentence_figures(evaluation, split, watcher.empty_S).values
+    assert values["empty_probability"] == pytest.approx(np.exp(watcher.empty_S).mean())
+    log_probs = [found[0].log_prob for found in evaluation.hypotheses]
+    assert values["empty_preferred"] == pytest.approx(np.mean(watcher.empty_S > log_probs))
+    assert -1 <= values["mean_log_prob_bleu_spearman"] <= 1
+
+
+def test_gaps_are_of_temperature_one_and_of_every_token(watched: tuple[Translator, Evaluation, Watcher]) -> None:
+    _, evaluation, watcher = watched
+    gaps = watcher.gaps.compute()
+    assert gaps.count == evaluation.teacher_forced.likelihood.tokens
+    # NLL is the mean of log(1 + sum of exp(-gap)), convex in the gaps: by Jensen at least its value at their mean
+    nll = evaluation.teacher_forced.smoothed_loss  # alpha 0, temperature 1
+    assert math.log1p((gaps.classes - 1) * math.exp(-gaps.mean)) <= nll + 1e-6
+    assert nll <= math.log1p((gaps.classes - 1) * math.exp(-gaps.mean)) + 3
+    found = gap_figures(gaps, LossConfig(alpha=0.1))
+    assert found.recipe["temperature"] == 1.0
+    assert found.values["logit_gap_ideal"] == pytest.approx(math.log(1 + 9 * gaps.classes))
+    assert "logit_gap_ideal" not in gap_figures(gaps, LossConfig(alpha=0.1, prior="unigram")).values
+
+
+def test_output_tokens_are_aligned_with_the_nearer_reference(
+    watched: tuple[Translator, Evaluation, Watcher], small_corpus: Corpus
+) -> None:
+    class TwoReferences:
+        def references(self, row: int) -> list[str]:
+            return [["Der Hund", "Die alte Katze sieht"], ["Niemand"]][row]
+
+    vocabulary = small_corpus.target_vocabulary
+    pieces = vocabulary.pieces(vocabulary.encode("Die Katze sieht"))
+    said = Hypothesis(text="Die Katze sieht", pieces=pieces, score=0.0, token_log_probs=[-0.5] * len(pieces) + [-3.0])
+    evaluation = Evaluation(
+        teacher_forced=watched[1].teacher_forced, translation=watched[1].translation, hypotheses=[[said], []]
+    )
+    found = OutputTokens(evaluation, TwoReferences(), vocabulary)  # type: ignore[arg-type]
+    assert found.confidences == pytest.approx([math.exp(-0.5)] * len(pieces))  # end-of-sentence is left out
+    reference = vocabulary.pieces(vocabulary.encode("Die alte Katze sieht"))
+    assert found.correct.tolist() == ter_alignment(pieces, reference).correct
+    assert found.correct.all()
+    values = found.figures().values
+    assert values["inference_ece"] == pytest.approx(1 - math.exp(-0.5))
+    assert values["inference_under_confidence"] == pytest.approx(1 - math.exp(-0.5))
+    assert values["inference_over_confidence"] == 0
+    assert values["inference_tokens"] == len(pieces)
+
+
+def test_slices_partition_the_tokens(watched: tuple[Translator, Evaluation, Watcher], small_corpus: Corpus) -> None:
+    tokens = watched[1].teacher_forced.tokens
+    groups = slice_figures(tokens, small_corpus)
+    for kind in ("position", "frequency", "end", "length"):
+        members = [group for group in groups if f"ece_by_{kind}" in group.values]
+        assert sum(group.recipe["tokens"] for group in members) == len(tokens.labels)
+        signed = sum(group.recipe["tokens"] * group.values[f"signed_gap_by_{kind}"] for group in members)
+        assert signed / len(tokens.labels) == pytest.approx((tokens.correct - tokens.confidences).mean())
+    (end,) = (group for group in groups if group.recipe["slice"] == "end of sentence")
+    ends = tokens.labels == EOS
+    expected = expected_calibration_error(tokens.confidences[ends], tokens.correct[ends])
+    assert end.values["ece_by_end"] == pytest.approx(expected)
+    assert end.recipe["tokens"] == len(small_corpus.split("test"))
+
+
+def test_score_writes_them_all(small_run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(ScoreConfig(run=str(small_run.path), checkpoint="last", results=str(tmp_path), exact_tokens=500))
+    records = read_records(tmp_path / "records.jsonl")
+    by_name = {record.name: record for record in records}
+    wanted = {"logit_gap_mean", "logit_gap_sd", "logit_gap_within_sd", "logit_gap_ideal", "inference_ece", "aurc",
+              "inference_ece_floor", "exact_ece", "kl_to_truth", "tv_to_truth", "entropy", "sentence_aurc",
+              "empty_probability", "estimated_ece", "ece_by_position", "ece_by_end"}  # fmt: skip
+    assert wanted <= set(by_name)
+    assert by_name["exact_ece"].signature["split"] == "fresh"
+    assert by_name["exact_ece"].signature["tokens"] == 500
+    assert by_name["inference_ece"].signature["beam"] == 2
+    assert by_name["logit_gap_mean"].signature["temperature"] == 1.0
+    pictures = {path.name.split("-small")[0] for path in (tmp_path / "figures").glob("*.svg")}
+    assert pictures == {"reliability", "risk-coverage", "logit-gaps", "inference", "exact"}
+    shown = capsys.readouterr().out
+    assert "ece_by_end (end of sentence)" in shown
+    assert "estimated_ece (smooth, 500)" in shown
+
+
+def test_hard_targets_have_no_ideal_gap_to_record() -> None:
+    gaps = LogitGapAccumulator().update(torch.eye(3) * 4, torch.arange(3)).compute()
+    figures = gap_figures(gaps, LossConfig(alpha=0.0))
+    assert figures.values["logit_gap_ideal"] == math.inf
+    assert "logit_gap_ideal" not in {record.name for record in figures.records({})}
