@@ -47,7 +47,8 @@ class Setting:
     """Runs in which claims are tested.
 
     results: folder of a study, below --results. runs: a pattern of the runs' names. dropout: what they were trained
-    with, said even where it is 0. caution: what to remember when reading a figure of these runs.
+    with, said even where it is 0. caution: what to remember when reading a figure of these runs. beam, length_penalty:
+    of the translations that count, as records name them.
     """
 
     title: str
@@ -59,8 +60,12 @@ class Setting:
     split: str = "test"
     choose_on: str = "validation"
     checkpoint: str = "last"
+    beam: int = 5
+    length_penalty: str = "average:1"
 
     def __post_init__(self) -> None:
+        if self.beam < 2:
+            raise ValueError(f"beam: {self.beam} is greedy search, whose translations no temperature changes")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         if self.choose_on == self.split:

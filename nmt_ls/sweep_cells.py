@@ -24,6 +24,7 @@ from nmt_ls.experiment.records import Record, append_records, read_records
 from nmt_ls.experiment.run_directory import RunDirectory
 from nmt_ls.measured_run import MeasuredRun
 from nmt_ls.metrics.calibration import MOMENTS
+from nmt_ls.metrics.inputs import FloatArray
 from nmt_ls.metrics.translation import BLEU_STATISTICS
 from nmt_ls.runs import find_run
 from nmt_ls.scoring import BINS
@@ -122,6 +123,56 @@ class Ledger:
         fsync(new)
         new.replace(self.sentences / f"{part}.parquet")
         append_records(self.records_file, records)
+
+
+def part_stem(identity: Mapping[str, Any]) -> str:
+    """How the files of a run's cells on a split begin."""
+    return "-".join(
+        str(part) for part in (*(identity[key] for key in ("run", "checkpoint", "split")), identity["weights"][:8])
+    )
+
+
+_KINDS = {
+    "nll": "teacher-forced",
+    "tokens": "teacher-forced",
+    "bin_sums": "teacher-forced",
+    "bleu_statistics": "decoded",
+}
+
+
+def read_sentences(folder: Path, cell: Mapping[str, Any], column: str, temperatures: Sequence[float]) -> FloatArray:
+    """A column of the sentences of a run's cells, in order of temperature, then of sentence: [J · S, 1 or more].
+
+    folder: sentences.parquet. cell: the run's identity and, of translations, the keys of their search. What is not
+    there leaves no rows.
+    """
+    filters = [
+        (key, "=", json.dumps(value, sort_keys=True) if key == "search" else value) for key, value in cell.items()
+    ]
+    stem = part_stem(cell) + "-"
+    parts = sorted(path for path in folder.glob("*.parquet") if path.name.startswith(stem)) if folder.is_dir() else []
+    if not parts:
+        return np.zeros((0, 1))
+    table = pq.read_table(
+        parts,
+        schema=SENTENCES,
+        columns=["temperature", "sentence", "search", column],
+        filters=[*filters, ("temperature", "in", list(temperatures)), ("kind", "=", _KINDS[column])],
+    )
+    if not len(table):
+        return np.zeros((0, 1))
+    scalars = table.select(["temperature", "sentence", "search"]).to_pandas()
+    keep = ~scalars.duplicated()  # a cell that was killed before its records were written is there twice
+    if "search" not in cell:
+        keep &= scalars["search"].isna()
+    rows = np.flatnonzero(keep.to_numpy())
+    place = {temperature: index for index, temperature in enumerate(temperatures)}
+    at = scalars["temperature"].map(place).to_numpy()[rows]
+    rows = rows[np.lexsort((scalars["sentence"].to_numpy()[rows], at))]
+    values = table.column(column).combine_chunks()
+    flat = values.flatten() if pa.types.is_fixed_size_list(values.type) else values
+    array: FloatArray = np.asarray(flat.to_numpy(zero_copy_only=False))
+    return array.reshape(len(table), -1)[rows]
 
 
 def sentence_table(rows: int, cell: Mapping[str, Any], columns: Mapping[str, pa.Array]) -> pa.Table:

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from nmt_ls.experiment.command_line import config_to_dict
 from nmt_ls.measured_run import MeasuredRun, search_keys
@@ -31,7 +30,7 @@ from nmt_ls.metrics.statistics import Estimate, crossed_bootstrap
 from nmt_ls.metrics.translation import bleu_from_statistics
 from nmt_ls.scoring import BINS
 from nmt_ls.search import SearchConfig
-from nmt_ls.sweep_cells import Ledger, cell_key, rounded_temperature
+from nmt_ls.sweep_cells import Ledger, cell_key, read_sentences, rounded_temperature
 
 _NOT_A_RECIPE = ("seed", "out", "threads", "device", "checkpoints", "validation_sentences", "search")
 RESOLVED = 0.05
@@ -110,28 +109,9 @@ class Recipe:
     def sentences(
         self, run: MeasuredRun, column: str, temperatures: Sequence[float], keys: Mapping[str, Any]
     ) -> FloatArray:
-        """A column of the sentences of a run, by temperature and sentence: [J, S, ...] or [J, S · ...], flat."""
+        """A column of the sentences of a run, by temperature and sentence: [J · S, ...]."""
         cell = {**run.identity(self.swept.split), **keys}
-        if "search" in cell:
-            cell["search"] = json.dumps(cell["search"], sort_keys=True)
-        filters = [(key, "=", value) for key, value in cell.items()]
-        table = pq.read_table(
-            self.swept.ledger.sentences,
-            columns=["temperature", "sentence", "search", column],
-            filters=[*filters, ("temperature", "in", list(temperatures)), ("kind", "=", _KINDS[column])],
-        )
-        scalars = table.select(["temperature", "sentence", "search"]).to_pandas()
-        keep = ~scalars.duplicated()  # a cell that was killed before its records were written is there twice
-        if "search" not in cell:
-            keep &= scalars["search"].isna()
-        rows = np.flatnonzero(keep.to_numpy())
-        place = {temperature: index for index, temperature in enumerate(temperatures)}
-        at = scalars["temperature"].map(place).to_numpy()[rows]
-        rows = rows[np.lexsort((scalars["sentence"].to_numpy()[rows], at))]
-        values = table.column(column).combine_chunks()
-        flat = values.flatten() if hasattr(values, "flatten") and column in _LISTS else values
-        array: FloatArray = np.asarray(flat.to_numpy(zero_copy_only=False))
-        return array.reshape(len(table), -1)[rows]
+        return read_sentences(self.swept.ledger.sentences, cell, column, temperatures)
 
     def at_one(self, column: str) -> FloatArray:
         """Sentence statistics of every seed at temperature 1: [A, S, ...]."""
@@ -141,10 +121,6 @@ class Recipe:
             keys = {key: value for key, value in search_keys(self.swept.searches[0]).items() if key != "temperature"}
             shape = (10,)
         return np.array([self.sentences(run, column, [1.0], keys).reshape(-1, *shape) for run in self.runs])
-
-
-_LISTS = ("bin_sums", "bleu_statistics")
-_KINDS = {"nll": "teacher-forced", "bin_sums": "teacher-forced", "bleu_statistics": "decoded"}
 
 
 def recipes_of(runs: Sequence[MeasuredRun], swept: Swept) -> list[Recipe]:

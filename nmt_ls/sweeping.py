@@ -41,6 +41,7 @@ from nmt_ls.sweep_cells import (
     Ledger,
     find_runs,
     list_column,
+    part_stem,
     rounded_bits,
     rounded_temperature,
     sentence_table,
@@ -256,7 +257,7 @@ class Sweep:
         )
 
     def _stem(self) -> str:
-        return f"{self.run.path.name}-{self.run.checkpoint}-{self.config.split}-{self.run.weights[:8]}"
+        return part_stem(self.run.identity(self.config.split))
 
     def _signature(self, search: SearchConfig) -> dict[str, Any]:
         precision, device = self.translator.precision, self.translator.device

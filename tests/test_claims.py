@@ -133,6 +133,7 @@ TEST = ("claims", "one", "tests", "it falls")
             "test",
             r"choose_on: temperatures chosen on test may not be reported on it; .* \(\S*claims.yaml, line 12\)",
         ),
+        (("settings", "here", "beam"), 1, r"beam: 1 is greedy search, whose translations no temperature changes"),
         ((*TEST, "effect"), 0.0, r"effect must be above 0"),
         ((*TEST, "treated", "temperature"), 0.0, r"temperature"),
         ((*TEST, "treated", "temperature"), "ece", r"line 30: treated.temperature: expected a number or"),

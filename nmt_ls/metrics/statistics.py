@@ -56,20 +56,61 @@ def bootstrap(statistics_AS: Any, figure: Figure, *, resamples: int = 1000, seed
 
     `statistics_AS` is [A, S, ...]; `figure` maps summed statistics [..., *] to values [...].
     """
-    return _bootstrap([_checked(statistics_AS, "statistics")], figure, resamples, seed)
+    return combined_bootstrap([statistics_AS], figure, lambda means: means[0], resamples=resamples, seed=seed)
 
 
 def crossed_bootstrap(
-    first_AS: Any, second_CS: Any, figure: Figure, *, resamples: int = 1000, seed: int = 0
+    first_AS: Any, second_CS: Any, figure: Figure, *, resamples: int = 1000, seed: int = 0, resample_seeds: bool = True
 ) -> Estimate:
     """Second minus first recipe: the difference of their mean figures over seeds, and its bootstrap sd.
 
-    `first_AS` is [A, S, ...] and `second_CS` [C, S, ...], of the same sentences in the same order.
+    `first_AS` is [A, S, ...] and `second_CS` [C, S, ...], of the same sentences in the same order. Without
+    `resample_seeds` the sd is that due to the sentences alone, which no number of seeds makes smaller.
     """
-    first, second = _checked(first_AS, "first"), _checked(second_CS, "second")
-    if first.shape[1:] != second.shape[1:]:
-        raise ValueError(f"both must hold the same sentences and sums, got {first.shape} and {second.shape}")
-    return _bootstrap([first, second], figure, resamples, seed)
+    return combined_bootstrap(
+        [first_AS, second_CS],
+        figure,
+        lambda means: means[1] - means[0],
+        resamples=resamples,
+        seed=seed,
+        resample_seeds=resample_seeds,
+    )
+
+
+def combined_bootstrap(
+    recipes: Sequence[Any],
+    figure: Figure,
+    combine: Callable[[Sequence[FloatArray]], FloatArray],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    resample_seeds: bool = True,
+) -> Estimate:
+    """Any figure of several recipes' curves, such as the least difference over temperatures, and its bootstrap sd.
+
+    `figure` maps summed statistics [..., *] of one seed to a value or a curve [..., F]; `combine` maps the recipes'
+    means over seeds, each [R, F], to [R]. The other arguments are those of `crossed_bootstrap`.
+    """
+    checked = [_checked(recipe, name) for recipe, name in zip(recipes, ("first", "second", "third"), strict=False)]
+    if len(checked) < len(recipes) or not checked:
+        raise ValueError(f"one to three recipes can be combined, got {len(recipes)}")
+    for other in checked[1:]:
+        if other.shape[1:] != checked[0].shape[1:]:
+            raise ValueError(f"both must hold the same sentences and sums, got {checked[0].shape} and {other.shape}")
+    if resamples < 2:
+        raise ValueError(f"resamples must be at least 2, got {resamples}")
+    rng = np.random.default_rng(seed)
+    value = combine([_figures(figure, recipe.sum(1), 1).mean(0)[None] for recipe in checked])
+    sentences = checked[0].shape[1]
+    drawn = np.zeros(resamples)
+    rows = max(1, _WEIGHTS_AT_ONCE // sentences)
+    for start in range(0, resamples, rows):
+        part = slice(start, min(start + rows, resamples))
+        weights_RS = _resample_weights(rng, part.stop - start, sentences, sentences)
+        drawn[part] = combine(
+            [_resampled_figures(recipe, weights_RS, figure, rng, resample_seeds) for recipe in checked]
+        )
+    return Estimate(value=float(value[0]), sd=float(drawn.std(ddof=1)), resamples=resamples)
 
 
 def _checked(statistics: Any, name: str) -> FloatArray:
@@ -81,37 +122,27 @@ def _checked(statistics: Any, name: str) -> FloatArray:
     return array
 
 
-def _bootstrap(recipes: list[FloatArray], figure: Figure, resamples: int, seed: int) -> Estimate:
-    if resamples < 2:
-        raise ValueError(f"resamples must be at least 2, got {resamples}")
-    rng = np.random.default_rng(seed)
-    signs = [1.0] if len(recipes) == 1 else [-1.0, 1.0]
-    value = sum(sign * float(np.mean(figure(r.sum(1)))) for sign, r in zip(signs, recipes, strict=True))
-    sentences = recipes[0].shape[1]
-    drawn = np.zeros(resamples)
-    rows = max(1, _WEIGHTS_AT_ONCE // sentences)
-    for start in range(0, resamples, rows):
-        part = slice(start, min(start + rows, resamples))
-        weights_RS = _resample_weights(rng, part.stop - start, sentences, sentences)
-        for sign, recipe in zip(signs, recipes, strict=True):
-            drawn[part] += sign * _resampled_figures(recipe, weights_RS, figure, rng)
-    return Estimate(value=value, sd=float(drawn.std(ddof=1)), resamples=resamples)
-
-
 def _resampled_figures(
-    recipe: FloatArray, weights_RS: FloatArray, figure: Figure, rng: np.random.Generator
+    recipe: FloatArray, weights_RS: FloatArray, figure: Figure, rng: np.random.Generator, resample_seeds: bool
 ) -> FloatArray:
-    """The mean figure over resampled seeds, [R]."""
+    """The mean figure over resampled seeds, [R, ...]."""
     seeds, sentences = recipe.shape[:2]
     flat = recipe.reshape(seeds, sentences, -1)
     totals_RA = np.stack([weights_RS @ flat[a] for a in range(seeds)], axis=1)
-    figures_RA = np.asarray(figure(totals_RA.reshape(len(weights_RS), seeds, *recipe.shape[2:])))
-    if figures_RA.shape != (len(weights_RS), seeds):
-        raise ValueError(f"the figure must keep the leading dimensions, got {figures_RA.shape}")
+    figures_RA = _figures(figure, totals_RA.reshape(len(weights_RS), seeds, *recipe.shape[2:]), 2)
+    if not resample_seeds:
+        return np.asarray(figures_RA.mean(1))
     # of A seeds A - 1 are drawn: drawing A would understate their variance by (A - 1) / A (Rao & Wu 1988)
     draws = max(seeds - 1, 1)
     seed_weights_RA = _resample_weights(rng, len(weights_RS), seeds, draws) / draws
-    return np.asarray((figures_RA * seed_weights_RA).sum(1))
+    return np.asarray(np.einsum("ra...,ra->r...", figures_RA, seed_weights_RA))
+
+
+def _figures(figure: Figure, totals: FloatArray, leading: int) -> FloatArray:
+    figures = np.asarray(figure(totals))
+    if figures.shape[:leading] != totals.shape[:leading]:
+        raise ValueError(f"the figure must keep the leading dimensions, got {figures.shape}")
+    return figures
 
 
 def _resample_weights(rng: np.random.Generator, rows: int, items: int, draws: int) -> FloatArray:

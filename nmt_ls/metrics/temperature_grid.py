@@ -16,10 +16,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from nmt_ls.metrics.calibration import Calibration, CalibrationAccumulator
+from nmt_ls.metrics.inputs import FloatArray
 from nmt_ls.metrics.temperature import check_logits, check_temperature, rows_at_once
 
 
@@ -153,3 +155,23 @@ class TemperatureGrid:
                 self.inverse_temperatures, self.nll_sums, self.calibrations, strict=True
             )
         ]
+
+
+def lowest_point(at_J: FloatArray, values_RJ: FloatArray) -> FloatArray:
+    """Where each of R curves is lowest, [R]: the vertex of the parabola through the lowest of its values and the two
+    beside it, or the first or last point where that is the lowest. At least three points, in any order."""
+    order = np.argsort(at_J)
+    x, y = at_J[order], values_RJ[..., order]
+    lowest = y.argmin(-1)
+    middle = np.clip(lowest, 1, len(x) - 2)
+    rows = np.arange(len(y))
+    (x0, x1, x2), (y0, y1, y2) = (
+        (x[middle - 1], x[middle], x[middle + 1]),
+        (y[rows, middle - 1], y[rows, middle], y[rows, middle + 1]),
+    )
+    left, right = (y1 - y0) / (x1 - x0), (y2 - y1) / (x2 - x1)
+    curvature = (right - left) / (x2 - x0)
+    slope = left + curvature * (x1 - x0)  # of the parabola at x1
+    vertex = x1 - np.divide(slope, 2 * curvature, out=np.zeros_like(slope), where=curvature > 0)
+    inside = (lowest == middle) & (curvature > 0)
+    return np.asarray(np.where(inside, np.clip(vertex, x0, x2), x[lowest]))

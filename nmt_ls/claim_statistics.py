@@ -1,0 +1,403 @@
+"""The statistics by which claims are tested, computed from a study's results (configs/claims.yaml says what each is).
+
+Differences of translators are taken over sentences that both translated: one resample of sentences serves both sides
+and all seeds, and seeds are resampled apart. Figures that were only recorded are compared by their values of seeds.
+
+Shapes: A seeds, S sentences, J temperatures of NLL and calibration, D those of translations, R resamples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nmt_ls.claims import Side, Test
+from nmt_ls.metrics.calibration import MOMENTS, ece_from_sums, unbiased_squared_l2_from_sums
+from nmt_ls.metrics.distributions import student_t_quantile
+from nmt_ls.metrics.inputs import FloatArray
+from nmt_ls.metrics.statistics import Figure, combined_bootstrap, equivalence_test, ratio_of_sums
+from nmt_ls.metrics.temperature_grid import lowest_point
+from nmt_ls.metrics.translation import bleu_from_statistics
+from nmt_ls.study_results import NotMeasuredError, Run, SettingResults
+
+NORMAL_95, NORMAL_90 = 1.959964, 1.644854
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What a test found: a difference with its 95% interval (and the 90% one, that of two one-sided tests at 5%).
+
+    ours: the figures it is a difference of, in words. seeds: how many on each side. seed_sd: of one side's figure over
+    seeds (of the difference, for statistics of one recipe); sentence_sd: of the difference, due to the sentences
+    alone. Where a side has one seed, nothing is known of seeds: seed_sd is NaN.
+    """
+
+    difference: float
+    low: float
+    high: float
+    low_90: float
+    high_90: float
+    ours: str
+    unit: str
+    seeds: tuple[int, ...]
+    seed_sd: float
+    sentence_sd: float
+    runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sums:
+    """A side's sums by sentence, [A, S, ...], at the side's temperature."""
+
+    side: Side
+    runs: list[Run]
+    temperature: float
+    sums: FloatArray
+
+    def name(self) -> str:
+        if isinstance(self.side.temperature, str):
+            return f"{self.side}, {self.temperature:.3g}"
+        return str(self.side)
+
+
+def evaluate(test: Test, results: SettingResults) -> Finding:
+    """What a test finds. Raises NotMeasuredError, saying what is missing."""
+    return _STATISTICS[test.statistic](test, results)
+
+
+def chosen_temperature(results: SettingResults, runs: Sequence[Run], by: str) -> float:
+    """The temperature that is best for a recipe's mean over seeds on the split where temperatures are chosen, among
+    those that were also measured on the split that is reported.
+
+    Raises NotMeasuredError where a run was not swept on both.
+    """
+    setting, kind = results.setting, "decoded" if by == "bleu" else "swept"
+    elsewhere = {run.name: run for run in results.runs(split=setting.choose_on)}
+    curves, names = list[dict[float, float]](), [run.name for run in runs]
+    for run in runs:
+        other = elsewhere.get(run.name)
+        if other is None or other.signature.get("weights") != run.signature.get("weights"):
+            raise NotMeasuredError(f"{run.name} was not swept on {setting.choose_on}, where temperatures are chosen")
+        here: dict[float, dict[str, float]] = getattr(run, kind)
+        there: dict[float, dict[str, float]] = getattr(other, kind)
+        curves.append({t: there[t][by] for t in here if by in there.get(t, {}) and by in here[t]})
+    common = sorted(set.intersection(*(set(curve) for curve in curves)))
+    if len(common) < 2:
+        raise NotMeasuredError(f"{', '.join(names)} have no temperatures in common to choose from")
+    means = [float(np.mean([curve[t] for curve in curves])) for t in common]
+    return common[int(np.argmax(means) if by == "bleu" else np.argmin(means))]
+
+
+def _side_runs(results: SettingResults, side: Side) -> list[Run]:
+    runs = results.runs(side.alpha)
+    if not runs:
+        raise NotMeasuredError(f"no run with α = {side.alpha:g}")
+    return runs
+
+
+def _compared_runs(test: Test, results: SettingResults) -> list[list[Run]]:
+    sides = [_side_runs(results, side) for side in test.sides]
+    results.comparable(list({run.name: run for runs in sides for run in runs}.values()))
+    return sides
+
+
+def _measured(
+    results: SettingResults, runs: Sequence[Run], columns: Sequence[tuple[str, Sequence[float]]]
+) -> tuple[list[Run], list[FloatArray]]:
+    """Those runs of which every column is there, and each column as [A, J, S, ...]."""
+    kept, found, problem = list[Run](), list[list[FloatArray]](), "nothing is measured"
+    for run in runs:
+        try:
+            found.append([results.sentences(run, column, temperatures) for column, temperatures in columns])
+            kept.append(run)
+        except NotMeasuredError as error:
+            problem = str(error)
+    if not kept:
+        raise NotMeasuredError(problem)
+    return kept, [np.stack(arrays) for arrays in zip(*found, strict=True)]
+
+
+def _side_sums(results: SettingResults, side: Side, runs: Sequence[Run], column: str) -> _Sums:
+    temperature = side.temperature
+    if isinstance(temperature, str):
+        swept = [run for run in runs if run.decoded] if temperature == "bleu" else [run for run in runs if run.swept]
+        if not swept:
+            raise NotMeasuredError(f"no run with α = {side.alpha:g} was swept on {results.setting.split}")
+        runs, temperature = swept, chosen_temperature(results, swept, temperature)
+    columns = [("nll", [temperature]), ("tokens", [temperature])] if column == "nll" else [(column, [temperature])]
+    kept, arrays = _measured(results, runs, columns)
+    sums = np.concatenate([array[:, 0].astype(np.float64) for array in arrays], -1)
+    if column == "bin_sums":
+        sums = sums.reshape(*sums.shape[:2], MOMENTS, -1)
+    return _Sums(side=side, runs=kept, temperature=temperature, sums=sums)
+
+
+def _paired(
+    test: Test,
+    results: SettingResults,
+    column: str,
+    figure: Figure,
+    unit: str,
+    shown: Callable[[FloatArray], str],
+) -> Finding:
+    sides = [
+        _side_sums(results, side, runs, column)
+        for side, runs in zip(test.sides, _compared_runs(test, results), strict=True)
+    ]
+    return _finding(
+        [side.sums for side in sides],
+        figure,
+        lambda means: means[1] - means[0],
+        per_seed=[figure(side.sums.sum(1)) for side in sides],
+        ours=" → ".join(f"{shown(side.sums.sum(1))} ({side.name()})" for side in sides),
+        unit=unit,
+        runs=[side.runs for side in sides],
+    )
+
+
+def _finding(
+    arrays: Sequence[FloatArray],
+    figure: Figure,
+    combine: Callable[[Sequence[FloatArray]], FloatArray],
+    *,
+    per_seed: Sequence[FloatArray],
+    ours: str,
+    unit: str,
+    runs: Sequence[Sequence[Run]],
+) -> Finding:
+    """per_seed: one value a seed, of each side, whose spread is that of the seeds."""
+    if len({array.shape[1] for array in arrays}) > 1:
+        raise NotMeasuredError("the two sides have different numbers of sentences: they are of different corpora")
+    whole = combined_bootstrap(arrays, figure, combine)
+    alone = combined_bootstrap(arrays, figure, combine, resample_seeds=False)
+    return Finding(
+        difference=whole.value,
+        low=whole.low,
+        high=whole.high,
+        low_90=whole.value - NORMAL_90 * whole.sd,
+        high_90=whole.value + NORMAL_90 * whole.sd,
+        ours=ours,
+        unit=unit,
+        seeds=tuple(len(values) for values in per_seed),
+        seed_sd=_pooled_sd(per_seed),
+        sentence_sd=alone.sd,
+        runs=tuple(run for side in runs for run in side),
+    )
+
+
+def _pooled_sd(sides: Sequence[FloatArray]) -> float:
+    if min(len(values) for values in sides) < 2:
+        return math.nan
+    return math.sqrt(float(np.mean([np.var(values, ddof=1) for values in sides])))
+
+
+def bleu(test: Test, results: SettingResults) -> Finding:
+    """Difference of BLEU."""
+    return _paired(
+        test,
+        results,
+        "bleu_statistics",
+        bleu_from_statistics,
+        "BLEU",
+        lambda sums_A: f"{float(np.mean(bleu_from_statistics(sums_A))):.2f}",
+    )
+
+
+def squared_l2(test: Test, results: SettingResults) -> Finding:
+    """Difference of the unbiased squared L2 calibration error; the ECE of both sides is shown beside it."""
+    return _paired(
+        test,
+        results,
+        "bin_sums",
+        unbiased_squared_l2_from_sums,
+        "squared L2",
+        lambda sums_A: f"ECE {float(np.mean(ece_from_sums(sums_A))):.4f}",
+    )
+
+
+def nll(test: Test, results: SettingResults) -> Finding:
+    """Difference of NLL."""
+    return _paired(
+        test, results, "nll", ratio_of_sums, "nats", lambda sums_A: f"NLL {float(np.mean(ratio_of_sums(sums_A))):.4f}"
+    )
+
+
+def _curves(
+    results: SettingResults, sides: Sequence[Sequence[Run]], columns: Sequence[str]
+) -> tuple[list[float], list[list[Run]], list[list[FloatArray]]]:
+    """Teacher-forced columns of every side at all temperatures that all runs have, each [A, S, J, ...]."""
+    swept = [[run for run in side if run.swept] for side in sides]
+    if not all(swept):
+        raise NotMeasuredError(f"no run was swept on {results.setting.split}")
+    common = sorted(set.intersection(*(set(run.swept) for side in swept for run in side)))
+    kept, arrays = list[list[Run]](), list[list[FloatArray]]()
+    for side in swept:
+        runs, found = _measured(results, side, [(column, common) for column in columns])
+        kept.append(runs)
+        arrays.append([np.moveaxis(array, 1, 2).astype(np.float64) for array in found])
+    return common, kept, arrays
+
+
+def nll_at_every_temperature(test: Test, results: SettingResults) -> Finding:
+    """The least difference of NLL over temperatures."""
+    temperatures, runs, arrays = _curves(results, _compared_runs(test, results), ("nll", "tokens"))
+    stacked = [np.concatenate([nll_ASJ1, tokens_ASJ1], -1) for nll_ASJ1, tokens_ASJ1 in arrays]
+    means = [ratio_of_sums(array.sum(1)).mean(0) for array in stacked]
+    at = int((means[1] - means[0]).argmin())
+    low, high = (f"{temperatures[index]:.2f}" for index in (0, -1))
+    return _finding(
+        stacked,
+        ratio_of_sums,
+        lambda curves: np.asarray((curves[1] - curves[0]).min(-1)),
+        per_seed=[ratio_of_sums(array.sum(1))[:, at] for array in stacked],
+        ours=f"of T = {low} to {high} least at {temperatures[at]:.2f}: NLL {means[0][at]:.4f} → {means[1][at]:.4f}",
+        unit="nats",
+        runs=runs,
+    )
+
+
+def best_temperature_distance(test: Test, results: SettingResults) -> Finding:
+    """|T by NLL - T by BLEU| - |T by calibration error - T by BLEU| of one recipe."""
+    (side,) = _compared_runs(test, results)
+    side = [run for run in side if run.decoded]
+    if not side:
+        raise NotMeasuredError(f"no run with α = {test.treated.alpha:g} was translated at several temperatures")
+    temperatures, (runs,), ((nll_A, tokens_A, bins_A),) = _curves(results, [side], ("nll", "tokens", "bin_sums"))
+    decoded = sorted(set.intersection(*(set(run.decoded) for run in runs)))
+    if len(temperatures) < 3 or len(decoded) < 3:
+        raise NotMeasuredError("fewer than three temperatures were measured")
+    kept, (bleu_A,) = _measured(results, runs, [("bleu_statistics", decoded)])
+    if len(kept) < len(runs):
+        raise NotMeasuredError("some runs were not translated at the temperatures of the others")
+    parts = [nll_A, tokens_A, bins_A, np.moveaxis(bleu_A, 1, 2).astype(np.float64)]
+    sums = np.concatenate([part.reshape(*part.shape[:2], -1) for part in parts], -1)
+    count = len(temperatures)
+
+    def figure(total: FloatArray) -> FloatArray:
+        """NLL and squared L2 by temperature, then BLEU by temperature: [..., 2J + D]."""
+        nll_J, tokens_J, bins, statistics = np.split(total, [count, 2 * count, total.shape[-1] - 10 * len(decoded)], -1)
+        lead = total.shape[:-1]
+        return np.concatenate(
+            [
+                nll_J / tokens_J,
+                unbiased_squared_l2_from_sums(bins.reshape(*lead, count, MOMENTS, -1)),
+                bleu_from_statistics(statistics.reshape(*lead, len(decoded), 10)),
+            ],
+            -1,
+        )
+
+    def best(curves_RF: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        nll_RJ, error_RJ, bleu_RD = np.split(curves_RF, [count, 2 * count], -1)
+        inverse = 1 / np.array(temperatures)
+        return (
+            1 / lowest_point(inverse, nll_RJ),
+            1 / lowest_point(inverse, error_RJ),
+            lowest_point(np.array(decoded), -bleu_RD),
+        )
+
+    def combine(curves: Sequence[FloatArray]) -> FloatArray:
+        by_nll, by_error, by_bleu = best(curves[0])
+        return np.asarray(np.abs(by_nll - by_bleu) - np.abs(by_error - by_bleu))
+
+    per_seed = figure(sums.sum(1))
+    shown = [float(t[0]) for t in best(per_seed.mean(0)[None])]
+    return _finding(
+        [sums],
+        figure,
+        combine,
+        per_seed=[combine([per_seed])],
+        ours="best T by NLL {:.2f}, by calibration error {:.2f}, by BLEU {:.2f}".format(*shown),
+        unit="in T",
+        runs=[runs],
+    )
+
+
+def _recorded(
+    results: SettingResults, side: Side, runs: Sequence[Run], names: Sequence[str]
+) -> tuple[list[Run], FloatArray]:
+    """Those runs whose figures of these names are recorded at the side's temperature, and the figures [A, names]."""
+    fitted = side.temperature == "nll"
+    kept = [run for run in runs if all(name in run.scored.get(fitted, {}) for name in names)]
+    if not kept:
+        how = " at a fitted temperature" if fitted else ""
+        raise NotMeasuredError(
+            f"{' and '.join(names)} of α = {side.alpha:g} not recorded{how} on {results.setting.split}"
+        )
+    return kept, np.array([[run.scored[fitted][name] for name in names] for run in kept])
+
+
+def _of_seeds(test: Test, values: Sequence[FloatArray], runs: Sequence[Sequence[Run]], ours: str, unit: str) -> Finding:
+    """The difference of two means over seeds, or one mean against 0, by Student's t."""
+    seeds = tuple(len(side) for side in values)
+    if min(seeds) < 2:
+        difference = float(values[-1].mean() - (values[0].mean() if len(values) > 1 else 0.0))
+        low, high, low_90, high_90 = -math.inf, math.inf, -math.inf, math.inf
+    else:
+        paired = len(values) == 1
+        first = np.zeros_like(values[0]) if paired else values[0]
+        found = equivalence_test(first, values[-1], test.effect, paired=paired)
+        difference, error, degrees = found.difference, found.standard_error, found.degrees
+        reach = student_t_quantile(0.975, degrees) * error
+        low, high, low_90, high_90 = difference - reach, difference + reach, found.low, found.high
+    return Finding(
+        difference=difference,
+        low=low,
+        high=high,
+        low_90=low_90,
+        high_90=high_90,
+        ours=ours,
+        unit=unit,
+        seeds=seeds,
+        seed_sd=_pooled_sd(values),
+        sentence_sd=0.0,
+        runs=tuple(run for side in runs for run in side),
+    )
+
+
+def record(test: Test, results: SettingResults) -> Finding:
+    """Difference of a recorded figure."""
+    sides = [
+        _recorded(results, side, runs, [test.figure])
+        for side, runs in zip(test.sides, _compared_runs(test, results), strict=True)
+    ]
+    values = [figures[:, 0] for _, figures in sides]
+    ours = " → ".join(f"{side.mean():.4g} ({name})" for side, name in zip(values, test.sides, strict=True))
+    return _of_seeds(test, values, [runs for runs, _ in sides], f"{test.figure} {ours}", "")
+
+
+def record_distance(test: Test, results: SettingResults) -> Finding:
+    """Difference of the distances of a recorded figure from another, which is that of the treated side.
+
+    The target belongs to the treated recipe (an ideal that hard targets put at infinity).
+    """
+    sides = _compared_runs(test, results)
+    _, both = _recorded(results, test.treated, sides[-1], [test.figure, test.target])
+    target = float(both[:, 1].mean())
+    found = [_recorded(results, side, runs, [test.figure]) for side, runs in zip(test.sides, sides, strict=True)]
+    values = [np.abs(figures[:, 0] - target) for _, figures in found]
+    means = " → ".join(f"{figures.mean():.4g} ({side})" for (_, figures), side in zip(found, test.sides, strict=True))
+    ours = f"{test.figure} {means}, {test.target} {target:.4g}"
+    return _of_seeds(test, values, [runs for runs, _ in found], ours, "")
+
+
+def record_error(test: Test, results: SettingResults) -> Finding:
+    """A recorded figure less the one that it estimates, of all runs of a recipe."""
+    (runs,) = _compared_runs(test, results)
+    kept, both = _recorded(results, test.treated, runs, [test.figure, test.target])
+    ours = f"{test.figure} {both[:, 0].mean():.4f}, {test.target} {both[:, 1].mean():.4f}"
+    return _of_seeds(test, [both[:, 0] - both[:, 1]], [kept], ours, "")
+
+
+_STATISTICS: dict[str, Callable[[Test, SettingResults], Finding]] = {
+    "bleu": bleu,
+    "squared_l2": squared_l2,
+    "nll": nll,
+    "nll_at_every_temperature": nll_at_every_temperature,
+    "best_temperature_distance": best_temperature_distance,
+    "record": record,
+    "record_distance": record_distance,
+    "record_error": record_error,
+}

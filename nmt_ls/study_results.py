@@ -1,0 +1,183 @@
+"""What a study left, as claims and tables read it: figures of runs from records.jsonl, and the sums that belong to
+sentences from sentences.parquet. No run, corpus or model is opened.
+
+Two kinds of records. *Scored* (`score`): all figures of a checkpoint at one temperature, which was given or fitted.
+*Swept* (`sweep`): NLL and calibration at many temperatures, and translations at some. Both name the run, the weights
+and the dropout; of a run that was trained on, only the newest weights count.
+
+Shapes: J temperatures, S sentences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from nmt_ls.claims import Setting
+from nmt_ls.experiment.command_line import UserError
+from nmt_ls.experiment.records import Record, read_records
+from nmt_ls.experiment.study import last_of_each
+from nmt_ls.metrics.inputs import FloatArray
+from nmt_ls.sweep_cells import DIGITS, read_sentences
+
+RECIPE = ("corpus", "updates", "training_precision")
+"""What has to be the same in all runs of a setting: a table has equal updates."""
+LOSS = ("spread", "prior")
+"""What has to be the same in all runs of one α."""
+
+
+class NotMeasuredError(Exception):
+    """What a test needs is not among the results; the message says what."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run's checkpoint on a split, and what was measured of it.
+
+    scored: figures by whether the temperature was fitted. swept: NLL, ECE and squared L2 by temperature. decoded:
+    figures of translations by temperature.
+    """
+
+    name: str
+    signature: Mapping[str, Any]
+    scored: dict[bool, dict[str, float]] = field(default_factory=dict)
+    swept: dict[float, dict[str, float]] = field(default_factory=dict)
+    decoded: dict[float, dict[str, float]] = field(default_factory=dict)
+    fitted_temperature: list[float] = field(default_factory=list)  # one, where it was fitted
+    commands: dict[str, None] = field(default_factory=dict)
+
+    @property
+    def alpha(self) -> float:
+        return float(self.signature["alpha"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.signature["seed"])
+
+
+class SettingResults:
+    """The results of a setting's runs.
+
+    Raises UserError where records contradict the setting: another dropout than it says.
+    """
+
+    def __init__(self, setting: Setting, folder: Path, records: Sequence[Record]) -> None:
+        self.setting, self.folder = setting, folder
+        ours = [record for record in records if fnmatch(str(record.signature.get("run", "")), setting.runs)]
+        self.silent = sorted({str(r.signature["run"]) for r in ours if "dropout" not in r.signature})
+        """Runs whose records do not say their dropout: they are not used."""
+        ours = [record for record in ours if "dropout" in record.signature]
+        for record in ours:
+            if record.signature["dropout"] != setting.dropout:
+                raise UserError(
+                    f"{folder}/records.jsonl: {record.signature['run']} was trained with dropout "
+                    f"{record.signature['dropout']}, and its setting ({setting.title}) says {setting.dropout}"
+                )
+        self._runs = {
+            (split, checkpoint): self._read(ours, split, checkpoint)
+            for split in (setting.split, setting.choose_on)
+            for checkpoint in sorted({str(record.signature.get("checkpoint")) for record in ours})
+        }
+        self._sentences = cache(self._read_sentences)
+
+    def _read(self, records: Iterable[Record], split: str, checkpoint: str) -> dict[str, Run]:
+        found: dict[str, Run] = {}
+        for record in records:
+            signature = record.signature
+            if (signature.get("split"), signature.get("checkpoint")) != (split, checkpoint):
+                continue
+            name = str(signature["run"])
+            run = found.get(name)
+            if run is None or run.signature.get("weights") != signature.get("weights"):
+                found[name] = run = Run(name=name, signature=signature)  # newer weights replace older ones
+            self._add(run, record)
+        return found
+
+    def _add(self, run: Run, record: Record) -> None:
+        signature = record.signature
+        temperature = round(float(signature.get("temperature", 1.0)), DIGITS)
+        search = (signature.get("beam"), signature.get("length_penalty"))
+        translated = search == (self.setting.beam, self.setting.length_penalty) and "search" not in signature
+        if "temperature_is" in signature:
+            fitted = signature["temperature_is"] == "fitted"
+            if not fitted and temperature != 1.0:
+                return
+            run.scored.setdefault(fitted, {})[record.name] = record.value
+            if fitted:
+                run.fitted_temperature[:] = [temperature]
+        elif signature.get("beam") is None:
+            run.swept.setdefault(temperature, {})[record.name] = record.value
+        elif translated:
+            run.decoded.setdefault(temperature, {})[record.name] = record.value
+        else:
+            return
+        run.commands[record.command] = None
+
+    @property
+    def checkpoints(self) -> list[str]:
+        """Those that were measured on the reported split."""
+        return [checkpoint for (split, checkpoint), runs in self._runs.items() if split == self.setting.split and runs]
+
+    def runs(self, alpha: float | None = None, *, split: str | None = None, checkpoint: str | None = None) -> list[Run]:
+        """Runs with any figure on a split (the reported one), by α and seed."""
+        found = self._runs.get((split or self.setting.split, checkpoint or self.setting.checkpoint), {}).values()
+        return sorted(
+            (run for run in found if alpha is None or run.alpha == alpha), key=lambda run: (run.alpha, run.seed)
+        )
+
+    @property
+    def alphas(self) -> list[float]:
+        """Those that were measured on the reported split."""
+        return sorted({run.alpha for run in self.runs()})
+
+    def comparable(self, runs: Sequence[Run]) -> None:
+        """Raises NotMeasuredError where runs differ in what has to be the same, or two have one α and seed."""
+        for key in RECIPE:
+            values = {str(run.signature.get(key)) for run in runs}
+            if len(values) > 1:
+                shown = ", ".join(sorted(value[:12] for value in values))
+                raise NotMeasuredError(f"the runs differ in {key} ({shown}), so that nothing can be compared")
+        for alpha in {run.alpha for run in runs}:
+            same = [run for run in runs if run.alpha == alpha]
+            for key in LOSS:
+                if len({str(run.signature.get(key)) for run in same}) > 1:
+                    raise NotMeasuredError(f"the runs with α = {alpha:g} differ in {key}")
+            if len({run.seed for run in same}) < len(same):
+                raise NotMeasuredError(f"two runs have α = {alpha:g} and one seed")
+
+    def sentences(self, run: Run, column: str, temperatures: Sequence[float]) -> FloatArray:
+        """A column of the sentences of the reported split: [J, S, 1 or more].
+
+        Raises NotMeasuredError where a temperature is not there.
+        """
+        array: FloatArray = self._sentences(run.name, str(run.signature["weights"]), column, tuple(temperatures))
+        return array
+
+    def _read_sentences(self, name: str, weights: str, column: str, temperatures: tuple[float, ...]) -> FloatArray:
+        setting = self.setting
+        cell: dict[str, Any] = {
+            "run": name,
+            "checkpoint": setting.checkpoint,
+            "weights": weights,
+            "split": setting.split,
+        }
+        if column == "bleu_statistics":
+            cell |= {"beam": setting.beam, "length_penalty": setting.length_penalty}
+        folder = self.folder / "sentences.parquet"
+        sentences = len(read_sentences(folder, cell, column, temperatures[:1]))
+        rows = read_sentences(folder, cell, column, temperatures)
+        if sentences == 0 or len(rows) != len(temperatures) * sentences:
+            raise NotMeasuredError(f"the {setting.split} sentences of {name} are not (all) in {folder}")
+        return rows.reshape(len(temperatures), sentences, -1)
+
+
+def read_results(setting: Setting, root: Path) -> SettingResults:
+    """The results of a setting below the folder of all results; empty where there are none."""
+    folder = root / setting.results
+    file = folder / "records.jsonl"
+    records = last_of_each(read_records(file)) if file.exists() else []
+    return SettingResults(setting, folder, records)

@@ -1,0 +1,176 @@
+"""From findings to verdicts: what was found is held against what a claim expects (rules in configs/claims.yaml)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from nmt_ls.claim_statistics import Finding, evaluate
+from nmt_ls.claims import ONE_SIDED, Claim, Claims, Expectation, Regime, Setting, Test
+from nmt_ls.metrics.statistics import seeds_needed
+from nmt_ls.study_results import NotMeasuredError, SettingResults, read_results
+
+Word = Literal["reproduced", "not reproduced", "unresolved", "regime not reached", "not run here"]
+LEAST_SEEDS = 2
+"""On each side: one seed does not show how much seeds differ."""
+POWER_REACH = 1.959964 + 0.841621
+"""Standard errors that a difference must span to be found with probability 80% at 5%, two-sided."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """One test's verdict; seeds: how many a side would resolve it, where that is known."""
+
+    name: str
+    test: Test
+    word: Word
+    why: str
+    finding: Finding | None = None
+    seeds: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """A claim's verdict in one setting (None: it is tested in none)."""
+
+    claim: Claim
+    setting_name: str
+    setting: Setting | None
+    word: Word
+    why: str
+    outcomes: tuple[Outcome, ...] = ()
+    regime_value: float | None = None
+
+
+def decide(test: Test, finding: Finding) -> Word:
+    """What a finding means for what the test expects."""
+    if min(finding.seeds) < LEAST_SEEDS:
+        return "unresolved"
+    expect, effect = test.expect, test.effect
+    if expect == "similar":
+        inside = -effect < finding.low_90 and finding.high_90 < effect
+        apart = (finding.low > 0 or finding.high < 0) and abs(finding.difference) >= effect
+        return "reproduced" if inside else "not reproduced" if apart else "unresolved"
+    sign = 1 if expect in ("higher", "not higher") else -1
+    low, high = sorted((sign * finding.low, sign * finding.high))
+    there = low > 0 and sign * finding.difference >= effect
+    absent = high < effect
+    if expect.startswith("not "):
+        there, absent = absent, there
+    return "reproduced" if there else "not reproduced" if absent else "unresolved"
+
+
+def seeds_to_resolve(test: Test, finding: Finding) -> int | None:
+    """Seeds a side so that a difference of the smallest effect that matters would be found (power 80%, level 5%).
+
+    None where no number of seeds is enough: the sentences alone leave too much uncertainty.
+    """
+    left = test.effect**2 - (POWER_REACH * finding.sentence_sd) ** 2
+    if left <= 0:
+        return None
+    return seeds_needed(finding.seed_sd, math.sqrt(left), paired=test.statistic in ONE_SIDED)
+
+
+def judge(name: str, test: Test, results: SettingResults) -> Outcome:
+    """One test in one setting."""
+    try:
+        finding = evaluate(test, results)
+    except NotMeasuredError as error:
+        return Outcome(name=name, test=test, word="not run here", why=str(error))
+    word = decide(test, finding)
+    seeds, why = None, _REASONS[test.expect, word]
+    if word == "unresolved":
+        if min(finding.seeds) < LEAST_SEEDS:
+            seeds, why = LEAST_SEEDS, "one seed does not show how much seeds differ"
+        elif (seeds := seeds_to_resolve(test, finding)) is None:
+            why = "the split has too few sentences to tell a difference that small, whatever the number of seeds"
+        elif seeds <= min(finding.seeds):
+            why, seeds = "there are seeds enough, but the difference lies too near the smallest that matters", None
+        else:
+            why = f"{seeds} seeds a side would tell a difference of {test.effect:g} from none"
+    return Outcome(name=name, test=test, word=word, why=why, finding=finding, seeds=seeds)
+
+
+_REASONS: dict[tuple[Expectation, Word], str] = {
+    ("higher", "reproduced"): "above 0, and large enough to matter",
+    ("higher", "not reproduced"): "not as large as what matters, or the other way",
+    ("lower", "reproduced"): "below 0, and large enough to matter",
+    ("lower", "not reproduced"): "not as large as what matters, or the other way",
+    ("not higher", "reproduced"): "not higher by what matters",
+    ("not higher", "not reproduced"): "higher, and by enough to matter",
+    ("not lower", "reproduced"): "not lower by what matters",
+    ("not lower", "not reproduced"): "lower, and by enough to matter",
+    ("similar", "reproduced"): "the same to within what matters",
+    ("similar", "not reproduced"): "different by what matters or more",
+    **{
+        (expect, "unresolved"): ""  # said case by case
+        for expect in ("higher", "lower", "not higher", "not lower", "similar")
+    },
+}
+
+
+def combine(outcomes: Sequence[Outcome]) -> Word:
+    """A claim holds if all of its tests do, and fails if one does."""
+    words = {outcome.word for outcome in outcomes}
+    for word in ("not run here", "not reproduced", "unresolved"):
+        if word in words:
+            return word
+    return "reproduced"
+
+
+def regime_value(regime: Regime, results: SettingResults) -> float:
+    """The regime's figure, mean over the hard-target runs at temperature 1 on the reported split."""
+    values = [
+        run.scored[False][regime.figure] for run in results.runs(0.0) if regime.figure in run.scored.get(False, {})
+    ]
+    if not values:
+        raise NotMeasuredError(
+            f"{regime.figure} of hard targets, which says whether the regime is reached, not recorded"
+        )
+    return sum(values) / len(values)
+
+
+def verdict(claim: Claim, setting_name: str, setting: Setting, results: SettingResults) -> Verdict:
+    """A claim in a setting."""
+
+    def said(word: Word, why: str, outcomes: Sequence[Outcome] = (), value: float | None = None) -> Verdict:
+        return Verdict(
+            claim=claim,
+            setting_name=setting_name,
+            setting=setting,
+            word=word,
+            why=why,
+            outcomes=tuple(outcomes),
+            regime_value=value,
+        )
+
+    if not results.runs():
+        silent = f"; {', '.join(results.silent)} do not say their dropout" if results.silent else ""
+        return said("not run here", f"no records of {setting.runs} in {results.folder}{silent}")
+    outcomes = [judge(name, test, results) for name, test in claim.tests.items()]
+    value = None
+    if claim.regime is not None:
+        try:
+            value = regime_value(claim.regime, results)
+        except NotMeasuredError as error:
+            return said("not run here", str(error), outcomes)
+        if value < claim.regime.at_least:
+            why = f"{claim.regime.figure} of hard targets is {value:.4f}, below {claim.regime.at_least:g}"
+            return said("regime not reached", why, outcomes, value)
+    word = combine(outcomes)
+    deciding = [outcome for outcome in outcomes if outcome.word == word]
+    why = "; ".join(dict.fromkeys(f"{outcome.name}: {outcome.why}" for outcome in deciding))
+    return said(word, why, outcomes, value)
+
+
+def all_verdicts(claims: Claims, root: Path) -> Iterator[Verdict]:
+    """Every claim in every setting in which it is tested, in the order of the file."""
+    results = {name: read_results(setting, root) for name, setting in claims.settings.items()}
+    for claim in claims.claims:
+        if claim.not_run:
+            yield Verdict(claim=claim, setting_name="", setting=None, word="not run here", why=claim.not_run)
+        for name in claim.settings:
+            yield verdict(claim, name, claims.settings[name], results[name])

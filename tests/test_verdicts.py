@@ -1,0 +1,388 @@
+"""Verdicts on made-up studies whose truth is known: each verdict can be reached, and each test can fail."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made_up_study import INVERSES, Translator, write_study
+
+from nmt_ls.claim_statistics import Finding, chosen_temperature, evaluate
+from nmt_ls.claims import Claim, Claims, Regime, Setting, Side, Test, read_claims
+from nmt_ls.experiment.command_line import UserError
+from nmt_ls.metrics.temperature_grid import lowest_point
+from nmt_ls.study_results import NotMeasuredError, SettingResults, read_results
+from nmt_ls.verdicts import Verdict, all_verdicts, decide, judge, seeds_to_resolve, verdict
+
+SETTING = Setting(title="made up", results="fake", runs="fake-de-*", dropout=0.3, command="python -m made_up")
+OVER = Regime(figure="debiased_ece", at_least=0.03)
+SHIPPED = read_claims(Path(__file__).parents[1] / "configs" / "claims.yaml")
+
+
+def shipped(name: str) -> Claim:
+    """A claim of the file that we ship, tried on the made-up setting."""
+    (claim,) = (claim for claim in SHIPPED.claims if claim.name == name)
+    return dataclasses.replace(claim, settings=("fake",))
+
+
+def results_of(root: Path, hard: Translator, smooth: Translator, **options: Any) -> SettingResults:
+    write_study(root / "fake", [hard, smooth], **options)
+    return read_results(SETTING, root)
+
+
+def judged(claim: Claim, results: SettingResults) -> Verdict:
+    return verdict(claim, "fake", SETTING, results)
+
+
+def hard_like(**changes: Any) -> Translator:
+    """Over-confident at 1, calibrated at about 1.25, best BLEU at 1.1."""
+    usual: dict[str, Any] = {
+        "alpha": 0.0,
+        "gap": lambda t: 0.25 * (1 / t - 0.8),
+        "nll": lambda t: 1.5 + (1 / t - 0.9) ** 2,
+        "precision": lambda t: 0.40 - 0.02 * (t - 1.1) ** 2,
+        "scored": {"logit_gap_mean": 25.0, "logit_gap_sd": 6.0},
+    }
+    return Translator(**{**usual, **changes})
+
+
+def smooth_like(**changes: Any) -> Translator:
+    """Calibrated at 1, and best there."""
+    usual: dict[str, Any] = {
+        "alpha": 0.1,
+        "gap": lambda t: 0.25 * (1 / t - 1.0),
+        "nll": lambda t: 1.6 + (1 / t - 1.1) ** 2,
+        "precision": lambda t: 0.42 - 0.1 * (t - 1.0) ** 2,
+        "scored": {"logit_gap_mean": 12.0, "logit_gap_sd": 2.0, "logit_gap_ideal": 11.4},
+    }
+    return Translator(**{**usual, **changes})
+
+
+@pytest.fixture(scope="module")
+def as_the_paper_says(tmp_path_factory: pytest.TempPathFactory) -> SettingResults:
+    return results_of(tmp_path_factory.mktemp("paper"), hard_like(), smooth_like())
+
+
+@pytest.fixture(scope="module")
+def against_the_paper(tmp_path_factory: pytest.TempPathFactory) -> SettingResults:
+    """Smoothing does harm in every respect."""
+    hard = hard_like(
+        nll=lambda t: 1.8 + (1 / t - 1.2) ** 2,
+        precision=lambda t: 0.42 - 0.05 * (t - 0.85) ** 2,  # its best T is that by NLL, not that by ECE
+        scored={"logit_gap_mean": 11.5, "logit_gap_sd": 2.0},
+    )
+    smooth = smooth_like(
+        gap=lambda t: 0.6 * (1 / t - 0.75),
+        nll=lambda t: 1.6 + (1 / t - 0.9) ** 2,
+        precision=lambda t: 0.40 - 0.1 * (t - 1.2) ** 2,
+        scored={"logit_gap_mean": 20.0, "logit_gap_sd": 6.0, "logit_gap_ideal": 11.4},
+    )
+    return results_of(tmp_path_factory.mktemp("against"), hard, smooth)
+
+
+TRANSLATION = [
+    "nmt-calibration",
+    "nmt-calibration-as-temperature",
+    "nmt-bleu",
+    "nmt-nll-every-temperature",
+    "nmt-temperature-recovers-part",
+    "nmt-smoothed-temperature-hurts",
+    "nmt-bleu-and-perplexity",
+    "nmt-logit-gaps",
+]
+
+
+@pytest.mark.parametrize("name", TRANSLATION)
+def test_a_world_as_the_paper_has_it(as_the_paper_says: SettingResults, name: str) -> None:
+    assert judged(shipped(name), as_the_paper_says).word == "reproduced"
+
+
+@pytest.mark.parametrize("name", [*TRANSLATION, "nmt-best-temperatures"])
+def test_a_world_in_which_smoothing_does_harm(against_the_paper: SettingResults, name: str) -> None:
+    found = judged(shipped(name), against_the_paper)
+    assert found.word == "not reproduced"
+    assert found.why
+
+
+def test_differences_are_what_was_put_in(as_the_paper_says: SettingResults) -> None:
+    bleu = judged(shipped("nmt-bleu"), as_the_paper_says).outcomes[0].finding
+    assert bleu is not None
+    assert bleu.difference == pytest.approx(100 * (0.42 - (0.40 - 0.0002)), abs=0.7)
+    assert bleu.low < 100 * (0.42 - 0.3998) < bleu.high
+    assert bleu.seeds == (3, 3)
+    hard, smooth = (float(part.split()[0]) for part in bleu.ours.split(" → "))
+    assert smooth - hard == pytest.approx(bleu.difference, abs=0.011)
+    nll = judged(shipped("nmt-bleu-and-perplexity"), as_the_paper_says).outcomes[1].finding
+    assert nll is not None
+    assert nll.difference == pytest.approx(1.61 - 1.51, abs=1e-6)  # the sentences' own noise is the same on both sides
+    worst = judged(shipped("nmt-nll-every-temperature"), as_the_paper_says).outcomes[0].finding
+    assert worst is not None
+    assert worst.difference == pytest.approx(
+        min(1.6 + (b - 1.1) ** 2 - 1.5 - (b - 0.9) ** 2 for b in INVERSES), abs=1e-6
+    )
+    assert "least at 0.83" in worst.ours
+
+
+def test_temperatures_are_chosen_on_validation(tmp_path: Path) -> None:
+    results = results_of(tmp_path, hard_like(), smooth_like())
+    runs = results.runs(0.0)
+    assert chosen_temperature(results, runs, "nll") == pytest.approx(1 / 0.9)
+    assert chosen_temperature(results, runs, "squared_l2") == pytest.approx(1.25)
+    assert chosen_temperature(results, runs, "bleu") == 1.1
+    # another best temperature on the reported split changes nothing: it is never looked at
+    file = tmp_path / "fake" / "records.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text(
+        "".join(
+            line.replace('"name": "nll", "value": ', '"name": "nll", "value": -')
+            if '"split": "test"' in line and '"temperature": 0.909' in line
+            else line
+            for line in lines
+        )
+    )
+    again = read_results(SETTING, tmp_path)
+    assert min(again.runs(0.0)[0].swept.items(), key=lambda item: item[1]["nll"])[0] == pytest.approx(1 / 1.1)
+    assert chosen_temperature(again, again.runs(0.0), "nll") == pytest.approx(1 / 0.9)
+    # and without validation there is no choice
+    file.write_text("".join(line for line in lines if '"split": "test"' in line))
+    alone = read_results(SETTING, tmp_path)
+    with pytest.raises(NotMeasuredError, match="was not swept on validation, where temperatures are chosen"):
+        chosen_temperature(alone, alone.runs(0.0), "nll")
+
+
+def test_choices_of_older_weights_do_not_count(tmp_path: Path) -> None:
+    results_of(tmp_path, hard_like(), smooth_like())
+    file = tmp_path / "fake" / "records.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text(
+        "".join(
+            line.replace('"weights": "', '"weights": "0') if '"split": "validation"' in line else line for line in lines
+        )
+    )
+    results = read_results(SETTING, tmp_path)
+    assert judged(shipped("nmt-bleu"), results).word == "reproduced"
+    assert judged(shipped("nmt-temperature-recovers-part"), results).word == "not run here"
+
+
+def test_sentences_of_the_test_split_are_enough(tmp_path: Path) -> None:
+    results_of(tmp_path, hard_like(), smooth_like())
+    for part in (tmp_path / "fake" / "sentences.parquet").glob("*-validation-*"):
+        part.unlink()
+    results = read_results(SETTING, tmp_path)
+    assert {judged(shipped(name), results).word for name in TRANSLATION} == {"reproduced"}
+    shutil.rmtree(tmp_path / "fake" / "sentences.parquet")
+    found = judged(shipped("nmt-bleu"), read_results(SETTING, tmp_path))
+    assert found.word == "not run here"
+    assert "sentences" in found.why
+    assert judged(shipped("nmt-logit-gaps"), results).word == "reproduced"  # records alone say it
+
+
+def test_a_calm_model_is_not_the_regime(tmp_path: Path) -> None:
+    results = results_of(tmp_path, hard_like(gap=lambda _: 0.005), smooth_like())
+    found = judged(shipped("nmt-calibration"), results)
+    assert found.word == "regime not reached"
+    assert found.regime_value is not None
+    assert found.regime_value < 0.03
+    assert "below 0.03" in found.why
+    assert judged(shipped("nmt-bleu"), results).word == "reproduced"  # says nothing of calibration
+
+
+def test_a_difference_below_resolution_is_unresolved(tmp_path: Path) -> None:
+    hard = hard_like(precision=lambda _: 0.40, between_seeds=0.01)
+    smooth = smooth_like(precision=lambda _: 0.404, between_seeds=0.01)
+    found = judged(shipped("nmt-bleu"), results_of(tmp_path, hard, smooth))
+    assert found.word == "unresolved"
+    (outcome,) = found.outcomes
+    assert outcome.finding is not None
+    assert outcome.finding.seed_sd > 0.3
+    assert outcome.seeds is not None
+    assert outcome.seeds > 3
+    assert f"{outcome.seeds} seeds a side" in found.why
+
+
+def test_too_few_sentences_are_said_to_be(tmp_path: Path) -> None:
+    rough = hard_like(precision=lambda _: 0.40, own_luck=True)
+    other = smooth_like(precision=lambda _: 0.40, own_luck=True)
+    found = judged(shipped("nmt-bleu"), results_of(tmp_path, rough, other, sentences=25))
+    assert found.word == "unresolved"
+    assert "too few sentences" in found.why
+    assert found.outcomes[0].seeds is None
+
+
+def test_one_seed_decides_nothing(tmp_path: Path) -> None:
+    results = results_of(tmp_path, hard_like(seeds=(1,)), smooth_like())
+    for name in ("nmt-bleu", "nmt-calibration", "nmt-logit-gaps"):
+        found = judged(shipped(name), results)
+        assert found.word == "unresolved"
+        assert "one seed does not show" in found.why
+        finding = found.outcomes[0].finding
+        assert finding is not None
+        assert finding.seeds == (1, 3)
+
+
+def test_nothing_measured(tmp_path: Path) -> None:
+    results = read_results(SETTING, tmp_path)
+    found = judged(shipped("nmt-bleu"), results)
+    assert (found.word, found.outcomes) == ("not run here", ())
+    assert "no records of fake-de-*" in found.why
+    write_study(tmp_path / "fake", [hard_like()])
+    found = judged(shipped("nmt-bleu"), read_results(SETTING, tmp_path))
+    assert found.word == "not run here"
+    assert "no run with α = 0.1" in found.why
+
+
+def test_dropout_has_to_be_said(tmp_path: Path) -> None:
+    write_study(tmp_path / "fake", [hard_like(), smooth_like()], dropout=0.0)
+    with pytest.raises(UserError, match=r"was trained with dropout 0.0, and its setting \(made up\) says 0.3"):
+        read_results(SETTING, tmp_path)
+    file = tmp_path / "fake" / "records.jsonl"
+    file.write_text(file.read_text().replace('"dropout": 0.0, ', ""))
+    found = judged(shipped("nmt-bleu"), read_results(SETTING, tmp_path))
+    assert found.word == "not run here"
+    assert "fake-de-ls0.0-s1" in found.why
+    assert "do not say their dropout" in found.why
+
+
+@pytest.mark.parametrize(("key", "value"), [("updates", 500), ("corpus", "beef")])
+def test_unequal_runs_are_not_compared(tmp_path: Path, key: str, value: Any) -> None:
+    write_study(tmp_path / "fake", [hard_like()])
+    write_study(tmp_path / "fake", [smooth_like()], **{key: value})
+    found = judged(shipped("nmt-bleu"), read_results(SETTING, tmp_path))
+    assert found.word == "not run here"
+    assert f"differ in {key}" in found.why
+
+
+def test_greedy_translations_do_not_count(tmp_path: Path) -> None:
+    write_study(tmp_path / "fake", [hard_like(), smooth_like()])
+    file = tmp_path / "fake" / "records.jsonl"
+    file.write_text(file.read_text().replace('"beam": 5', '"beam": 1'))
+    results = read_results(SETTING, tmp_path)
+    assert all(not run.decoded for run in results.runs())
+    assert judged(shipped("nmt-best-temperatures"), results).word == "not run here"
+
+
+def test_best_temperatures_near_that_of_bleu(tmp_path: Path) -> None:
+    """By ECE 1.25, by NLL 0.9, by BLEU 1.2 for hard targets; for smoothed 1.0, 0.91 and 1.0."""
+    hard = hard_like(nll=lambda t: 1.5 + (1 / t - 1 / 0.9) ** 2, precision=lambda t: 0.42 - 0.4 * (t - 1.2) ** 2)
+    smooth = smooth_like(precision=lambda t: 0.42 - 0.4 * (t - 1.0) ** 2)
+    found = judged(shipped("nmt-best-temperatures"), results_of(tmp_path, hard, smooth, sentences=1500))
+    first, second = (outcome.finding for outcome in found.outcomes)
+    assert first is not None
+    assert second is not None
+    assert first.difference == pytest.approx(0.3 - 0.05, abs=0.08)
+    assert second.difference == pytest.approx(0.09, abs=0.08)
+    assert found.outcomes[0].word == "reproduced"
+    assert "by calibration error 1.2" in first.ours
+
+
+def test_accuracy_is_similar_or_not(tmp_path: Path) -> None:
+    """A claim of images, from records alone."""
+    test = Test(
+        statistic="record", figure="accuracy", expect="similar", effect=0.005,
+        baseline=Side(alpha=0.0), treated=Side(alpha=0.1),
+    )  # fmt: skip
+    words = []
+    for name, accuracy in (("same", 0.7801), ("other", 0.80)):
+        hard, smooth = hard_like(scored={"accuracy": 0.78}), smooth_like(scored={"accuracy": accuracy})
+        words.append(judge("a", test, results_of(tmp_path / name, hard, smooth, sentences=20)).word)
+    assert words == ["reproduced", "not reproduced"]
+
+
+def test_estimators_are_held_against_the_truth(tmp_path: Path) -> None:
+    test = Test(
+        statistic="record_error", figure="ece", target="exact_ece", expect="similar", effect=0.005,
+        treated=Side(alpha=0.0),
+    )  # fmt: skip
+    words = []
+    for name, exact in (("right", 0.05), ("wrong", 0.07)):
+        hard = hard_like(gap=lambda _: 0.05, scored={"exact_ece": exact})
+        words.append(judge("a", test, results_of(tmp_path / name, hard, smooth_like(), sentences=1000)).word)
+    assert words[1] == "not reproduced"
+    assert words[0] in ("reproduced", "unresolved")
+
+
+def finding(difference: float, reach: float, **changes: Any) -> Finding:
+    values: dict[str, Any] = {
+        "difference": difference, "low": difference - reach, "high": difference + reach,
+        "low_90": difference - 0.84 * reach, "high_90": difference + 0.84 * reach, "ours": "", "unit": "",
+        "seeds": (3, 3), "seed_sd": 0.4, "sentence_sd": 0.0, "runs": (),
+    }  # fmt: skip
+    return Finding(**{**values, **changes})
+
+
+@pytest.mark.parametrize(
+    ("expect", "difference", "reach", "word"),
+    [
+        ("higher", 0.5, 0.4, "reproduced"),
+        ("higher", 0.5, 0.6, "unresolved"),  # 0 is inside
+        ("higher", 0.2, 0.15, "unresolved"),  # above 0, less than matters, though it might be more
+        ("higher", 0.1, 0.05, "not reproduced"),  # above 0, and surely less than matters
+        ("higher", 0.0, 0.2, "not reproduced"),
+        ("higher", -0.5, 0.2, "not reproduced"),
+        ("lower", -0.5, 0.4, "reproduced"),
+        ("lower", -0.5, 0.6, "unresolved"),
+        ("lower", 0.5, 0.4, "not reproduced"),
+        ("not higher", 0.0, 0.2, "reproduced"),
+        ("not higher", -1.0, 0.2, "reproduced"),
+        ("not higher", 0.0, 0.4, "unresolved"),
+        ("not higher", 0.5, 0.4, "not reproduced"),
+        ("not lower", 0.0, 0.2, "reproduced"),
+        ("not lower", 1.0, 0.2, "reproduced"),
+        ("not lower", -0.5, 0.4, "not reproduced"),
+        ("not lower", -0.5, 0.6, "unresolved"),
+        ("similar", 0.0, 0.29, "reproduced"),
+        ("similar", 0.0, 0.34, "reproduced"),  # two one-sided tests at 5% are an interval of 90%
+        ("similar", 0.0, 0.4, "unresolved"),
+        ("similar", 0.5, 0.4, "not reproduced"),
+        ("similar", -0.5, 0.4, "not reproduced"),
+        ("similar", 0.29, 0.1, "unresolved"),
+    ],
+)
+def test_the_rules(expect: Any, difference: float, reach: float, word: str) -> None:
+    one_sided = Test(statistic="bleu", expect=expect, effect=0.3, baseline=Side(alpha=0.0), treated=Side(alpha=0.1))
+    assert decide(one_sided, finding(difference, reach)) == word
+    assert decide(one_sided, finding(difference, reach, seeds=(1, 3))) == "unresolved"
+
+
+def test_seeds_that_would_resolve() -> None:
+    test = Test(statistic="bleu", expect="higher", effect=0.5, baseline=Side(alpha=0.0), treated=Side(alpha=0.1))
+    few = seeds_to_resolve(test, finding(0.1, 0.6))
+    assert few is not None
+    assert 10 <= few <= 13  # sd 0.4, a difference of 0.5, power 80%
+    more = seeds_to_resolve(test, finding(0.1, 0.6, sentence_sd=0.1))
+    assert more is not None
+    assert more > few
+    assert seeds_to_resolve(test, finding(0.1, 0.6, sentence_sd=0.2)) is None
+
+
+def test_claims_in_order(tmp_path: Path) -> None:
+    write_study(tmp_path / "fake", [hard_like(), smooth_like()])
+    elsewhere = dataclasses.replace(SETTING, results="nothing")
+    tested = dataclasses.replace(shipped("nmt-bleu"), settings=("fake", "elsewhere"))
+    (untested,) = (claim for claim in SHIPPED.claims if claim.name == "distillation-mnist")
+    claims = Claims(settings={"fake": SETTING, "elsewhere": elsewhere}, claims=(untested, tested))
+    found = list(all_verdicts(claims, tmp_path))
+    assert [one.word for one in found] == ["not run here", "reproduced", "not run here"]
+    assert found[0].why == untested.not_run
+
+
+def test_the_lowest_point_of_a_curve() -> None:
+    x = np.array([1.0, 0.7, 0.8, 0.9, 1.3])
+    curves = np.stack([(x - 0.86) ** 2, (x - 0.2) ** 2, (x - 2) ** 2, np.abs(x - 0.9)])
+    assert lowest_point(x, curves) == pytest.approx([0.86, 0.7, 1.3, 0.9])
+    assert not math.isnan(float(lowest_point(x, np.zeros((1, 5)))[0]))
+
+
+def test_statistics_say_what_is_missing(tmp_path: Path) -> None:
+    results = results_of(tmp_path, hard_like(), smooth_like())
+    missing = Test(
+        statistic="record", figure="kl_to_truth", expect="lower", effect=0.1,
+        baseline=Side(alpha=0.0, temperature="nll"), treated=Side(alpha=0.1),
+    )  # fmt: skip
+    with pytest.raises(NotMeasuredError, match="kl_to_truth of α = 0 not recorded at a fitted temperature on test"):
+        evaluate(missing, results)
