@@ -178,7 +178,7 @@ def _against(translator: Translator, encoded: EncodedPairs, truth: Truth, temper
 
 def exact_figures(tokens: ExactTokens) -> list[Figures]:
     """Exact calibration and approximation error; then what each estimator of ECE says of samples of these tokens."""
-    recipe = {"split": "fresh", "tokens": len(tokens)}
+    recipe = {"split": "test", "drawn": "afresh", "tokens": len(tokens)}
     sums = binned_sums(tokens.confidences, tokens.truths, BINS)
     gaps = tokens.truths - tokens.confidences
     exact = {

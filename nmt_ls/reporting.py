@@ -1,8 +1,8 @@
-"""What `score` does: a run's figures on a split, their recipe, and diagrams of them."""
+"""What `score` does: the figures of a run on a split, or of given probabilities; their recipe, and diagrams of them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from nmt_ls.corpus import Corpus, Split
 from nmt_ls.decoding import search_config
 from nmt_ls.exact import check_exact, estimator_diagram, exact_figures, exact_tokens
 from nmt_ls.experiment.command_line import UserError
+from nmt_ls.given_records import read_token_records, record_diagrams, record_figures, record_recipe
 from nmt_ls.measured_run import MeasuredRun
 from nmt_ls.metrics.logit_gaps import LogitGaps
 from nmt_ls.metrics.temperature import check_temperature
@@ -41,6 +42,8 @@ class ScoreConfig:
     """Which run to score, on what, and where the figures go.
 
     run: a run's directory; left out, the newest finished one under runs/.
+    records: instead of a run, a JSON-lines file with any toolkit's probabilities, a token or a sentence a line:
+        sentence, position, confidence, correct, and log_prob if known (see the README).
     data: where the corpus of the run lies, if no longer where it was trained.
     checkpoint: which weights of the run.
     split: of the run's corpus.
@@ -54,6 +57,7 @@ class ScoreConfig:
     """
 
     run: str | None = None
+    records: str | None = None
     data: str | None = None
     checkpoint: CheckpointName = "best"
     split: str = "test"
@@ -73,6 +77,21 @@ class ScoreConfig:
             raise ValueError(f"exact_tokens must not be negative, got {self.exact_tokens}")
         if self.search.samples:
             raise ValueError("search.samples: score translates by search; samples belong to decode")
+        if self.records is not None:
+            self._check_records()
+
+    def _check_records(self) -> None:
+        """Beside records stands nothing that needs a model."""
+        if self.temperature is not None:
+            raise ValueError(
+                f"temperature: {self.temperature} needs logits, and records hold one probability a token: none can be "
+                "fitted or applied; leave it out, or apply it in the toolkit that wrote them"
+            )
+        usable = ("records", "results", "figure", "slices")
+        for entry in fields(self):
+            default = entry.default if entry.default is not MISSING else SearchChanges()
+            if entry.name not in usable and getattr(self, entry.name) != default:
+                raise ValueError(f"{entry.name}: belongs to a run, but records was given; name one of the two")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +104,25 @@ class Scored:
     diagrams: dict[str, Figure]
 
 
+def score_records(config: ScoreConfig) -> Scored:
+    """The calibration report of the file `config.records`. Raises UserError for the first line that does not fit."""
+    path = Path(str(config.records))
+    tokens = read_token_records(path)
+    if config.results is not None:
+        prepare_results(Path(config.results))
+    whole, *slices = record_figures(tokens)
+    return Scored(
+        title=f"{path}",
+        groups=[whole, *(slices if config.slices else [])],
+        recipe=record_recipe(path),
+        diagrams=record_diagrams(tokens, path.stem) if config.figure and config.results is not None else {},
+    )
+
+
 def score(config: ScoreConfig) -> Scored:
     """Score a run on a split. Raises UserError for runs, corpora and settings that do not fit, before any work."""
+    if config.records is not None:
+        return score_records(config)
     path = find_run(config.run)
     run = MeasuredRun.open(path, config.checkpoint)
     search = config.search.applied_to(run.config.search)

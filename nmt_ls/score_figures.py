@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nmt_ls.corpus import Corpus, Split
@@ -161,24 +162,30 @@ def sentence_figures(evaluation: Evaluation, split: Split, empty_S: FloatArray) 
 
 def slice_figures(tokens: Tokens, corpus: Corpus) -> list[Figures]:
     """Calibration apart by position, by the label's training frequency, at the end, and by sentence length."""
-    ends = np.where(tokens.labels == EOS, 1, 0)
-    lengths = np.bincount(tokens.sentences)[tokens.sentences]
+    ends = (tokens.labels == EOS).astype(np.intp)
     pieces = corpus.split("train").target
     total = int(pieces.lengths_N.sum()) + len(pieces)
     frequency = np.rint(corpus.unigram_prior().numpy() * total)[tokens.labels]
-    kinds: Mapping[str, tuple[np.ndarray, list[str]]] = {
+    kinds = {
         "position": bucket(tokens.positions + 1, POSITION_EDGES),
         "frequency": bucket(frequency, FREQUENCY_EDGES),
         "end": (ends, ["words", "end of sentence"]),
-        "length": bucket(lengths, LENGTH_EDGES),
+        "length": bucket(np.bincount(tokens.sentences)[tokens.sentences], LENGTH_EDGES),
     }
+    return calibration_apart(tokens.confidences, tokens.correct, kinds)
+
+
+def calibration_apart(
+    confidences: FloatArray, correct: NDArray[np.bool_], kinds: Mapping[str, tuple[NDArray[np.intp], list[str]]]
+) -> list[Figures]:
+    """ECE and signed gap (accuracy minus confidence) of each slice; kinds: the tokens' slices, and their names."""
     return [
         Figures(
             values={f"ece_by_{kind}": calibration.ece, f"signed_gap_by_{kind}": calibration.signed_gap},
             recipe={"slice": names[index], "tokens": calibration.count},
         )
         for kind, (groups, names) in kinds.items()
-        for index, calibration in calibration_by_slice(tokens.confidences, tokens.correct, groups, BINS).items()
+        for index, calibration in calibration_by_slice(confidences, correct, groups, BINS).items()
     ]
 
 

@@ -109,7 +109,7 @@ def test_score_writes_them_all(small_run: RunDirectory, tmp_path: Path, capsys: 
               "inference_ece_floor", "exact_ece", "kl_to_truth", "tv_to_truth", "entropy", "sentence_aurc",
               "empty_probability", "estimated_ece", "ece_by_position", "ece_by_end"}  # fmt: skip
     assert wanted <= set(by_name)
-    assert by_name["exact_ece"].signature["split"] == "fresh"
+    assert by_name["exact_ece"].signature["drawn"] == "afresh"
     assert by_name["exact_ece"].signature["tokens"] == 500
     assert by_name["inference_ece"].signature["beam"] == 2
     assert by_name["logit_gap_mean"].signature["temperature"] == 1.0
