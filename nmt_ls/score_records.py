@@ -70,7 +70,8 @@ def prepare_results(results: Path) -> None:
 def store(results: Path, groups: Iterable[Figures], recipe: Mapping[str, Any], diagrams: Mapping[str, Figure]) -> None:
     """Append the records that are not there yet, and write the diagrams by their names; say so on standard error.
 
-    A figure measured again with the same recipe and the same value is not recorded twice.
+    A figure measured again with the same recipe (commit and versions are of it) and value is not recorded twice; one
+    of another commit is a record of its own, and the later.
     """
     records = [record for group in groups for record in group.records(recipe)]
     added = append_new_records(results / "records.jsonl", records)
