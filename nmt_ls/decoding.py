@@ -13,8 +13,10 @@ from tqdm import tqdm
 
 from nmt_ls.corpus import Corpus
 from nmt_ls.experiment.command_line import UserError, config_to_dict, load_config
+from nmt_ls.experiment.processor import choose_device
 from nmt_ls.experiment.records import Signature
 from nmt_ls.experiment.run_directory import RunDirectory
+from nmt_ls.experiment.staging import terminate_as_exit
 from nmt_ls.lines import (
     PORTION,
     Writer,
@@ -26,11 +28,10 @@ from nmt_ls.lines import (
 )
 from nmt_ls.metrics.temperature import check_temperature
 from nmt_ls.metrics.translation import MetricName, TranslationScores, translation_scores
-from nmt_ls.runs import choose_device, find_run, run_corpus
+from nmt_ls.runs import find_run, run_corpus
 from nmt_ls.scoring import first_text, fitted_temperature, split_batches
 from nmt_ls.search import SearchConfig
 from nmt_ls.search_changes import SearchChanges
-from nmt_ls.staging import terminate_as_exit
 from nmt_ls.training import TrainConfig, run_signature
 from nmt_ls.translator import MAX_SOURCE_PIECES, CheckpointName, Translator
 

@@ -14,11 +14,12 @@ from nmt_ls.corpus import Corpus, Split
 from nmt_ls.decoding import search_config
 from nmt_ls.exact import check_exact, estimator_diagram, exact_figures, exact_tokens
 from nmt_ls.experiment.command_line import UserError
+from nmt_ls.experiment.processor import choose_device
 from nmt_ls.given_records import read_token_records, record_diagrams, record_figures, record_recipe
 from nmt_ls.measured_run import MeasuredRun
 from nmt_ls.metrics.logit_gaps import LogitGaps
 from nmt_ls.metrics.temperature import check_temperature
-from nmt_ls.runs import choose_device, find_run, run_corpus
+from nmt_ls.runs import find_run, run_corpus
 from nmt_ls.score_figures import (
     OutputTokens,
     Watcher,

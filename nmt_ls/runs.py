@@ -1,13 +1,10 @@
-"""Trained runs, found and read: which one is meant, the corpus that it was trained on, the device to use it on."""
+"""Trained runs, found and read: which one is meant, and the corpus that it was trained on."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
-
-import torch
 
 from nmt_ls.corpus import MANIFEST, Corpus, Split
 from nmt_ls.experiment.command_line import UserError
@@ -76,10 +73,3 @@ def _places(run: Path, stored: str) -> Iterator[Path]:
     for above in (Path(), *run.resolve().parents):
         if (above / stored / MANIFEST).is_file():
             yield above / stored
-
-
-def choose_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
-    """The device that a name stands for; auto is CUDA where there is one. Raises UserError where it is absent."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device: cuda was asked for, but PyTorch sees no CUDA device; use device=cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

@@ -23,6 +23,7 @@ import torch
 from tqdm import tqdm
 
 from nmt_ls.corpus import Corpus, Split
+from nmt_ls.experiment.processor import choose_device
 from nmt_ls.experiment.records import Record, command
 from nmt_ls.measured_run import MeasuredRun, search_keys
 from nmt_ls.metrics.calibration import MOMENTS, ece_from_sums, unbiased_squared_l2_from_sums
@@ -31,7 +32,7 @@ from nmt_ls.metrics.slices import sliced_sums
 from nmt_ls.metrics.temperature import check_temperature
 from nmt_ls.metrics.temperature_grid import inverse_temperature_grid, temperature_grid_statistics
 from nmt_ls.metrics.translation import bleu_statistics, translation_scores
-from nmt_ls.runs import choose_device, run_corpus
+from nmt_ls.runs import run_corpus
 from nmt_ls.scoring import BINS, slabs, split_batches
 from nmt_ls.search import SearchConfig
 from nmt_ls.sweep_cells import (

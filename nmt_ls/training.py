@@ -19,11 +19,11 @@ from nmt_ls.experiment.checkpoint import checkpoint_exists, load_weights
 from nmt_ls.experiment.command_line import UserError, config_to_dict
 from nmt_ls.experiment.engine import Engine, EngineConfig, StepLoss
 from nmt_ls.experiment.precision import Precision, choose_precision
+from nmt_ls.experiment.processor import choose_device
 from nmt_ls.experiment.records import Signature, provenance
-from nmt_ls.experiment.run_directory import RunDirectory
+from nmt_ls.experiment.run_directory import RunDirectory, begun_manifest
 from nmt_ls.experiment.schedule import OptimizerConfig, ScheduleConfig, build_optimizer
 from nmt_ls.losses import LossConfig, fused_loss_and_nll
-from nmt_ls.runs import choose_device
 from nmt_ls.scoring import BINS, evaluate, label_prior, score_batches, split_batches, translate_split
 from nmt_ls.search import SearchConfig
 from nmt_ls.transformer import Transformer, TransformerConfig
@@ -311,12 +311,6 @@ def run_signature(
         precision=f"{precision.kind}/{precision.matmul}",
         corpus=corpus_checksum,
     )
-
-
-def begun_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a run that is there, whose machine-dependent choices a resume keeps; empty for a new one."""
-    run = RunDirectory(path)
-    return run.read_manifest() if run.config_file.exists() else {}
 
 
 def start_from(model: Transformer, corpus: Corpus, run: Path, checkpoint: CheckpointName) -> None:

@@ -6,8 +6,11 @@ import functools
 import platform
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
+
+from nmt_ls.experiment.command_line import UserError
 
 # the spellings of /proc/cpuinfo: x86 first, then ARM
 TELLING_SETS = (
@@ -58,3 +61,10 @@ def from_cpuinfo(text: str) -> Processor:
 def device_name(device: torch.device) -> str:
     """The name of what `device` stands for: the graphics card's, or the processor's."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else this_processor().name
+
+
+def choose_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    """The device that a name stands for; auto is CUDA where there is one. Raises UserError where it is absent."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device: cuda was asked for, but PyTorch sees no CUDA device; use device=cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

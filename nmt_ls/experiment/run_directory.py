@@ -25,7 +25,7 @@ from nmt_ls.experiment.schedule import SCHEDULES_WITH_AN_END
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["RunDirectory", "RunState", "atomic_write", "newest_finished_run"]
+__all__ = ["RunDirectory", "RunState", "atomic_write", "begun_manifest", "newest_finished_run"]
 
 RunState = Literal["new", "resume", "finished"]
 _ABSENT = object()
@@ -237,6 +237,12 @@ def newest_finished_run(root: str | Path = "runs", accept: Callable[[RunDirector
         if run.config_file.exists() and (accept is None or accept(run)):
             return run.path
     return None
+
+
+def begun_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a run that is there, whose machine-dependent choices a resume keeps; empty for a new one."""
+    run = RunDirectory(path)
+    return run.read_manifest() if run.config_file.exists() else {}
 
 
 def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from nmt_ls.staging import LOCK, staging_directory, terminate_as_exit
+from nmt_ls.experiment.staging import LOCK, staging_directory, terminate_as_exit
 
 # stages a.txt, says so, and waits to be told to go on
 BUILDER = """
 import sys
 from pathlib import Path
-from nmt_ls.staging import staging_directory
+from nmt_ls.experiment.staging import staging_directory
 final = Path(sys.argv[1])
 with staging_directory(final) as staging:
     (staging.path / "a.txt").write_text(sys.argv[2])
