@@ -124,7 +124,7 @@ class ParallelSource:
     def pairs(self, split: str) -> Iterator[tuple[str, str]]:
         """(source, target) of each row. Raises UserError that names file and line, or split and row, of a fault."""
         if not self._splits:
-            with _without_log(), contextlib.nullcontext() if sys.stderr.isatty() else without_bars():
+            with without_log(), contextlib.nullcontext() if sys.stderr.isatty() else without_bars():
                 self._splits = self._load()
         data, config = self._splits[split], self._config
         columns = data.column_names
@@ -212,7 +212,7 @@ class ParallelSource:
 
 
 @contextlib.contextmanager
-def _without_log() -> Iterator[None]:
+def without_log() -> Iterator[None]:
     """Without the messages of `datasets` beside the exceptions that it raises."""
     from datasets.utils import logging
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -13,8 +12,8 @@ from typing import Any
 
 import torch
 
-from nmt_ls.experiment.checkpoint import CHECKSUMS, WEIGHTS, load_state
-from nmt_ls.experiment.command_line import UserError, load_config
+from nmt_ls.experiment.checkpoint import load_state, weights_id
+from nmt_ls.experiment.command_line import load_config
 from nmt_ls.experiment.precision import Precision
 from nmt_ls.experiment.run_directory import RunDirectory
 from nmt_ls.search import SearchConfig
@@ -44,17 +43,14 @@ class MeasuredRun:
         run = RunDirectory(path)
         config = load_config(TrainConfig, run.read_config(), where=f"{path}/config.yaml")
         folder = run.checkpoints / checkpoint
-        try:
-            weights = str(json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))[WEIGHTS])
-        except (OSError, ValueError, KeyError):
-            raise UserError(f"{folder}: the run has no such checkpoint, or it is damaged; name another") from None
+        weights = weights_id(folder)
         return cls(
             path=path,
             config=config,
             manifest=run.read_manifest(),
             updates=int(load_state(folder)["step"]),
             checkpoint=checkpoint,
-            weights=weights[:16],
+            weights=weights,
         )
 
     def identity(self, split: str) -> dict[str, Any]:

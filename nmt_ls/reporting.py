@@ -15,6 +15,7 @@ from nmt_ls.decoding import search_config
 from nmt_ls.exact import check_exact, estimator_diagram, exact_figures, exact_tokens
 from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.processor import choose_device
+from nmt_ls.experiment.records import prepare_results
 from nmt_ls.given_records import read_token_records, record_diagrams, record_figures, record_recipe
 from nmt_ls.measured_run import MeasuredRun
 from nmt_ls.metrics.logit_gaps import LogitGaps
@@ -32,7 +33,7 @@ from nmt_ls.score_figures import (
     slice_figures,
     translation_figures,
 )
-from nmt_ls.score_records import Figures, prepare_results
+from nmt_ls.score_records import Figures
 from nmt_ls.scoring import Evaluation, evaluate, label_prior
 from nmt_ls.search_changes import SearchChanges
 from nmt_ls.translator import CheckpointName, Translator

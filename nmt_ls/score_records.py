@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +11,6 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.records import Record, append_new_records, command
 from nmt_ls.metrics.plots import save_figure
 
@@ -55,16 +53,6 @@ class Figures:
             for name, value in self.values.items()
             if math.isfinite(value)
         ]
-
-
-def prepare_results(results: Path) -> None:
-    """Have the directory. Raises UserError where there can be none, or nothing can be written there."""
-    try:
-        results.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"results: {results} cannot be made ({error.strerror}); name another directory") from None
-    if not os.access(results, os.W_OK):
-        raise UserError(f"results: {results} cannot be written to; name another directory")
 
 
 def store(results: Path, groups: Iterable[Figures], recipe: Mapping[str, Any], diagrams: Mapping[str, Figure]) -> None:

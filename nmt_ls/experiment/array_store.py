@@ -128,8 +128,8 @@ def write_store(
     """Build a store; where the same recipe has made it already, only open it.
 
     build: fills a folder with SPLIT/COLUMN.npy files and returns what else the manifest is to say: "about" (whatever
-        gives the arrays their meaning, and counts in the checksum), "splits" (by name, what is known of each), and
-        whatever else.
+        gives the arrays their meaning, and counts in the checksum), "splits" (by name, what is known of each, to which
+        its columns are added), and whatever else.
 
     Raises UserError as `existing_store`, and what `build` raises; then nothing is left behind, nor when interrupted.
     """
@@ -139,10 +139,7 @@ def write_store(
         return store
     with staging_directory(directory) as staging:
         said = dict(build(staging.path))
-        splits = {
-            name: {**said["splits"].get(name, {}), "columns": _columns(staging.path / name)}
-            for name in sorted(path.name for path in staging.path.iterdir() if path.is_dir())
-        }
+        splits = {name: {**known, "columns": _columns(staging.path / name)} for name, known in said["splits"].items()}
         manifest = {
             "format": FORMAT,
             "kind": kind,

@@ -78,6 +78,16 @@ def load_state(directory: str | Path, verify: bool = True) -> dict[str, Any]:
     return _steadily(Path(directory), lambda found: _read_state(found, verify))
 
 
+def weights_id(directory: str | Path) -> str:
+    """16 characters that tell its weights from others: of their SHA-256. Raises UserError where there is none."""
+    directory = Path(directory)
+    try:
+        checksums = json.loads((directory / CHECKSUMS).read_text(encoding="utf-8"))
+        return str(checksums[WEIGHTS])[:16]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{directory}: the run has no such checkpoint, or it is damaged; name another") from None
+
+
 def checkpoint_exists(directory: str | Path) -> bool:
     """Whether there is a checkpoint to load, be it one that a kill left in the midst of the swap."""
     return _find(Path(directory)) is not None

@@ -146,6 +146,16 @@ class Record:
             raise ValueError(f"record {self.name}: its signature must be a mapping, and its command text")
 
 
+def prepare_results(results: Path) -> None:
+    """Have the directory. Raises UserError where there can be none, or nothing can be written there."""
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"results: {results} cannot be made ({error.strerror}); name another directory") from None
+    if not os.access(results, os.W_OK):
+        raise UserError(f"results: {results} cannot be written to; name another directory")
+
+
 def append_records(path: str | Path, records: Iterable[Record]) -> None:
     """Append to a JSON-lines file; each line is written whole, also beside other writers, and all reach the disk.
 

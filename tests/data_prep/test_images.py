@@ -1,0 +1,204 @@
+"""Images prepared: decoded exactly, split by class, and what is wrong with them named before training."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_images import CLASSES, made_folder, picture, png, write_parquet
+
+from data_prep.images import KIND, PREPARE_WITH, ImagesConfig, SplitNames, main, stratified
+from nmt_ls.experiment.array_store import ArrayStore
+from nmt_ls.experiment.command_line import UserError
+
+
+def prepare(source: Path, out: Path, **settings: object) -> ArrayStore:
+    main(ImagesConfig(source=str(source), out=str(out), **settings))  # type: ignore[arg-type]
+    return ArrayStore.load(out, KIND, PREPARE_WITH)
+
+
+def rows(store: ArrayStore, split: str) -> tuple[np.ndarray, np.ndarray]:
+    return store.column(split, "images"), store.column(split, "labels")
+
+
+def test_pixels_labels_and_splits(tmp_path: Path) -> None:
+    store = prepare(made_folder(tmp_path / "made"), tmp_path / "out")
+    assert store.manifest["about"] == {"classes": list(CLASSES), "image_shape": [3, 8, 8]}
+    sizes = {name: len(rows(store, name)[1]) for name in store.splits}
+    assert sizes == {"train": 24, "validation": 6, "test": 6}  # as many as the test has, a fifth of train at most
+    images, labels = rows(store, "test")
+    np.testing.assert_array_equal(images[4], np.asarray(picture(1004)).transpose(2, 0, 1))
+    assert labels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert np.bincount(rows(store, "validation")[1]).tolist() == [2, 2, 2]
+    # every training image is in one of the two, in the source's order
+    found = {image.tobytes() for name in ("train", "validation") for image in rows(store, name)[0]}
+    order = {np.asarray(picture(number)).transpose(2, 0, 1).tobytes(): number for number in range(30)}
+    assert found == set(order)
+    numbers = [order[image.tobytes()] for image in rows(store, "train")[0]]
+    assert numbers == sorted(numbers)
+    assert [number % 3 for number in numbers] == rows(store, "train")[1].tolist()
+    values = rows(store, "train")[0] / 255
+    np.testing.assert_allclose(store.manifest["train_pixels"]["mean"], values.mean((0, 2, 3)))
+    np.testing.assert_allclose(store.manifest["train_pixels"]["std"], values.std((0, 2, 3)))
+
+
+def test_made_once_wherever_the_source_lies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = made_folder(tmp_path / "made")
+    first = prepare(made, tmp_path / "out")
+    made.rename(tmp_path / "moved")
+    assert prepare(tmp_path / "moved", tmp_path / "out").checksum == first.checksum
+    assert "nothing to do" in capsys.readouterr().out
+    with pytest.raises(UserError, match="prepared otherwise \\(seed is 0 there, not 1\\)"):
+        prepare(tmp_path / "moved", tmp_path / "out", seed=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["moved", "out"]
+
+
+def test_cifar_and_greyscale_columns(tmp_path: Path) -> None:
+    grey = [png(picture(number, mode="L")) for number in range(12)]
+    for split in ("train", "test"):
+        write_parquet(tmp_path / "made", split, grey, [n % 3 for n in range(12)], ("img", "fine_label"))
+    store = prepare(tmp_path / "made", tmp_path / "out")
+    assert store.manifest["about"]["image_shape"] == [1, 8, 8]
+    assert store.manifest["splits"]["train"]["greyscale_converted"] == 0
+    np.testing.assert_array_equal(rows(store, "test")[0][3, 0], np.asarray(picture(3, mode="L")))
+    coloured = prepare(tmp_path / "made", tmp_path / "coloured", channels="3")
+    assert coloured.manifest["splits"]["test"]["greyscale_converted"] == 12
+
+
+def test_copies_and_greyscale_are_counted_not_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = [png(picture(number)) for number in range(12)]
+    images[9] = png(picture(3))  # a copy under the same label
+    images[10] = png(picture(2))  # and one under another
+    images[11] = png(picture(50, mode="L"))
+    write_parquet(tmp_path / "made", "train", images, [number % 3 for number in range(12)])
+    write_parquet(tmp_path / "made", "test", [png(picture(2)), *images[4:6]], [2, 1, 2])
+    store = prepare(tmp_path / "made", tmp_path / "out", validation=3)
+    copies = store.manifest["duplicates"]
+    assert copies["groups"] == 4
+    assert copies["groups_under_several_labels"] == 1
+    in_train = {image.tobytes() for image in rows(store, "train")[0]}
+    expected = sum(image.tobytes() in in_train for image in rows(store, "test")[0])
+    assert copies["test_images_in_train"] == expected
+    assert sum(store.manifest["splits"][name]["greyscale_converted"] for name in ("train", "validation")) == 1
+    said = capsys.readouterr().out
+    assert "4 groups of identical images, 1 of them under several labels" in said
+    assert "1 greyscale ones converted" in said
+
+
+def test_held_out_splits_of_the_source(tmp_path: Path) -> None:
+    made = made_folder(tmp_path / "made", train=30, test=6)
+    (made / "test.parquet").rename(made / "validation.parquet")
+    store = prepare(made, tmp_path / "as_test")
+    assert store.manifest["splits"]["test"]["from"] == "validation"
+    assert store.manifest["splits"]["validation"]["from"] == "train"
+    write_parquet(made, "test", [png(picture(number)) for number in range(2000, 2004)], [0, 1, 2, 0])
+    store = prepare(made, tmp_path / "both")
+    assert {name: split["from"] for name, split in store.manifest["splits"].items()} == {
+        "train": "train", "validation": "validation", "test": "test"
+    }  # fmt: skip
+    with pytest.raises(UserError, match="has no split 'dev', only"):
+        prepare(made, tmp_path / "none", splits=SplitNames(test="dev"))
+
+
+def test_folder_of_images(tmp_path: Path) -> None:
+    for number in range(24):
+        folder = tmp_path / "made" / CLASSES[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        picture(number).save(folder / f"{number:02}.png")
+    store = prepare(tmp_path / "made", tmp_path / "out")
+    assert store.manifest["about"]["classes"] == ["cat", "dog"]
+    sizes = {name: len(rows(store, name)[1]) for name in store.splits}
+    assert sizes == {"train": 16, "validation": 4, "test": 4}
+    for name in store.splits:
+        for image, label in zip(*rows(store, name), strict=True):
+            assert any((image == np.asarray(picture(n)).transpose(2, 0, 1)).all() for n in range(label, 24, 2))
+
+
+def test_larger_images_are_scaled_and_cut(tmp_path: Path) -> None:
+    wide = picture(0, (24, 8))
+    write_parquet(
+        tmp_path / "made", "train", [png(wide), *(png(picture(n, (9, 30))) for n in range(1, 12))], [0, 1, 2] * 4
+    )
+    write_parquet(tmp_path / "made", "test", [png(wide)] * 3, [0, 1, 2])
+    with pytest.raises(UserError, match=r"row 2: 9 x 30 pixels where the first image has 24 x 8; .* --size"):
+        prepare(tmp_path / "made", tmp_path / "out")
+    store = prepare(tmp_path / "made", tmp_path / "out", size=8)
+    np.testing.assert_array_equal(rows(store, "test")[0][0], np.asarray(wide).transpose(2, 0, 1)[:, :, 8:16])
+    cut = prepare(tmp_path / "made", tmp_path / "cut", size=4, resize=8)
+    np.testing.assert_array_equal(rows(cut, "test")[0][0], np.asarray(wide).transpose(2, 0, 1)[:, 2:6, 10:14])
+
+
+def test_an_image_that_does_not_decode_is_named(tmp_path: Path) -> None:
+    images = [png(picture(number)) for number in range(12)]
+    images[7] = b"no image at all"
+    write_parquet(tmp_path / "made", "train", images, [0, 1, 2] * 4)
+    write_parquet(tmp_path / "made", "test", images[:3], [0, 1, 2])
+    with pytest.raises(UserError, match=r"split 'train', row 8: does not decode \(not an image"):
+        prepare(tmp_path / "made", tmp_path / "out")
+    images[7] = png(picture(7))[:-40]
+    write_parquet(tmp_path / "made", "train", images, [0, 1, 2] * 4)
+    with pytest.raises(UserError, match=r"split 'train', row 8: does not decode"):
+        prepare(tmp_path / "made", tmp_path / "out")
+    for number in range(12):
+        folder = tmp_path / "files" / CLASSES[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        picture(number).save(folder / f"{number:02}.png")
+    (tmp_path / "files" / "cat" / "04.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"cat/04\.png: does not decode"):
+        prepare(tmp_path / "files", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_outside_the_classes_are_named(tmp_path: Path) -> None:
+    images = [png(picture(number)) for number in range(12)]
+    write_parquet(tmp_path / "made", "train", images, [0, 1, 2, 0, 3, *[1] * 7])
+    write_parquet(tmp_path / "made", "test", images[:3], [-1, -1, -1])
+    with pytest.raises(UserError, match=r"split 'train', row 5: label 3 is none of 0 to 2$"):
+        prepare(tmp_path / "made", tmp_path / "out")
+    write_parquet(tmp_path / "made", "train", images, [0, 1, 2] * 4)
+    with pytest.raises(
+        UserError, match=r"row 1: label -1 is none of 0 to 2; a split without labels\? .*--splits\.test"
+    ):
+        prepare(tmp_path / "made", tmp_path / "out")
+
+
+def test_sources_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        prepare(tmp_path / "missing", tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty: cannot be read as images"):
+        prepare(tmp_path / "empty", tmp_path / "out")
+    made = made_folder(tmp_path / "made")
+    with pytest.raises(UserError, match=r"no column picture; there are image, label\. Choose with --image"):
+        prepare(made, tmp_path / "out", image="picture")
+    with pytest.raises(UserError, match="column 'label' holds no images"):
+        prepare(made, tmp_path / "out", image="label")
+    with pytest.raises(UserError, match="validation: 30 images cannot be cut from the 30 of train"):
+        prepare(made, tmp_path / "out", validation=30)
+
+
+def test_stratified_keeps_shares() -> None:
+    labels = np.repeat([0, 1, 2], [50, 30, 21])
+    found = stratified(labels, 20, seed=0)
+    assert np.bincount(labels[found]).tolist() == [10, 6, 4]
+    assert (np.diff(found) > 0).all()
+    np.testing.assert_array_equal(found, stratified(labels, 20, seed=0))
+    assert (found != stratified(labels, 20, seed=1)).any()
+
+
+def test_real_cifar10(real_data: Path, tmp_path: Path) -> None:
+    if not (real_data / "cifar10").is_dir():
+        pytest.skip("NMT_LS_DATA has no cifar10")
+    import datasets
+    from PIL import Image
+
+    store = prepare(real_data / "cifar10", tmp_path / "out")
+    sizes = {name: split["by_class"] for name, split in store.manifest["splits"].items()}
+    assert sizes == {"train": [4000] * 10, "validation": [1000] * 10, "test": [1000] * 10}
+    data = datasets.load_dataset(str(real_data / "cifar10"), split="test[:3]", cache_dir=str(tmp_path / "cache"))
+    cell = data.cast_column("img", datasets.Image(decode=False))[2]
+    expected = np.asarray(Image.open(io.BytesIO(cell["img"]["bytes"])).convert("RGB")).transpose(2, 0, 1)
+    np.testing.assert_array_equal(rows(store, "test")[0][2], expected)
+    assert rows(store, "test")[1][2] == cell["label"]

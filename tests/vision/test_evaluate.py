@@ -1,0 +1,154 @@
+"""Evaluation: figures against those of the library, records and examples that agree, and what does not fit named."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from made_images import made_folder
+from small_classifiers import small_training
+
+from data_prep.images import ImagesConfig
+from data_prep.images import main as prepare
+from nmt_ls.experiment.command_line import UserError
+from nmt_ls.experiment.records import read_records
+from nmt_ls.experiment.run_directory import RunDirectory
+from nmt_ls.losses import LossConfig
+from nmt_ls.metrics import expected_calibration_error, fit_temperature
+from vision_ls.evaluate import main as evaluate_command
+from vision_ls.evaluation import EvaluateConfig, evaluate, template_figures
+from vision_ls.runs import Classifier, find_run
+from vision_ls.scoring import exact_figures, predict, score_logits
+from vision_ls.training import train
+
+
+def evaluated(run: RunDirectory, **settings: object) -> EvaluateConfig:
+    return EvaluateConfig(run=str(run.path), checkpoint="last", **settings)  # type: ignore[arg-type]
+
+
+def test_figures_are_those_of_the_library(telling_classifier: RunDirectory) -> None:
+    found = evaluate(evaluated(telling_classifier))
+    classifier = Classifier.open(telling_classifier.path, "last")
+    test, validation = classifier.data.split("test"), classifier.data.split("validation")
+    logits = predict(classifier.model, classifier.augmentation, test)
+    top, predicted = logits.softmax(1).max(1)
+    values = found.plain.values
+    assert values["accuracy"] == pytest.approx(float((predicted == test.labels_N).double().mean()))
+    assert values["nll"] == pytest.approx(float(F.cross_entropy(logits, test.labels_N)), rel=1e-5)
+    assert values["ece"] == pytest.approx(expected_calibration_error(top, predicted == test.labels_N), rel=1e-5)
+    assert values == {
+        **values,
+        **{
+            key: telling_classifier.read_summary()["checkpoints"]["last"][key]
+            for key in ("nll", "ece", "train_accuracy")
+        },
+    }
+    temperature = fit_temperature(predict(classifier.model, classifier.augmentation, validation), validation.labels_N)
+    assert values["fitted_temperature"] == pytest.approx(temperature, rel=1e-6)
+    assert found.fitted is not None
+    fitted = found.fitted.values
+    assert fitted["nll"] == pytest.approx(float(F.cross_entropy(logits / temperature, test.labels_N)), rel=1e-5)
+    assert fitted["accuracy"] == values["accuracy"] > 0.6
+    assert values["logit_gap_ideal"] == pytest.approx(np.log(1 + 3 * 0.9 / 0.1))
+    assert {"smooth_ece", "classwise_ece", "aurc", "steps_to_98", "template_norm_spread"} <= set(values)
+    assert "exact_ece" not in values
+
+
+def test_records_examples_and_figures(telling_classifier: RunDirectory, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    assert evaluate_command(evaluated(telling_classifier, results=str(results))) == 0
+    records = read_records(results / "records.jsonl")
+    plain = {record.name: record for record in records if record.signature["temperature_is"] == "given"}
+    fitted = {record.name: record for record in records if record.signature["temperature_is"] == "fitted"}
+    signature = plain["ece"].signature
+    assert signature["run"] == "telling"
+    assert (signature["alpha"], signature["split"], signature["checkpoint"], signature["model"]) == (
+        0.1, "test", "last", "small_cnn"
+    )  # fmt: skip
+    assert fitted["ece"].signature["temperature"] == pytest.approx(plain["fitted_temperature"].value)
+    table = pd.read_parquet(results / "examples.parquet")
+    assert len(table) == 2 * 60
+    given = table[table.temperature_is == "given"]
+    assert given.correct.mean() == pytest.approx(plain["accuracy"].value)
+    assert given.nll.mean() == pytest.approx(plain["nll"].value, rel=1e-6)
+    assert expected_calibration_error(given.confidence, given.correct) == pytest.approx(plain["ece"].value, rel=1e-6)
+    assert (given.correct == (given.predicted == given.label)).all()
+    drawn = {path.name for path in (results / "figures").iterdir()}
+    assert {f"{kind}-telling-last-test.png" for kind in ("reliability", "risk-coverage", "logit-gaps")} <= drawn
+    evaluate_command(evaluated(telling_classifier, results=str(results), figure=False))
+    assert len(read_records(results / "records.jsonl")) == len(records)
+
+
+def test_exact_figures_of_a_run(small_classifier: RunDirectory) -> None:
+    values = evaluate(evaluated(small_classifier)).plain.values
+    stored = small_classifier.read_summary()["checkpoints"]["last"]
+    names = ("nll", "exact_ece", "kl_to_truth", "entropy", "best_accuracy")
+    assert {name: values[name] for name in names} == pytest.approx({name: stored[name] for name in names}, rel=1e-6)
+
+
+def test_exact_figures_by_hand() -> None:
+    logits = torch.tensor([[0.8, 0.2], [0.4, 0.6]]).log()
+    posteriors = torch.tensor([[0.7, 0.3], [0.4, 0.6]], dtype=torch.float64)
+    found = exact_figures(score_logits(logits, torch.tensor([0, 0]), loss=LossConfig(alpha=0.0)), posteriors)
+    assert found["exact_ece"] == pytest.approx(0.05, abs=1e-6)
+    assert found["exact_signed_gap"] == pytest.approx(-0.05, abs=1e-6)
+    assert found["kl_to_truth"] == pytest.approx((0.7 * np.log(0.7 / 0.8) + 0.3 * np.log(0.3 / 0.2)) / 2, abs=1e-6)
+    assert found["tv_to_truth"] == pytest.approx(0.05, abs=1e-6)
+    assert found["entropy"] == pytest.approx(-(np.log(0.7) + np.log(0.4)) / 2)
+    assert found["best_accuracy"] == pytest.approx(0.65)
+
+
+def test_scores_by_hand() -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0, -2.0, -3.0]]).repeat(4, 1)
+    scores = score_logits(logits, torch.tensor([0, 4, 5, 5]), loss=LossConfig(alpha=0.0))
+    assert scores.figures()["top5_accuracy"] == 0.5
+    assert scores.figures()["accuracy"] == 0.25
+    assert scores.smoothed_loss == pytest.approx(scores.figures()["nll"])
+
+
+def test_template_figures_by_hand() -> None:
+    found = template_figures(torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
+    assert found == {"template_norm": 3.0, "template_norm_sd": 2.0, "template_norm_spread": pytest.approx(2 / 3)}
+
+
+def test_the_newest_classifier_is_found(
+    small_classifier: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="there is no classifier under runs/"):
+        find_run(None)
+    shutil.copytree(small_classifier.path, tmp_path / "runs" / "mine")
+    assert find_run(None) == Path("runs/mine")
+    with pytest.raises(UserError, match="is not a run"):
+        find_run("runs")
+
+
+def test_images_move_with_the_run_and_others_are_refused(tmp_path: Path, small_classifier: RunDirectory) -> None:
+    first, second = (tmp_path / "project" / "data" / name for name in ("first", "second"))
+    for out, test in ((first, 6), (second, 9)):
+        prepare(ImagesConfig(source=str(made_folder(tmp_path / f"made{test}", test=test)), out=str(out)))
+    train(small_training(tmp_path / "project" / "runs" / "a", data=str(first), batch_size=8))
+    run = RunDirectory(tmp_path / "project" / "runs" / "a")
+    with pytest.raises(UserError, match=r"second is not what .* was trained on"):
+        evaluate(evaluated(run, data=str(second)))
+    with pytest.raises(UserError, match="trained on the embedded shapes; leave data out"):
+        evaluate(evaluated(small_classifier, data=str(second)))
+    (tmp_path / "project").rename(tmp_path / "moved")
+    moved = RunDirectory(tmp_path / "moved" / "runs" / "a")
+    assert evaluate(evaluated(moved)).plain.values["images"] == 6
+    shutil.rmtree(tmp_path / "moved" / "data" / "first")
+    with pytest.raises(UserError, match="is neither there nor above the run; name its place with --data"):
+        evaluate(evaluated(moved))
+    (tmp_path / "moved" / "data" / "second").rename(tmp_path / "moved" / "data" / "first")
+    with pytest.raises(UserError, match="no longer what"):
+        evaluate(evaluated(moved))
+
+
+def test_missing_checkpoint(small_classifier: RunDirectory) -> None:
+    with pytest.raises(UserError, match="no such checkpoint"):
+        evaluate(EvaluateConfig(run=str(small_classifier.path), checkpoint="averaged"))

@@ -1,0 +1,99 @@
+"""Images read: what preparation wrote, subsets, batches, and what does not fit named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from made_images import CLASSES, made_folder
+
+from data_prep.images import ImagesConfig, main
+from nmt_ls.experiment.command_line import UserError
+from vision_ls import data as data_module
+from vision_ls.data import EmbeddedSizes, balanced_rows, embedded_images, epoch_batches, load_images
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Path:
+    main(ImagesConfig(source=str(made_folder(tmp_path / "made")), out=str(tmp_path / "out")))
+    return tmp_path / "out"
+
+
+def test_prepared_images_are_read(prepared: Path) -> None:
+    data = load_images(prepared)
+    assert data.classes == CLASSES
+    assert data.image_shape == (3, 8, 8)
+    train = data.split("train")
+    assert train.images_NCHW.shape == (24, 3, 8, 8)
+    assert train.images_NCHW.dtype == torch.uint8
+    assert train.labels_N.dtype == torch.int64
+    torch.testing.assert_close(torch.tensor(data.mean), (train.images_NCHW / 255).mean((0, 2, 3)), rtol=1e-5, atol=1e-6)
+    assert not data.embedded
+    with pytest.raises(UserError, match="no split 'dev'"):
+        data.split("dev")
+
+
+def test_large_splits_stay_on_disk(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = load_images(prepared).split("train").images_NCHW
+    monkeypatch.setattr(data_module, "RESIDENT_BYTES", 1)
+    mapped = load_images(prepared).split("train")
+    assert mapped.on(torch.device("cpu")) is mapped
+    assert torch.equal(mapped.select(torch.tensor([3, 1])).images_NCHW, whole[[3, 1]])
+
+
+def test_damage_and_labels_outside_are_refused(prepared: Path) -> None:
+    path = prepared / "train" / "images.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"images\.npy: changed since"):
+        load_images(prepared).split("train")
+    labels = np.load(prepared / "test" / "labels.npy", mmap_mode="r+")
+    labels[2] = 7
+    labels.flush()
+    with pytest.raises(UserError, match=r"labels\.npy: changed since"):
+        load_images(prepared).split("test")
+
+
+def test_class_names(prepared: Path) -> None:
+    data = load_images(prepared)
+    assert data.class_index("horse") == 2
+    assert data.class_index("1") == 1
+    with pytest.raises(UserError, match=r"class 'hors' is none of the 3 .*near ones are horse"):
+        data.class_index("hors")
+    with pytest.raises(UserError, match="the first ones are cat, dog, horse; numbers go from 0 to 2"):
+        data.class_index("9")
+
+
+def test_embedded_images_have_posteriors() -> None:
+    data = embedded_images(EmbeddedSizes(train=50, validation=10, test=20))
+    test = data.split("test")
+    assert data.embedded
+    assert test.posteriors_NK is not None
+    assert test.posteriors_NK.shape == (20, len(data.classes))
+    chosen = test.select(torch.tensor([4, 2]))
+    assert chosen.posteriors_NK is not None
+    assert torch.equal(chosen.posteriors_NK, test.posteriors_NK[[4, 2]])
+    assert data.checksum == embedded_images(EmbeddedSizes(train=50, validation=10, test=20)).checksum
+    assert data.checksum != embedded_images(EmbeddedSizes(train=51, validation=10, test=20)).checksum
+
+
+def test_balanced_subsets_are_nested() -> None:
+    labels = torch.tensor([0] * 9 + [1] * 6 + [2] * 5)
+    small, large = balanced_rows(labels, 7, 3, seed=0), balanced_rows(labels, 15, 3, seed=0)
+    assert torch.bincount(labels[small]).tolist() == [3, 2, 2]
+    assert torch.bincount(labels[large]).tolist() == [5, 5, 5]
+    assert set(small.tolist()) < set(large.tolist())
+    with pytest.raises(UserError, match="need 6 of class 2, which has 5; ask for 15 at most"):
+        balanced_rows(labels, 18, 3, seed=0)
+
+
+def test_batches_are_full_and_a_function_of_seed_and_epoch() -> None:
+    first, again, later = (epoch_batches(25, 8, 1, epoch) for epoch in (1, 1, 2))
+    assert [len(rows) for rows in first] == [8, 8, 8]
+    assert len(set(torch.cat(first).tolist())) == 24
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(first, again, strict=True))
+    assert any(not torch.equal(ours, theirs) for ours, theirs in zip(first, later, strict=True))
+    assert [len(rows) for rows in epoch_batches(5, 8, 1, 1)] == [5]  # fewer than a batch: all of them

@@ -1,0 +1,263 @@
+"""What `evaluate` does: a classifier's figures on a split, with and without a fitted temperature, and what is kept.
+
+Figures become records, one a figure; what belongs to each image goes into the folder examples.parquet, a file a cell
+(run, checkpoint, split), all of one schema, for paired tests; diagrams into figures/.
+
+Shape suffixes: N images, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from matplotlib.figure import Figure
+from torch import Tensor
+from tqdm import tqdm
+
+from nmt_ls.experiment.records import Record, append_new_records, command, prepare_results
+from nmt_ls.experiment.run_directory import RunDirectory, atomic_write
+from nmt_ls.metrics.logit_gaps import LogitGapAccumulator, LogitGaps, ideal_logit_gap
+from nmt_ls.metrics.null import null_distribution
+from nmt_ls.metrics.plots import logit_gap_figure, reliability_diagram, risk_coverage_figure, save_figure
+from nmt_ls.metrics.temperature import fit_temperature
+from vision_ls.data import ImageSplit
+from vision_ls.runs import Classifier, find_run
+from vision_ls.scoring import BINS, ImageScores, exact_figures, predict, score_logits
+from vision_ls.training import CheckpointName, label_prior, regime_rows, training_images
+
+EXAMPLES = pa.schema(
+    [
+        ("run", pa.string()),
+        ("checkpoint", pa.string()),
+        ("weights", pa.string()),  # of their SHA-256
+        ("split", pa.string()),
+        ("alpha", pa.float64()),
+        ("seed", pa.int64()),
+        ("temperature", pa.float64()),
+        ("temperature_is", pa.string()),  # given, or fitted by NLL on the validation split
+        ("image", pa.int32()),  # row of the split
+        ("label", pa.int32()),
+        ("predicted", pa.int32()),
+        ("confidence", pa.float64()),
+        ("correct", pa.bool_()),
+        ("nll", pa.float64()),  # nats
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Which run to evaluate, on what, and where the figures go.
+
+    run: a run's directory; left out, the newest finished one of a classifier under runs/.
+    data: where the images of the run lie, if no longer where they were when it was trained.
+    checkpoint: which weights of the run; claims are about the last.
+    split: train, validation or test.
+    results: a directory to whose records.jsonl every figure is appended that is not there yet.
+    figure: whether to draw diagrams there too.
+    precision: of the arithmetic; auto takes what is fast here.
+    device: auto takes CUDA where there is a GPU.
+    """
+
+    run: str | None = None
+    data: str | None = None
+    checkpoint: CheckpointName = "best"
+    split: Literal["train", "validation", "test"] = "test"
+    results: str | None = None
+    figure: bool = True
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """Figures at one temperature, with their recipe and what they were made from."""
+
+    values: dict[str, float]
+    recipe: dict[str, Any]
+    scores: ImageScores
+
+    def records(self) -> list[Record]:
+        """One a figure that is finite."""
+        return [
+            Record(name=name, value=value, signature=self.recipe, command=command())
+            for name, value in self.values.items()
+            if math.isfinite(value)
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """A classifier's figures at temperature 1 and at the fitted one (None where none is best), and its logit gaps."""
+
+    classifier: Classifier
+    split: str
+    plain: Figures
+    fitted: Figures | None
+    gaps: LogitGaps
+
+    @property
+    def stem(self) -> str:
+        """What files of this evaluation are called after."""
+        return f"{self.classifier.path.name}-{self.classifier.checkpoint}-{self.split}"
+
+
+def evaluate(config: EvaluateConfig) -> Evaluated:
+    """Evaluate a run on a split. Raises UserError for runs, images and settings that do not fit, before any work."""
+    path = find_run(config.run)
+    classifier = Classifier.open(
+        path, config.checkpoint, data=config.data, precision=config.precision, device=config.device
+    )
+    if config.results is not None:
+        prepare_results(Path(config.results))
+    classifier.precision.apply()
+    trained, data = classifier.config, classifier.data
+    training = training_images(trained, data)
+    split = training if config.split == "train" else data.split(config.split)
+    validation = data.split("validation")
+    prior = label_prior(trained.loss, training, len(data.classes))
+    logits_NK = classifier_logits(classifier, split, config.split)
+    on_validation_NK = (
+        logits_NK if config.split == "validation" else classifier_logits(classifier, validation, "validation")
+    )
+
+    def figures(temperature: float, chosen: str) -> Figures:
+        scores = score_logits(logits_NK, split.labels_N, loss=trained.loss, prior=prior, temperature=temperature)
+        exact = {} if split.posteriors_NK is None else exact_figures(scores, split.posteriors_NK)
+        recipe = {
+            **classifier.recipe(config.split, temperature),
+            "temperature_is": chosen,
+            "training_command": classifier.manifest["command"],
+            "training_threads": classifier.manifest["threads"],
+        }
+        return Figures(values={**scores.every_figure(), **exact}, recipe=recipe, scores=scores)
+
+    plain = figures(1.0, "given")
+    gaps = LogitGapAccumulator().update(logits_NK, split.labels_N).compute()
+    plain.values.update(gap_figures(gaps, classifier))
+    plain.values.update(template_figures(classifier.model.templates))
+    plain.values["train_accuracy"] = training_accuracy(classifier, training)
+    plain.values.update(training_speed(path))
+    fitted = None
+    try:
+        temperature = fit_temperature(on_validation_NK, validation.labels_N)
+    except ValueError as error:
+        print(f"no temperature was fitted: {error}", file=sys.stderr)
+    else:
+        plain.values["fitted_temperature"] = temperature
+        fitted = figures(temperature, "fitted")
+    return Evaluated(classifier=classifier, split=config.split, plain=plain, fitted=fitted, gaps=gaps)
+
+
+def classifier_logits(classifier: Classifier, split: ImageSplit, name: str) -> Tensor:
+    """The logits of a split, NK in fp32, with a bar on a terminal."""
+    device = classifier.device.type
+    with tqdm(total=len(split), unit=" images", desc=name, leave=False, disable=None) as bar:
+        return predict(
+            classifier.model,
+            classifier.augmentation,
+            split,
+            autocast=lambda: classifier.precision.autocast(device),
+            on_progress=bar.update,
+        )
+
+
+def training_accuracy(classifier: Classifier, training: ImageSplit) -> float:
+    """Accuracy on training images, not augmented: what says whether the run is in the over-confident regime."""
+    seen = training.select(regime_rows(len(training)))
+    predicted_N = classifier_logits(classifier, seen, "train").argmax(1)
+    return float((predicted_N == seen.labels_N).double().mean())
+
+
+def gap_figures(gaps: LogitGaps, classifier: Classifier) -> dict[str, float]:
+    """Logit gaps, and the gap at which the run's loss is least, where it is one number."""
+    loss = classifier.config.loss
+    ideal = {"logit_gap_ideal": ideal_logit_gap(gaps.classes, loss.alpha, loss.spread)}
+    return {**gaps.figures(), **(ideal if loss.prior == "uniform" else {})}
+
+
+def template_figures(templates_KD: Tensor) -> dict[str, float]:
+    """Mean norm of the templates, and its standard deviation over classes, absolute and as a share of the mean."""
+    norms_K = templates_KD.double().norm(dim=1)
+    mean, sd = float(norms_K.mean()), float(norms_K.std(correction=0))
+    return {"template_norm": mean, "template_norm_sd": sd, "template_norm_spread": sd / mean if mean else math.nan}
+
+
+def training_speed(path: Path) -> dict[str, float]:
+    """The updates at which validation accuracy had 98% and 99% of its final value; empty for an unfinished run."""
+    run = RunDirectory(path)
+    if not run.summary_file.exists():
+        return {}
+    summary = run.read_summary()
+    return {key: float(summary[key]) for key in ("steps_to_98", "steps_to_99")}
+
+
+def diagrams(evaluated: Evaluated) -> dict[str, Figure]:
+    """Reliability with and without the fitted temperature, risk against coverage, and logit gaps, by file name."""
+    plain, fitted, stem = evaluated.plain, evaluated.fitted, evaluated.stem
+    name = evaluated.classifier.path.name
+    systems = {f"{name}, T = 1": plain.scores.calibration}
+    if fitted is not None:
+        systems[f"T = {fitted.scores.temperature:.2f}, fitted"] = fitted.scores.calibration
+    loss, values = evaluated.classifier.config.loss, plain.values
+    ideals = {}
+    if loss.alpha > 0 and loss.prior == "uniform":
+        ideals[f"ideal at α = {loss.alpha:g}"] = values["logit_gap_ideal"]
+    what = f"{evaluated.split}, {evaluated.classifier.checkpoint} checkpoint"
+    return {
+        f"reliability-{stem}": reliability_diagram(
+            systems,
+            null_distribution(plain.scores.examples.confidences, BINS).accuracy_band(),
+            title=f"{what}: accuracy {values['accuracy']:.3f}, NLL {values['nll']:.3f}",
+        ),
+        f"risk-coverage-{stem}": risk_coverage_figure(
+            {name: plain.scores.risk_coverage()}, title=what, risk_label="risk (share of wrong images)"
+        ),
+        f"logit-gaps-{stem}": logit_gap_figure({name: evaluated.gaps}, ideals, title=what),
+    }
+
+
+def store(results: Path, evaluated: Evaluated, *, figure: bool) -> None:
+    """Write examples and diagrams, then append the records that are not there yet; say so on standard error."""
+    everything = [evaluated.plain, *([evaluated.fitted] if evaluated.fitted is not None else [])]
+    examples = results / "examples.parquet"
+    examples.mkdir(parents=True, exist_ok=True)
+    file = pa.BufferOutputStream()
+    table = pa.concat_tables([example_table(figures) for figures in everything])
+    pq.write_table(table, file, compression="zstd", compression_level=9)
+    atomic_write(examples / f"{evaluated.stem}.parquet", file.getvalue().to_pybytes())
+    for name, drawn in diagrams(evaluated).items() if figure else ():
+        for path in save_figure(drawn, results / "figures" / name):
+            print(f"wrote {path}", file=sys.stderr)
+    records = [record for figures in everything for record in figures.records()]
+    added = append_new_records(results / "records.jsonl", records)
+    before = f" ({len(records) - added} were there)" if added < len(records) else ""
+    print(f"added {added} records to {results / 'records.jsonl'}{before}", file=sys.stderr)
+
+
+def example_table(figures: Figures) -> pa.Table:
+    """A row an image."""
+    examples, count = figures.scores.examples, len(figures.scores.labels_N)
+    columns: Mapping[str, Any] = {
+        "image": np.arange(count),
+        "label": figures.scores.labels_N.numpy(),
+        "predicted": examples.predictions.numpy(),
+        "confidence": examples.confidences.numpy(),
+        "correct": examples.correct.numpy(),
+        "nll": -examples.log_probs.numpy(),
+    }
+    arrays = [
+        pa.array(columns[entry.name]).cast(entry.type)
+        if entry.name in columns
+        else pa.array([figures.recipe[entry.name]] * count, entry.type)
+        for entry in EXAMPLES
+    ]
+    return pa.Table.from_arrays(arrays, schema=EXAMPLES)

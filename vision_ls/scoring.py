@@ -1,0 +1,165 @@
+"""Figures of a classifier on images: what validation, the summary of `train` and `evaluate` all call.
+
+Shape suffixes: N images, B of a batch, K classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nmt_ls.losses import LossConfig, Prior, smoothed_cross_entropy
+from nmt_ls.metrics.adaptive import (
+    ClasswiseAccumulator,
+    adaptive_calibration_error,
+    equal_mass_ece,
+    smooth_ece,
+    sweep_ece,
+)
+from nmt_ls.metrics.calibration import Calibration, CalibrationAccumulator
+from nmt_ls.metrics.likelihood import Likelihood, LikelihoodAccumulator, TokenStatistics, divergences, token_statistics
+from nmt_ls.metrics.null import calibration_test
+from nmt_ls.metrics.selective import RiskCoverage, risk_coverage
+from nmt_ls.metrics.temperature import log_probs
+from vision_ls.augment import Augmentation
+from vision_ls.data import ImageSplit
+from vision_ls.models import ImageModel
+
+BINS = 15
+"""Equal-width bins of ECE (Guo et al. 2017; the paper)."""
+EVALUATION_BATCH = 250
+"""Images at a time where nothing is trained; a bound on memory, without influence on any figure."""
+TOP = 5
+
+
+@torch.no_grad()
+def predict(
+    model: ImageModel,
+    augmentation: Augmentation,
+    split: ImageSplit,
+    *,
+    autocast: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+    on_progress: Callable[[int], object] | None = None,
+) -> Tensor:
+    """The logits of a split's images, not augmented, in eval mode: fp32 NK on the CPU. The model's mode is kept."""
+    device, training = next(model.parameters()).device, model.training
+    model.eval()
+    parts = []
+    for start in range(0, len(split), EVALUATION_BATCH):
+        images = split.images_NCHW[start : start + EVALUATION_BATCH].to(device)
+        with autocast():
+            parts.append(model(augmentation.evaluate(images)).float().cpu())
+        if on_progress is not None:
+            on_progress(len(images))
+    model.train(training)
+    return torch.cat(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageScores:
+    """Figures of logits on hard labels, at one temperature (the smoothed loss, training's, at temperature 1).
+
+    examples: what belongs to each image. logits_NK: as they came, at temperature 1.
+    """
+
+    smoothed_loss: float
+    top_accuracy: float  # the label is among the TOP most probable classes
+    likelihood: Likelihood
+    calibration: Calibration
+    examples: TokenStatistics
+    logits_NK: Tensor
+    labels_N: Tensor
+    temperature: float
+
+    def figures(self) -> dict[str, float]:
+        """The main ones, by the names under which they are logged and recorded."""
+        return {
+            "loss": self.smoothed_loss,
+            "nll": self.likelihood.nll,
+            "accuracy": self.likelihood.accuracy,
+            f"top{TOP}_accuracy": self.top_accuracy,
+            "ece": self.calibration.ece,
+            "debiased_ece": self.calibration.debiased_l1,
+            "model_entropy": self.likelihood.entropy,
+            "images": self.likelihood.tokens,
+        }
+
+    def every_figure(self) -> dict[str, float]:
+        """These and all other calibration figures of the library, and the areas over the risk-coverage curve."""
+        confidences, correct = self.examples.confidences, self.examples.correct
+        probabilities_NK, labels_N = log_probs(self.logits_NK, self.temperature).exp().numpy(), self.labels_N.numpy()
+        classwise = ClasswiseAccumulator(probabilities_NK.shape[1], BINS).update(probabilities_NK, labels_N).compute()
+        test, binned = calibration_test(confidences, correct, BINS), self.calibration
+        swept, sweep_bins = sweep_ece(confidences, correct)
+        ranked = self.risk_coverage()
+        return {
+            **self.figures(),
+            "ece_floor": test.floor,
+            "ece_p_value": test.p_value,
+            "squared_l2": test.unbiased_squared_l2,
+            "squared_l2_p_value": test.squared_l2_p_value,
+            **{name: getattr(binned, name) for name in ("mce", "over_confidence", "under_confidence", "signed_gap")},
+            **{name: getattr(binned, name) for name in ("confidence", "brier", "reliability", "resolution")},
+            "equal_mass_ece": equal_mass_ece(confidences, correct, BINS),
+            "sweep_ece": swept,
+            "sweep_bins": sweep_bins,
+            "smooth_ece": smooth_ece(confidences, correct),
+            "classwise_ece": classwise.static,
+            "worst_class_ece": float(classwise.by_class.max()),
+            "adaptive_calibration_error": adaptive_calibration_error(probabilities_NK, labels_N, BINS),
+            "aurc": ranked.aurc,
+            "excess_aurc": ranked.excess_aurc,
+        }
+
+    def risk_coverage(self) -> RiskCoverage:
+        """Error of what is kept against how much is kept, the surest first."""
+        return risk_coverage(self.examples.confidences, self.examples.correct)
+
+
+def score_logits(
+    logits_NK: Tensor, labels_N: Tensor, *, loss: LossConfig, prior: Prior = "uniform", temperature: float = 1.0
+) -> ImageScores:
+    """Figures of logits (on the CPU) against labels."""
+    labels_N = labels_N.cpu()
+    examples = token_statistics(logits_NK, labels_N, temperature)
+    top = logits_NK.topk(min(TOP, logits_NK.shape[1]), dim=1).indices
+    tokens = LikelihoodAccumulator().update(examples.log_probs, examples.correct, examples.entropies)
+    return ImageScores(
+        smoothed_loss=float(smoothed_cross_entropy(logits_NK, labels_N, loss.alpha, prior, loss.spread)),
+        top_accuracy=float((top == labels_N[:, None]).any(1).double().mean()),
+        likelihood=tokens.compute(),
+        calibration=CalibrationAccumulator(BINS).update(examples.confidences, examples.correct).compute(),
+        examples=examples,
+        logits_NK=logits_NK,
+        labels_N=labels_N,
+        temperature=temperature,
+    )
+
+
+def exact_figures(scores: ImageScores, posteriors_NK: Tensor) -> dict[str, float]:
+    """What only a known truth p(k | image) can say, nats where it applies.
+
+    exact_ece: ECE with the 0/1 correctness replaced by p(ŷ | image), and its signed gap. Apart from it, how far the
+    model is from the truth: the mean KL divergence and total variation. And what the truth allows: the mean of
+    −log p of these labels (entropy), and the accuracy of its own best guess.
+    """
+    posteriors_NK = posteriors_NK.cpu()
+    chance_N = posteriors_NK.gather(1, scores.examples.predictions[:, None].cpu())[:, 0]
+    exact = CalibrationAccumulator(BINS).update(scores.examples.confidences, chance_N).compute()
+    kl_N, variation_N = divergences(posteriors_NK, log_probs(scores.logits_NK, scores.temperature))
+    of_labels_N = posteriors_NK.gather(1, scores.labels_N[:, None])[:, 0]
+    best: NDArray[np.float64] = posteriors_NK.max(1).values.numpy()
+    return {
+        "exact_ece": exact.ece,
+        "exact_signed_gap": exact.signed_gap,
+        "kl_to_truth": float(kl_N.mean()),
+        "tv_to_truth": float(variation_N.mean()),
+        "entropy": float(-of_labels_N.log().mean()),
+        "best_accuracy": float(best.mean()),
+    }

@@ -1,0 +1,73 @@
+"""python -m vision_ls.train: train a classifier, or go on with one, and say what it is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import mean, stdev
+from typing import Any
+
+from nmt_ls.experiment.command_line import run_command
+from nmt_ls.experiment.tables import format_table
+from vision_ls.training import Outcome, TrainConfig, train_all
+
+SHORT_NAMES = {
+    "ls": "loss.alpha",
+    "lr": "optimizer.learning_rate",
+    "dropout": "model.dropout",
+    "max_updates": "engine.max_updates",
+}
+MAIN = ("accuracy", "nll", "ece", "debiased_ece", "train_accuracy")
+EXACT = ("exact_ece", "exact_signed_gap", "kl_to_truth", "tv_to_truth")
+
+
+def main(config: TrainConfig) -> int:
+    outcomes = train_all(config)
+    finished = [(outcome, outcome.summary) for outcome in outcomes if outcome.summary is not None]
+    for outcome, summary in finished:
+        print_summary(outcome, summary)
+    if len(finished) > 1:
+        print_over_seeds([summary for _, summary in finished])
+    if len(finished) < len(outcomes):
+        return 128 + outcomes[-1].signal
+    print(f"\nnext: python -m vision_ls.evaluate --run {outcomes[-1].run.path} --results results/mine")
+    return 0
+
+
+def print_summary(outcome: Outcome, summary: Mapping[str, Any]) -> None:
+    """The final table of a run, and on the embedded shapes the truth beside it."""
+    done = " (finished before; nothing was done)" if outcome.already_finished else ""
+    print(f"\n{outcome.run.path}, {summary['updates']:,} updates, {summary['split']} split{done}\n")
+    rows = [{"checkpoint": name, **row} for name, row in summary["checkpoints"].items()]
+    print(format_table(rows, ["checkpoint", "loss", *MAIN]))
+    print(
+        f"\nloss: smoothed; nll: nats an image, hard labels; ece: 15 bins; 98% and 99% of the final validation "
+        f"accuracy at updates {summary['steps_to_98']:,} and {summary['steps_to_99']:,}"
+    )
+    if "entropy" in summary:
+        truth = summary["checkpoints"][summary["checkpoint"]]
+        print(
+            "\nagainst the exact posterior of every image (exact_ece: correctness replaced by the true probability):\n"
+        )
+        print(format_table(rows, ["checkpoint", *EXACT]))
+        print(
+            f"\nwhat the truth allows: NLL {truth['entropy']:.4f} nats an image, accuracy {truth['best_accuracy']:.4f}"
+        )
+
+
+def print_over_seeds(summaries: Sequence[Mapping[str, Any]]) -> None:
+    """Mean and standard deviation over the runs, of the figures that every summary has at top level."""
+    print(f"\nover {len(summaries)} seeds, {summaries[0]['checkpoint']} checkpoint, {summaries[0]['split']} split:\n")
+    names = [name for name in ("accuracy", "nll", "ece", "train_accuracy", "exact_ece") if name in summaries[0]]
+    values = {name: [summary[name] for summary in summaries] for name in names}
+    rows = [{"figure": name, "mean": mean(found), "sd": stdev(found)} for name, found in values.items()]
+    print(format_table(rows, ["figure", "mean", "sd"]))
+
+
+if __name__ == "__main__":
+    run_command(
+        main,
+        TrainConfig,
+        program="python -m vision_ls.train",
+        description="Train a classifier with label smoothing, or go on with one, and score it on its test split.",
+        short_names=SHORT_NAMES,
+    )

@@ -1,0 +1,395 @@
+"""What classification gives the engine: the configuration of a run, its batches, loss, validation and final summary."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nmt_ls.experiment.checkpoint import load_weights
+from nmt_ls.experiment.command_line import UserError, config_to_dict
+from nmt_ls.experiment.engine import Engine, EngineConfig, StepLoss
+from nmt_ls.experiment.precision import Precision, choose_precision
+from nmt_ls.experiment.processor import choose_device
+from nmt_ls.experiment.records import Signature, provenance
+from nmt_ls.experiment.run_directory import RunDirectory, begun_manifest
+from nmt_ls.experiment.schedule import OptimizerConfig, ScheduleConfig, build_optimizer
+from nmt_ls.losses import LossConfig, smoothed_cross_entropy
+from vision_ls.augment import Augmentation, AugmentConfig
+from vision_ls.data import (
+    EmbeddedSizes,
+    ImageData,
+    ImageSplit,
+    balanced_rows,
+    embedded_images,
+    epoch_batches,
+    load_images,
+)
+from vision_ls.models import ImageModel, ModelConfig, build_model
+from vision_ls.scoring import BINS, exact_figures, predict, score_logits
+
+CheckpointName = Literal["last", "best", "averaged"]
+SUBSET_SEED = 0  # one subset of a size, for every run
+REGIME_IMAGES = 10_000  # of the training images on which training accuracy is measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class L2Config:
+    """A penalty on the weights (not biases) of named layers: weight · ½ Σ w², added to the mean loss."""
+
+    weight: float = 0.0
+    layers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.weight < 0:
+            raise ValueError(f"weight must not be negative, not {self.weight}")
+        if (self.weight > 0) != bool(self.layers):
+            raise ValueError("weight and layers go together: give both, or neither")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A training run. Without data it is the embedded shapes', whose sizes and settings are the defaults here.
+
+    data: prepared images (data_prep.images); left out, the embedded shapes.
+    out: the run's directory; left out, runs/DATA-MODEL-lsALPHA-sSEED. {seed} stands for the seed.
+    seed: of the initial weights, the order of batches, dropout and augmentation.
+    seeds: several runs one after the other, each with one of these; out then holds {seed}, or gets -sSEED at its end.
+    train_size: train on a subset with equally many images of each class, the same for every seed; 0: on all.
+    validation_images: on how many of the validation split to look while training (its first); 0: on all.
+    precision: fp32, bf16, or auto: what this processor does fastest, measured. Figures in the summary are of fp32.
+    device: auto takes CUDA where there is a GPU.
+    threads: CPU threads; 0 leaves PyTorch's choice.
+    loss_weight: the smoothed loss is multiplied by it before the penalty is added and gradients are clipped.
+    checkpoints: which ones the summary scores on the test split; the first gives its top-level figures.
+    """
+
+    data: str | None = None
+    out: str | None = None
+    seed: int = 1
+    seeds: tuple[int, ...] = ()
+    train_size: int = 0
+    batch_size: int = 128
+    validation_images: int = 0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = 0
+    loss_weight: float = 1.0
+    checkpoints: tuple[CheckpointName, ...] = ("last", "best")
+    embedded: EmbeddedSizes = field(default_factory=EmbeddedSizes)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    l2: L2Config = field(default_factory=L2Config)
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(kind="sgd", learning_rate=0.1, momentum=0.9, nesterov=True)
+    )
+    schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(kind="cosine", warmup_updates=50))
+    engine: EngineConfig = field(
+        default_factory=lambda: EngineConfig(
+            max_updates=1200, validate_every=100, log_every=50, monitor="accuracy", average_last=0
+        )
+    )
+
+    def __post_init__(self) -> None:
+        for key in ("seed", "threads", "train_size", "validation_images"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"{key} must not be negative, got {getattr(self, key)}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be positive, got {self.batch_size}")
+        if not self.loss_weight > 0:
+            raise ValueError(f"loss_weight must be above 0, got {self.loss_weight}")
+        if len(set(self.seeds)) < len(self.seeds) or any(seed < 0 for seed in self.seeds):
+            raise ValueError(f"seeds must be different and not negative, got {' '.join(map(str, self.seeds))}")
+        if not self.checkpoints:
+            raise ValueError("checkpoints: name at least one of last, best, averaged")
+        if "averaged" in self.checkpoints and self.engine.average_last == 0:
+            raise ValueError("checkpoints: averaged needs engine.average_last above 0")
+        if self.schedule.needs_total:
+            self.schedule.resolved(self.engine.max_updates)
+
+    def with_seed(self, seed: int) -> TrainConfig:
+        """The run of one seed."""
+        out = self.out
+        if out is not None:
+            several = f"{out}-s{seed}" if self.seeds and "{seed}" not in out else out
+            out = several.replace("{seed}", str(seed))
+        return replace(self, seed=seed, seeds=(), out=out)
+
+
+class ClassificationTask:
+    """Images, model and settings of a run, as the engine wants to see them."""
+
+    def __init__(
+        self, config: TrainConfig, data: ImageData, model: ImageModel, precision: Precision, device: torch.device
+    ) -> None:
+        self.config, self.data, self.model, self.precision, self.device = config, data, model, precision, device
+        self.augmentation = augmentation_of(config, data)
+        self.training = training_images(config, data).on(device)
+        validation = data.split("validation")
+        if config.validation_images:
+            validation = validation.select(torch.arange(min(config.validation_images, len(validation))))
+        self.validation = validation.on(device)
+        self.prior = label_prior(config.loss, self.training, len(data.classes)).to(device)
+        self._penalised = penalised_weights(model, config.l2)
+
+    def batches(self, epoch: int) -> Sequence[Tensor]:
+        """Rows of each batch of an epoch: a pure function of seed and epoch."""
+        return epoch_batches(len(self.training), self.config.batch_size, self.config.seed, epoch)
+
+    def loss(self, model: nn.Module, rows_B: Tensor) -> StepLoss:
+        """The smoothed loss of a batch, weighted, with the penalty; beside it the hard-label NLL and what was right."""
+        config, batch = self.config, self.training.select(rows_B)
+        labels_B = batch.labels_N.to(self.device)
+        logits_BK: Tensor = model(self.augmentation.train(batch.images_NCHW.to(self.device)))
+        smoothing = config.loss
+        smoothed = smoothed_cross_entropy(
+            logits_BK, labels_B, smoothing.alpha, self.prior, smoothing.spread, reduction="sum"
+        )
+        total = config.loss_weight * smoothed
+        if self._penalised:
+            squares = torch.stack([weight.float().square().sum() for weight in self._penalised]).sum()
+            total = total + len(rows_B) * config.l2.weight / 2 * squares
+        with torch.no_grad():
+            extras = {
+                "smoothed": smoothed.detach(),
+                "nll": F.cross_entropy(logits_BK, labels_B, reduction="sum"),
+                "accuracy": (logits_BK.argmax(1) == labels_B).sum(),
+            }
+        return StepLoss(total, len(rows_B), extras)
+
+    def validate(self, _: nn.Module) -> dict[str, float]:
+        """Smoothed loss, NLL, accuracy and ECE on validation images, in the arithmetic of training."""
+        logits_NK = predict(
+            self.model, self.augmentation, self.validation, autocast=lambda: self.precision.autocast(self.device.type)
+        )
+        scores = score_logits(logits_NK, self.validation.labels_N, loss=self.config.loss, prior=self.prior.cpu())
+        figures = scores.figures()
+        return {name: figures[name] for name in ("loss", "nll", "accuracy", "ece")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How `train` ended: the run, its summary (None where a signal stopped it first), the signal, and what was new."""
+
+    run: RunDirectory
+    summary: dict[str, Any] | None
+    signal: int = 0
+    already_finished: bool = False
+
+
+def train_all(config: TrainConfig) -> list[Outcome]:
+    """A run for each of `config.seeds`, or the one of `config.seed`; a signal ends the one it meets, and the list.
+
+    Raises UserError as `train`.
+    """
+    data = open_images(config)
+    outcomes: list[Outcome] = []
+    for seed in config.seeds or (config.seed,):
+        outcomes.append(train(config.with_seed(seed), data))
+        if outcomes[-1].summary is None:
+            break
+    return outcomes
+
+
+def train(config: TrainConfig, data: ImageData | None = None) -> Outcome:
+    """Train, or go on with, the run of one seed that `config` describes, and score it on the test split.
+
+    data: the images, where they are open already.
+
+    Raises UserError for whatever of the configuration, the images or the run's directory does not fit.
+    """
+    device = choose_device(config.device)
+    data = open_images(config) if data is None else data
+    named = "shapes" if data.embedded else f"{Path(data.place).name}-{config.model.name}"
+    path = Path(config.out or f"runs/{named}-ls{config.loss.alpha:g}-s{config.seed}")
+    begun = begun_manifest(path)
+    threads = int(begun.get("threads", 0)) or config.threads
+    if threads:
+        torch.set_num_threads(threads)
+    precision = Precision.from_manifest(begun["precision"]) if begun else choose_precision(config.precision, device)
+    manifest = {
+        **provenance(device),
+        "precision": precision.to_dict(),
+        "corpus": data.place if data.embedded else str(Path(data.place).resolve()),
+        "corpus_checksum": data.checksum,
+        "corpus_source": data.source,
+        "classes": list(data.classes),
+    }
+    run, state = RunDirectory.open(path, config_to_dict(config), manifest, may_differ=("threads",))
+    with run:
+        if state == "finished":
+            return Outcome(run=run, summary=run.read_summary(), already_finished=True)
+        try:
+            torch.manual_seed(config.seed)
+            model = new_model(config, data).to(device)
+            task = ClassificationTask(config, data, model, precision, device)
+            print(f"{run.path}: {len(task.training):,} images of {data.place}; {precision.reason}", file=sys.stderr)
+            return fit_and_summarise(task, run)
+        except UserError:
+            if state == "new":
+                run.forget()
+            raise
+
+
+def open_images(config: TrainConfig) -> ImageData:
+    """The images that were named, or the embedded ones; what there is to know about them goes to standard error."""
+    if config.data is None:
+        print(f"no --data: the embedded shapes, {config.embedded.train:,} to train on", file=sys.stderr)
+        return embedded_images(config.embedded)
+    data = load_images(config.data)
+    for remark in data.remarks:
+        print(f"{data.place}: {remark}", file=sys.stderr)
+    return data
+
+
+def augmentation_of(config: TrainConfig, data: ImageData) -> Augmentation:
+    """The augmentation of a run. Raises UserError where it does not fit the images."""
+    try:
+        return Augmentation(config.augment, data)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def training_images(config: TrainConfig, data: ImageData) -> ImageSplit:
+    """The training split, or the balanced subset that was asked for. Raises UserError for too large a one."""
+    training = data.split("train")
+    if not config.train_size:
+        return training
+    return training.select(balanced_rows(training.labels_N, config.train_size, len(data.classes), SUBSET_SEED))
+
+
+def new_model(config: TrainConfig, data: ImageData) -> ImageModel:
+    """The model of a run, freshly drawn, its convolutions channels last. Raises UserError where it does not fit."""
+    try:
+        model = build_model(config.model, len(data.classes), augmentation_of(config, data).output_shape)
+    except ValueError as error:
+        raise UserError(f"model: {error}") from None
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def label_prior(loss: LossConfig, training: ImageSplit, classes: int) -> Tensor:
+    """The prior that `loss` names, as a vector: uniform, or the frequencies of the training labels."""
+    if loss.prior == "uniform":
+        return torch.full((classes,), 1 / classes)
+    return torch.bincount(training.labels_N.cpu(), minlength=classes).float() / len(training)
+
+
+def penalised_weights(model: nn.Module, config: L2Config) -> list[nn.Parameter]:
+    """The weights of the layers that `config` names. Raises UserError for one that the model has not."""
+    weights = {name.removesuffix(".weight"): p for name, p in model.named_parameters() if name.endswith(".weight")}
+    for layer in config.layers:
+        if layer not in weights:
+            raise UserError(f"l2.layers: the model has no layer {layer!r}; choose among {', '.join(weights)}")
+    return [weights[layer] for layer in config.layers]
+
+
+def fit_and_summarise(task: ClassificationTask, run: RunDirectory) -> Outcome:
+    """Train to the end, or until a signal; then score the checkpoints and finish the run."""
+    config, model = task.config, task.model
+    engine = Engine(
+        model,
+        batches=task.batches,
+        loss=task.loss,
+        validate=task.validate,
+        optimizer=build_optimizer(model, config.optimizer),
+        optimizer_config=config.optimizer,
+        schedule_config=config.schedule,
+        config=config.engine,
+        run=run,
+        precision=task.precision,
+        seed=config.seed,
+        unit="images",
+    )
+    result = engine.fit()
+    if result.stopped_by == "signal":
+        return Outcome(run=run, summary=None, signal=result.signal)
+    summary = {
+        **summarise(run, task),
+        **steps_to_reach(run),
+        "updates": result.update,
+        "stopped_by": result.stopped_by,
+        "training_seconds": round(result.seconds, 1),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
+    run.write_summary(summary)
+    return Outcome(run=run, summary=summary)
+
+
+def summarise(run: RunDirectory, task: ClassificationTask) -> dict[str, Any]:
+    """Figures of each of `config.checkpoints` on the test split, in fp32; the first one's main ones at top level too.
+
+    Among them the accuracy on (the first REGIME_IMAGES of) the training images, not augmented, which says whether the
+    run is in the over-confident regime; on the embedded shapes also what only a known truth can say.
+    """
+    config, model, data = task.config, task.model, task.data
+    test = data.split("test")
+    seen = task.training.select(regime_rows(len(task.training)))
+    figures: dict[str, dict[str, float]] = {}
+    for name in config.checkpoints:
+        model.load_state_dict(load_weights(run.checkpoints / name))
+        print(f"scoring the {name} checkpoint on {len(test):,} test images", file=sys.stderr)
+        logits_NK = predict(model, task.augmentation, test)
+        scores = score_logits(logits_NK, test.labels_N, loss=config.loss, prior=task.prior.cpu())
+        learnt = predict(model, task.augmentation, seen).argmax(1) == seen.labels_N.cpu()
+        figures[name] = {**scores.figures(), "train_accuracy": float(learnt.double().mean())}
+        if test.posteriors_NK is not None:
+            figures[name] |= exact_figures(scores, test.posteriors_NK)
+    first = next(iter(figures))
+    main = ("nll", "ece", "accuracy", "train_accuracy", "exact_ece", "entropy")
+    return {
+        **{key: figures[first][key] for key in main if key in figures[first]},
+        "checkpoint": first,
+        "split": "test",
+        "checkpoints": figures,
+        "signature": run_signature(
+            config, data.checksum, replace(task.precision, kind="fp32"), split="test", device=task.device
+        ).to_dict(),
+    }
+
+
+def regime_rows(count: int) -> Tensor:
+    """The training images on which training accuracy is measured: REGIME_IMAGES of them, evenly spread, or all."""
+    wanted = min(count, REGIME_IMAGES)
+    return torch.arange(wanted) * count // max(wanted, 1)
+
+
+def steps_to_reach(run: RunDirectory) -> dict[str, int]:
+    """The first validation at which accuracy had 98% and 99% of what the last one shows."""
+    seen = [line for line in run.read_metrics() if line["split"] == "validation"]
+    final = seen[-1]["accuracy"]
+    return {
+        f"steps_to_{percent}": next(line["step"] for line in seen if line["accuracy"] >= percent / 100 * final)
+        for percent in (98, 99)
+    }
+
+
+def run_signature(
+    config: TrainConfig,
+    checksum: str,
+    precision: Precision,
+    *,
+    split: str,
+    temperature: float = 1.0,
+    device: str | torch.device = "cpu",
+) -> Signature:
+    """The recipe of a run's figures on a split."""
+    return Signature.of(
+        provenance(device),
+        alpha=config.loss.alpha,
+        spread=config.loss.spread,
+        prior=config.loss.prior,
+        temperature=temperature,
+        bins=BINS,
+        split=split,
+        seed=config.seed,
+        precision=f"{precision.kind}/{precision.matmul}",
+        corpus=checksum,
+        extras={"model": config.model.name, "train_size": config.train_size},
+    )
