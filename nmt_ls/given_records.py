@@ -107,15 +107,11 @@ def _entries(path: Path) -> Iterator[tuple[str, int, dict[str, Any]]]:
         for number, raw in enumerate(file, start=1):
             if raw.strip():
                 try:
-                    entry = json.loads(raw, parse_constant=_constant)
+                    entry = json.loads(raw)
                 except (ValueError, RecursionError) as error:
                     fault = str(error) if raw.lstrip()[:1] == b"{" else "a line is one JSON object"
                     raise UserError(f"{path}:{number}: not JSON ({fault}); write one object a line") from None
                 yield f"{path}:{number}", number, entry
-
-
-def _constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no probability")
 
 
 def _tokens(entry: Any, where: str) -> dict[str, list[Any]]:
@@ -159,7 +155,7 @@ def _checked(key: str, value: Any, where: str, place: str) -> Any:
     else:
         sound = number and -1e308 <= value <= 1e-6  # rounding may leave a certain token a little above 0
     if not sound:
-        _refuse(where, place, f"{_short(value)} is not one", advice=_ADVICE[key])
+        _refuse(where, place, f"got {_short(value)}", advice=_ADVICE[key])
     return value
 
 
