@@ -117,10 +117,12 @@ class ImageSource:
         self._where = config.source if folder is None else str(folder)
         with without_log(), contextlib.nullcontext() if sys.stderr.isatty() else without_bars():
             self._splits = self._load(None if folder is None else scratch)
-        self.names = self._choose_splits()
-        features = self._splits[self.names["train"]].features
+        there = self._check_names()
+        features = self._splits[config.splits.train].features
         self._image = _column(config, features, "image", config.image, IMAGE_COLUMNS)
         self._label = _column(config, features, "label", config.label, LABEL_COLUMNS)
+        self.names = {"train": config.splits.train}
+        self.names |= self._held_out([name for name in there if name in HELD_OUT])
         self.classes = self._classes(features[self._label])
 
     def _load(self, scratch: Path | None) -> Any:
@@ -142,8 +144,8 @@ class ImageSource:
                 "images in a subfolder a class"
             ) from None
 
-    def _choose_splits(self) -> dict[str, str]:
-        """The source's split for each of ours that is not to be cut from train."""
+    def _check_names(self) -> list[str]:
+        """The source's splits that are not empty. Raises UserError where one that is asked for is not among them."""
         asked = self.config.splits
         there = [name for name in self._splits if len(self._splits[name])]
         for name in (asked.train, asked.validation, asked.test):
@@ -152,10 +154,18 @@ class ImageSource:
                     f"{self.config.source} has no split {name!r}, only {', '.join(there)}; name others with "
                     "--splits.train, .validation and .test"
                 )
-        held_out = [name for name in HELD_OUT if name in there and name != asked.train]
-        test = asked.test or next((name for name in held_out if name != asked.validation), "")
-        other = next((name for name in held_out if name != test), "")
-        chosen = {"train": asked.train, "test": test, "validation": asked.validation or other}
+        return there
+
+    def _held_out(self, there: list[str]) -> dict[str, str]:
+        """The source's split for our test, and for our validation, where it is not to be cut from train.
+
+        A split without labels (all of them -1, as in ImageNet's test) is passed over unless it is asked for.
+        """
+        asked = self.config.splits
+        known = [name for name in HELD_OUT if name in there and name != asked.train and self._column(name).max() >= 0]
+        test = asked.test or next((name for name in known if name != asked.validation), "")
+        other = next((name for name in known if name != test), "")
+        chosen = {"test": test, "validation": asked.validation or other}
         return {ours: theirs for ours, theirs in chosen.items() if theirs}
 
     def _classes(self, feature: Any) -> list[str]:
@@ -170,10 +180,13 @@ class ImageSource:
 
     def labels(self, split: str) -> NDArray[np.int64]:
         """The labels of one of our splits, as the source has them. Raises UserError for one that is missing."""
-        column = self._splits[self.names[split]].with_format("arrow")[:][self._label]
+        return self._column(self.names[split])
+
+    def _column(self, theirs: str) -> NDArray[np.int64]:
+        column = self._splits[theirs].select_columns([self._label]).with_format("arrow")[:][self._label]
         if column.null_count:
-            row = column.is_null().index(True).as_py()
-            raise UserError(f"{self._row(split, row)}: the label is missing; mend the row")
+            row = column.is_null().index(True).as_py() + 1
+            raise UserError(f"{self.config.source}, split {theirs!r}, row {row}: the label is missing; mend the row")
         return np.asarray(column.to_numpy(), dtype=np.int64)
 
     def check_labels(self, split: str) -> NDArray[np.int64]:

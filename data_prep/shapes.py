@@ -32,7 +32,8 @@ AMBIGUITY = 0.1
 ANGLES = tuple(float(angle) for angle in np.linspace(-0.25, 0.25, 7))  # radians; at ±π/8 a square would be a diamond
 RADII = (3.5, 4.0, 4.5)  # pixels: √(ab) of the half-axes a and b
 SHIFT = 2  # pixels, each way
-CONTRAST = 96  # least difference, in one channel at least, between the shape's colour and the ground's
+CONTRAST = 96  # by which the shape is brighter than the ground in one channel at least
+LEAST_RISE = 32  # and in the others
 _EDGE = 4.0  # steepness of the soft edge, a pixel
 _BLOCK = 4096
 _STREAMS = {"train": 0, "validation": 1, "test": 2}
@@ -138,12 +139,8 @@ def _sample(random: np.random.Generator, n: int, *, keep: int) -> ShapesSample:
 
 
 def _colours(random: np.random.Generator, n: int) -> tuple[FloatArray, FloatArray]:
-    """Colours of shape and ground, 0 to 255 in each channel, at least CONTRAST apart in a channel drawn by lot."""
-    shape_N3, ground_N3 = random.integers(0, 256, (2, n, 3))
-    rows, channel_N = np.arange(n), random.integers(0, 3, n)
-    low_N = random.integers(0, 256 - CONTRAST, n)
-    high_N = low_N + CONTRAST + np.floor(random.random(n) * (256 - CONTRAST - low_N)).astype(np.int64)
-    brighter_N = random.random(n) < 0.5
-    shape_N3[rows, channel_N] = np.where(brighter_N, high_N, low_N)
-    ground_N3[rows, channel_N] = np.where(brighter_N, low_N, high_N)
-    return shape_N3.astype(np.float64), ground_N3.astype(np.float64)
+    """Colours of shape and ground, 0 to 255 in each channel: the shape is brighter, somewhere by CONTRAST or more."""
+    ground_N3 = random.integers(0, 128, (n, 3))
+    rise_N3 = random.integers(LEAST_RISE, 128, (n, 3))
+    rise_N3[np.arange(n), random.integers(0, 3, n)] = random.integers(CONTRAST, 128, n)
+    return (ground_N3 + rise_N3).astype(np.float64), ground_N3.astype(np.float64)

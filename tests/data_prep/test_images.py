@@ -158,10 +158,15 @@ def test_labels_outside_the_classes_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"split 'train', row 5: label 3 is none of 0 to 2$"):
         prepare(tmp_path / "made", tmp_path / "out")
     write_parquet(tmp_path / "made", "train", images, [0, 1, 2] * 4)
-    with pytest.raises(
-        UserError, match=r"row 1: label -1 is none of 0 to 2; a split without labels\? .*--splits\.test"
-    ):
-        prepare(tmp_path / "made", tmp_path / "out")
+    store = prepare(tmp_path / "made", tmp_path / "passed_over")
+    assert store.manifest["splits"]["test"]["from"] == "train"
+    with pytest.raises(UserError, match=r"row 1: label -1 is none of 0 to 2; .* without labels\? .*--splits\.test"):
+        prepare(tmp_path / "made", tmp_path / "out", splits=SplitNames(test="test"))
+    write_parquet(tmp_path / "made", "validation", images[:6], [0, 1, 2] * 2)
+    store = prepare(tmp_path / "made", tmp_path / "as_imagenet")
+    assert {name: split["from"] for name, split in store.manifest["splits"].items()} == {
+        "train": "train", "validation": "train", "test": "validation"
+    }  # fmt: skip
 
 
 def test_sources_that_cannot_be_read(tmp_path: Path) -> None:

@@ -1,0 +1,171 @@
+"""python -m benchmarks.image_training: training images a second of the classifiers, by arithmetic and memory layout.
+
+A step is what training does: rows gathered, augmentation (pad, random crop, flip), forward pass, smoothed loss,
+backward pass, norm of the gradient, optimiser. Contestants take turns; beside the rate stands the share of augmentation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.common import best_gemm_rates, check_clock, describe_machine, print_table, take_turns, write_records
+from nmt_ls.experiment.command_line import run_command
+from nmt_ls.experiment.precision import Precision
+from nmt_ls.experiment.schedule import build_optimizer
+from vision_ls.augment import AugmentConfig
+from vision_ls.data import ImageData, ImageSplit
+from vision_ls.models import ImageModel, ModelConfig, ModelName
+from vision_ls.training import ClassificationTask, TrainConfig, new_model
+
+CONTESTANTS = ("fp32", "medium", "bf16", "fp32-contiguous", "medium-contiguous", "bf16-contiguous")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """What is measured.
+
+    Attributes:
+        models: by name, at their own widths.
+        side: of the images, in pixels; three channels.
+        contestants: fp32 (PyTorch's default kernels), medium (fp32 by oneDNN's) or bf16; channels last unless named so.
+        batch_size: images of a step.
+        steps: of a round.
+        repeats: rounds, interleaved.
+        threads: 0 leaves PyTorch's choice.
+        clock: wall, or cpu (processor time, on a machine that others use too; needs threads 1).
+        out: where the records go; empty for nowhere.
+    """
+
+    models: tuple[ModelName, ...] = ("resnet20", "resnet56", "alexnet")
+    side: int = 32
+    contestants: tuple[str, ...] = CONTESTANTS
+    batch_size: int = 128
+    steps: int = 2
+    repeats: int = 3
+    threads: int = 0
+    clock: str = "wall"
+    out: str = "results/speed/image_training.jsonl"
+
+    def __post_init__(self) -> None:
+        check_clock(self.clock, self.threads)
+        if wrong := sorted(set(self.contestants) - set(CONTESTANTS)):
+            raise ValueError(f"contestants must be among {', '.join(CONTESTANTS)}, not {', '.join(wrong)}")
+        if min(self.side, self.batch_size, self.steps, self.repeats) < 1:
+            raise ValueError("side, batch_size, steps and repeats must be positive")
+
+
+class Contiguous(nn.Module):
+    """A model that is given images in PyTorch's default layout."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x_NCHW: Tensor) -> Any:
+        return self.model(x_NCHW.contiguous())
+
+
+def noise(side: int, images: int) -> ImageData:
+    """Images that cost as much as any others."""
+    pixels = torch.randint(0, 256, (images, 3, side, side), dtype=torch.uint8)
+    split = ImageSplit(pixels, torch.arange(images) % 10)
+    return ImageData(
+        place="noise", source="noise", classes=[str(k) for k in range(10)], image_shape=(3, side, side),
+        mean=[0.5] * 3, std=[0.25] * 3, checksum="", remarks=[], read=lambda _: split,
+    )  # fmt: skip
+
+
+def step_of(task: ClassificationTask, contestant: str, batches: list[Tensor]) -> Callable[[], None]:
+    """A round of training steps."""
+    arithmetic, _, layout = contestant.partition("-")
+    model: nn.Module = task.model
+    if layout:
+        model = Contiguous(task.model.to(memory_format=torch.contiguous_format))  # type: ignore[call-overload]
+    optimizer = build_optimizer(task.model, task.config.optimizer)
+    parameters = list(task.model.parameters())
+
+    def run() -> None:
+        torch.set_float32_matmul_precision("medium" if arithmetic == "medium" else "highest")
+        task.model.train()
+        for rows_B in batches:
+            with torch.autocast("cpu", dtype=torch.bfloat16) if arithmetic == "bf16" else nullcontext():
+                loss = task.loss(model, rows_B)
+            loss.total.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    return run
+
+
+def measure(name: ModelName, config: BenchmarkConfig, data: ImageData) -> list[dict[str, Any]]:
+    """A row a contestant: images a second, and the share of its time that augmentation takes."""
+    trained = TrainConfig(
+        model=ModelConfig(name=name), augment=AugmentConfig(pad=4, flip=True), batch_size=config.batch_size
+    )
+    batches = list(torch.arange(config.steps * config.batch_size).split(config.batch_size))
+
+    def task() -> ClassificationTask:
+        model: ImageModel = new_model(trained, data)
+        return ClassificationTask(trained, data, model, Precision(), torch.device("cpu"))
+
+    images = data.split("train").images_NCHW
+    augmentation = task().augmentation
+    contestants: dict[str, Callable[[], object]] = {
+        contestant: step_of(task(), contestant, batches) for contestant in config.contestants
+    }
+    contestants["augmentation"] = lambda: [augmentation.train(images[rows_B]) for rows_B in batches]
+    seconds = take_turns(contestants, config.repeats, config.clock)
+    augmenting = min(seconds.pop("augmentation"))
+    count = config.steps * config.batch_size
+    return [
+        {
+            "model": name,
+            "contestant": contestant,
+            "images_per_second": count / min(taken),
+            "median_rate": count / median(taken),
+            "augmentation_share": augmenting / min(taken),
+        }
+        for contestant, taken in seconds.items()
+    ]
+
+
+def main(config: BenchmarkConfig) -> None:
+    """Measure, print, record."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    switch = torch.get_float32_matmul_precision()
+    print(describe_machine(best_gemm_rates(config.clock)))
+    data = noise(config.side, config.steps * config.batch_size)
+    rows = [row for name in config.models for row in measure(name, config, data)]
+    torch.set_float32_matmul_precision(switch)
+    columns = {"model": "", "contestant": "", "images_per_second": ",.0f", "median_rate": ",.0f"}
+    print_table("training images a second", rows, {**columns, "augmentation_share": ".3f"})
+    figures = ("images_per_second", "median_rate", "augmentation_share")
+    write_records(
+        config.out,
+        "image_training",
+        [
+            ({"model": row["model"], "contestant": row["contestant"]}, {name: row[name] for name in figures})
+            for row in rows
+        ],
+        side=config.side,
+        batch_size=config.batch_size,
+        clock=config.clock,
+    )
+
+
+if __name__ == "__main__":
+    run_command(
+        main,
+        BenchmarkConfig,
+        program="python -m benchmarks.image_training",
+        description="Measure training images a second of the classifiers, by arithmetic and memory layout.",
+    )
