@@ -1,7 +1,7 @@
 """python -m benchmarks.image_training: training images a second of the classifiers, by arithmetic and memory layout.
 
 A step is what training does: rows gathered, augmentation (pad, random crop, flip), forward pass, smoothed loss,
-backward pass, norm of the gradient, optimiser. Contestants take turns; beside the rate stands the share of augmentation.
+backward pass, norm of the gradient, optimiser. Contestants take turns; the share of augmentation stands beside.
 """
 
 from __future__ import annotations
