@@ -13,7 +13,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -33,18 +33,19 @@ from benchmarks.common import (
     take_turns,
     write_records,
 )
-from benchmarks.free_running import race_on_text
+from benchmarks.free_running import PRECISIONS, race_on_text
 from benchmarks.marian import attention_mask, marian_of
 from benchmarks.profiles import PROFILE_COLUMNS, take_apart
 from nmt_ls.experiment.command_line import run_command
 from nmt_ls.export import transformer_spec
+from nmt_ls.int8 import Int8Decoder
 from nmt_ls.search import SearchConfig, beam_search
 from nmt_ls.transformer import Transformer, TransformerConfig
 from nmt_ls.vocabulary import BOS, EOS, PAD
 
 VOCABULARIES = {"tiny": 10000, "small": 7800, "base": 32000}
 CONTESTANTS = (
-    *("ours-medium", "ours-bf16", "ours-medium-2x1", "ours-bf16-2x1"),
+    *("ours-medium", "ours-bf16", "ours-int8", "ours-medium-2x1", "ours-bf16-2x1", "ours-int8-2x1"),
     *("ct2-float32", "ct2-int8", "ct2-float32-2x1", "ct2-int8-2x1"),
     *("hf-fp32", "hf-bf16"),
 )
@@ -118,32 +119,37 @@ def build_sources(config: BenchmarkConfig, size: str) -> Tensor:
     return source_BS
 
 
-def autocast(arithmetic: str) -> AbstractContextManager[Any]:
-    """bf16's context; none for the others."""
-    return torch.autocast("cpu", torch.bfloat16) if arithmetic == "bf16" else nullcontext()
+def decoder_of(model: Transformer, arithmetic: str) -> Transformer | Int8Decoder:
+    """What decodes in this arithmetic."""
+    return Int8Decoder(model) if arithmetic == "int8" else model
 
 
-def search_forced(model: Transformer, source_BS: Tensor, config: BenchmarkConfig, arithmetic: str) -> list[int]:
+def search_forced(
+    decoder: Transformer | Int8Decoder, source_BS: Tensor, config: BenchmarkConfig, arithmetic: str
+) -> list[int]:
     """Ours: lengths of the translations, which are all `steps`."""
-    torch.set_float32_matmul_precision("medium")
+    precision = PRECISIONS[arithmetic]
+    precision.apply()
     search = SearchConfig(beam=config.beam, min_length=config.steps, stop="early")
     max_lengths_B = torch.full((len(source_BS),), config.steps)
-    with torch.inference_mode(), autocast(arithmetic):
-        stepper = model.start(source_BS, config.beam, config.steps)
+    with torch.inference_mode(), precision.autocast():
+        stepper = decoder.start(source_BS, config.beam, config.steps)
         found = beam_search(stepper, max_lengths_B=max_lengths_B, config=search)
     return [len(best[0].ids) for best in found]
 
 
-_worker: dict[str, Any] = {}
+_decoders: dict[str, Transformer | Int8Decoder] = {}
+"""Of a worker process, by arithmetic."""
 
 
-def _start_worker(size: str) -> None:
+def _start_worker(size: str, arithmetics: set[str]) -> None:
     torch.set_num_threads(1)
-    _worker["model"] = build_model(size)
+    model = build_model(size)
+    _decoders.update({arithmetic: decoder_of(model, arithmetic) for arithmetic in arithmetics})
 
 
 def _work(source_BS: Tensor, config: BenchmarkConfig, arithmetic: str) -> list[int]:
-    return search_forced(_worker["model"], source_BS, config, arithmetic)
+    return search_forced(_decoders[arithmetic], source_BS, config, arithmetic)
 
 
 def two_workers(pool: Pool, source_BS: Tensor, config: BenchmarkConfig, arithmetic: str) -> list[int]:
@@ -216,10 +222,13 @@ def contestants(config: BenchmarkConfig, size: str, stack: ExitStack) -> dict[st
             theirs = theirs or marian_of(model)
             result[name] = partial(hugging_face_forced, theirs, source_BS, config, arithmetic)
         elif workers == 2:
-            pool = pool or stack.enter_context(get_context("spawn").Pool(2, _start_worker, (size,)))
+            split_ours = {
+                name.split("-")[1] for name in config.contestants if name.startswith("ours") and "2x1" in name
+            }
+            pool = pool or stack.enter_context(get_context("spawn").Pool(2, _start_worker, (size, split_ours)))
             result[name] = partial(two_workers, pool, source_BS, config, arithmetic)
         else:
-            result[name] = partial(search_forced, model, source_BS, config, arithmetic)
+            result[name] = partial(search_forced, decoder_of(model, arithmetic), source_BS, config, arithmetic)
     return result
 
 
@@ -247,7 +256,7 @@ def forced(config: BenchmarkConfig, size: str) -> tuple[list[dict[str, Any]], di
             assert set(lengths) == {config.steps}, f"{name} gave lengths {sorted(set(lengths))}"
         seconds = take_turns(runs, config.repeats, config.clock)
         for name in config.contestants if config.profile else ():
-            if name in ("ours-medium", "ours-bf16"):  # what runs in this process
+            if name in ("ours-medium", "ours-bf16", "ours-int8"):  # what runs in this process
                 profiles[name] = take_apart(runs[name], config.steps)
     return figures(seconds, config.sentences * config.steps, "tokens"), profiles
 

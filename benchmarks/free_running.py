@@ -27,7 +27,11 @@ from nmt_ls.vocabulary import BOS, EOS, PAD
 MAX_TOKENS = 2048
 """Source tokens of everyone's batches."""
 MAX_LENGTH = 100
-PRECISIONS = {"medium": Precision(matmul="medium"), "bf16": Precision(kind="bf16", matmul="medium")}
+PRECISIONS = {
+    "medium": Precision(matmul="medium"),
+    "bf16": Precision(kind="bf16", matmul="medium"),
+    "int8": Precision(kind="int8", matmul="medium"),
+}
 
 Translate = Callable[[], list[str]]
 

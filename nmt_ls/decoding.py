@@ -55,7 +55,8 @@ class DecodeConfig:
     json: a file for one JSON object a line with everything known of each: tokens with log-probabilities, word
         confidences, and search.alternatives.
     temperature: a number, or fitted (the one of lowest NLL on the run's validation split); left out, the run's own.
-    precision: of the arithmetic; auto takes what is fast here.
+    precision: of the arithmetic; auto takes what is fast here, of fp32 and bf16. int8 rounds the decoder's weights and
+        activations to 8 bits.
     device: auto takes CUDA where there is a GPU.
     max_tokens: source tokens in a batch, padding included; without influence on the translations.
     """
@@ -70,7 +71,7 @@ class DecodeConfig:
     output: str | None = None
     json: str | None = None
     temperature: float | Literal["fitted"] | None = None
-    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16", "int8"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     max_tokens: int = 2048
     search: SearchChanges = field(default_factory=SearchChanges)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -19,6 +20,7 @@ from nmt_ls.experiment.checkpoint import checkpoint_exists, load_weights
 from nmt_ls.experiment.command_line import UserError, load_config
 from nmt_ls.experiment.precision import Precision, choose_precision
 from nmt_ls.experiment.run_directory import RunDirectory
+from nmt_ls.int8 import Int8Decoder, int8_precision
 from nmt_ls.search import Found, SearchConfig, beam_search, maximum_lengths, rescore, sample
 from nmt_ls.transformer import Transformer, TransformerConfig
 from nmt_ls.vocabulary import EOS, PAD, WORD_START, Vocabulary, load_vocabularies
@@ -86,17 +88,22 @@ class Translator:
         self.precision = precision or Precision()
         self.device = next(model.parameters()).device
 
+    @cached_property
+    def _int8_decoder(self) -> Int8Decoder:
+        return Int8Decoder(self.model)
+
     @classmethod
     def load(
         cls,
         run: str | Path,
         checkpoint: CheckpointName = "best",
         device: str | torch.device = "cpu",
-        precision: Precision | Literal["auto", "fp32", "bf16"] = "fp32",
+        precision: Precision | Literal["auto", "fp32", "bf16", "int8"] = "fp32",
     ) -> Self:
         """The model of a run, on the CPU unless another device is named.
 
-        Raises UserError where there is no such run or checkpoint, or where something in it is damaged.
+        Raises UserError where there is no such run or checkpoint, where something in it is damaged, or where the
+        device cannot compute in the precision asked for.
         """
         directory = RunDirectory(run)
         config = _model_config(directory)
@@ -105,7 +112,7 @@ class Translator:
         if not checkpoint_exists(weights_directory):
             raise UserError(f"{weights_directory}: the run has no such checkpoint yet; train further or name another")
         if not isinstance(precision, Precision):
-            precision = choose_precision(precision, device)
+            precision = int8_precision(device) if precision == "int8" else choose_precision(precision, device)
         model = Transformer(with_vocabularies(config, source_vocabulary, target_vocabulary))
         weights = load_weights(weights_directory)
         try:
@@ -211,7 +218,8 @@ class Translator:
         if prefix_BP is not None:
             prefix_BP = prefix_BP.to(self.device)
         with torch.inference_mode(), self.precision.autocast(self.device.type):
-            stepper = self.model.start(source_BS, config.width, int(max_lengths_B.max()))
+            decoder = self._int8_decoder if self.precision.kind == "int8" else self.model
+            stepper = decoder.start(source_BS, config.width, int(max_lengths_B.max()))
             try:
                 if config.samples:
                     return sample(

@@ -29,7 +29,7 @@ from nmt_ls.experiment.processor import device_name, this_processor
 from nmt_ls.experiment.run_directory import atomic_write
 
 Requested = Literal["auto", "fp32", "bf16"]
-Kind = Literal["fp32", "bf16"]
+Kind = Literal["fp32", "bf16", "int8"]
 Matmul = Literal["highest", "high", "medium"]
 
 # a training step's product: tokens x width -> feed-forward width, forward and both backward products
@@ -52,7 +52,7 @@ class Precision:
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
-            raise ValueError(f"kind must be fp32 or bf16, not {self.kind!r}")
+            raise ValueError(f"kind must be fp32, bf16 or int8, not {self.kind!r}")
         if self.matmul not in get_args(Matmul):
             raise ValueError(f"matmul must be highest, high or medium, not {self.matmul!r}")
 
@@ -61,8 +61,11 @@ class Precision:
         torch.set_float32_matmul_precision(self.matmul)
 
     def autocast(self, device_type: str = "cpu") -> contextlib.AbstractContextManager[Any]:
-        """The context for forward passes: bf16 autocast, or none in fp32."""
-        if self.kind == "bf16":
+        """The context for forward passes: bf16 autocast, or none in fp32.
+
+        int8 is a decoder's alone (nmt_ls.int8): all else computes in bf16 then, where the processor has it.
+        """
+        if self.kind == "bf16" or (self.kind == "int8" and this_processor().bf16_set):
             return torch.autocast(device_type, dtype=torch.bfloat16)
         return contextlib.nullcontext()
 

@@ -25,14 +25,15 @@ BLOCK = 1 << 18  # numbers whose log-probabilities are held at once: 1 MiB, so t
 def log_normaliser(logits_BKV: Tensor) -> Tensor:
     """log Σ exp(logits) over the vocabulary, B K: a token's log-probability is its logit minus this.
 
-    By way of log_probs: PyTorch's log_softmax takes half the time of its logsumexp on a CPU.
+    By way of log_probs: PyTorch's log_softmax takes half the time of its logsumexp on a CPU. Any finite logit would do;
+    the greatest of the first few is one, whatever is forbidden.
     """
     rows_NV = logits_BKV.flatten(0, 1)
-    blocks = [
-        block_NV.amax(-1) - log_probs(block_NV).amax(-1)
-        for block_NV in torch.split(rows_NV, max(1, BLOCK // rows_NV.shape[1]))
-    ]
-    return torch.cat(blocks).view(logits_BKV.shape[:2])
+    known_N, columns_N = rows_NV[:, :CHUNK].max(1)
+    blocks = torch.split(rows_NV, max(1, BLOCK // rows_NV.shape[1]))
+    picks = torch.split(columns_N[:, None], max(1, BLOCK // rows_NV.shape[1]))
+    found_N1 = [log_probs(block_NV).gather(1, pick_N1) for block_NV, pick_N1 in zip(blocks, picks, strict=True)]
+    return (known_N - torch.cat(found_N1)[:, 0]).view(logits_BKV.shape[:2])
 
 
 def best_candidates(logits_BKV: Tensor, offsets_BK: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,137 @@
+"""Decoding in int8: every product of the decoder with weights rounded to 8 bits once, and activations row by row.
+
+Weights have a scale an output row and activations a scale a row (a hypothesis), so that what is computed of one
+hypothesis does not depend on the others in its batch. Sums are exact in int32; all else (attention, normalisation,
+residual sums, logits) is fp32. The encoder, which runs once a sentence, is not rounded.
+
+Shape suffixes: B sentences, S source positions, R rows, D inputs, N outputs.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from nmt_ls.attention import Projection
+from nmt_ls.decoder_state import DecoderState, KVCache
+from nmt_ls.experiment.command_line import UserError
+from nmt_ls.experiment.precision import Precision, choose_precision
+from nmt_ls.experiment.processor import device_name, this_processor
+from nmt_ls.transformer import DecoderLayer, Transformer
+
+INT8_SETS = ("avx512_vnni", "avx_vnni", "amx_int8")
+"""Instruction sets that multiply bytes into 32 bits; without them oneDNN's sums of two products can overflow."""
+_ZERO = 128  # oneDNN's fast kernels want unsigned activations: 0 is stored as this
+
+_OUTPUT_BLOCK = 1024
+"""Rows of the output layer computed at once: what comes of them stays in the cache until it is scaled."""
+
+
+def int8_precision(device: str | torch.device = "cpu") -> Precision:
+    """Decoding in int8; the encoder computes in bf16 where the processor has it.
+
+    Raises UserError where the device is not a CPU with int8 instructions.
+    """
+    if torch.device(device).type != "cpu" or not any(name in this_processor().instruction_sets for name in INT8_SETS):
+        raise UserError(
+            f"precision: int8 needs a CPU with one of {', '.join(INT8_SETS)}, not {device_name(torch.device(device))}; "
+            "take auto"
+        )
+    return replace(choose_precision("fp32", device), kind="int8", reason="int8 in the decoder, as asked")
+
+
+class Int8Weight:
+    """A weight NxD as bytes with one scale a row, symmetric by the largest magnitude, in oneDNN's layout."""
+
+    def __init__(self, weight_ND: Tensor) -> None:
+        weight_ND = weight_ND.detach().float()
+        self.scales_N = _scales(weight_ND)[:, 0]
+        rounded_ND = (weight_ND / self.scales_N[:, None]).round_().to(torch.int8)
+        self._packed = torch.ops.onednn.qlinear_prepack(rounded_ND, None)
+        self._zeros_N = torch.zeros(len(weight_ND), dtype=torch.int64)
+
+    def product(self, bytes_RD: Tensor) -> Tensor:
+        """Rounded activations times the weight, RN; to be multiplied by the scales of the activations."""
+        y_RN: Tensor = torch.ops.onednn.qlinear_pointwise(
+            *(bytes_RD, 1.0, _ZERO, self._packed, self.scales_N, self._zeros_N, None),
+            *(1.0, 0, torch.float32, "none", [], ""),
+        )
+        return y_RN
+
+
+def rounded(x_RD: Tensor) -> tuple[Tensor, Tensor]:
+    """Activations as bytes, RD, and what a byte of each row is worth, R1."""
+    scales_R1 = _scales(x_RD)
+    # by way of signed bytes: PyTorch converts to unsigned ones five times as slowly
+    return (x_RD / scales_R1).round_().to(torch.int8).view(torch.uint8).bitwise_xor_(_ZERO), scales_R1
+
+
+class Int8Linear(nn.Module):
+    """A linear layer, ... x D -> ... x N, fp32 outside."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self._weight, self._bias_N = Int8Weight(linear.weight), linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        bytes_RD, scales_R1 = rounded(x.flatten(0, -2))
+        y_RN = torch.addcmul(self._bias_N, self._weight.product(bytes_RD), scales_R1)
+        return y_RN.view(*x.shape[:-1], y_RN.shape[1])
+
+
+class Int8Output:
+    """The output layer, block by block, into a buffer made once: see OutputLayer."""
+
+    def __init__(self, weight_VD: Tensor) -> None:
+        self._blocks = [Int8Weight(block) for block in torch.split(weight_VD, _OUTPUT_BLOCK)]
+        self._buffer = torch.empty(0, len(weight_VD))
+
+    def __call__(self, hidden_RD: Tensor) -> Tensor:
+        """RV, fp32; overwritten by the next call, whichever batch makes it."""
+        if len(hidden_RD) > len(self._buffer):
+            with torch.inference_mode(False):  # a later batch may be decoded outside it
+                self._buffer = torch.empty(len(hidden_RD), self._buffer.shape[1])
+        logits_RV = self._buffer[: len(hidden_RD)]
+        bytes_RD, scales_R1 = rounded(hidden_RD)
+        for block, columns in zip(self._blocks, torch.split(logits_RV, _OUTPUT_BLOCK, 1), strict=True):
+            torch.mul(block.product(bytes_RD), scales_R1, out=columns)
+        return logits_RV
+
+
+def _scales(x_RD: Tensor) -> Tensor:
+    """What a byte of each row is worth, R1: the largest magnitude is 127."""
+    return x_RD.abs().amax(1, keepdim=True).div_(127).clamp_(min=torch.finfo(torch.float32).tiny)
+
+
+class Int8Decoder:
+    """What starts decoding in int8; made once from a model on a CPU, with whose other weights it works."""
+
+    def __init__(self, model: Transformer) -> None:
+        # a copy of the modules that shares their weights
+        self._model = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
+        for layer in self._model.decoder_layers:
+            for module in list(layer.modules()):
+                for name, child in list(module.named_children()):
+                    if isinstance(child, Projection) and name != "key_value":  # key_value reads the encoder's states
+                        setattr(module, name, Int8Linear(child))
+        self._output = Int8Output(model.output_weight)
+
+    @torch.no_grad()
+    def start(self, source_BS: Tensor, beams: int, max_steps: int) -> DecoderState:
+        """As Transformer.start does, in the autocast context in which it is called; decoding is not."""
+        memory = self._model.encode(source_BS)
+        sources = []
+        for layer in self._model.decoder_layers:
+            assert isinstance(layer, DecoderLayer)
+            k_BHSE, v_BHSE = layer.cross_attention.keys_values(memory.states)
+            sources.append((k_BHSE.float(), v_BHSE.float()))
+        return _Int8State(self._model, KVCache(sources, memory.mask, beams, max_steps), self._output)
+
+
+class _Int8State(DecoderState):
+    def logits(self, last_tokens_BK: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return super().logits(last_tokens_BK)

@@ -1,0 +1,84 @@
+"""Decoding in int8: close to fp32, and the same whatever the batch."""
+
+import pytest
+import torch
+from test_transformer import make
+
+from nmt_ls import int8
+from nmt_ls.experiment.command_line import UserError
+from nmt_ls.experiment.processor import Processor, this_processor
+from nmt_ls.int8 import INT8_SETS, Int8Decoder, Int8Linear, Int8Output, int8_precision
+
+SOURCE = torch.tensor([[5, 6, 7, 8, 2], [9, 4, 2, 0, 0], [11, 3, 12, 2, 0]])
+needs_int8 = pytest.mark.skipif(
+    not set(INT8_SETS) & set(this_processor().instruction_sets), reason="no int8 instructions here"
+)
+
+
+@needs_int8
+@pytest.mark.parametrize("rows", [1, 7, 64])
+def test_a_layer_equals_the_sum_of_its_rounded_factors(rows):
+    torch.manual_seed(rows)
+    linear = torch.nn.Linear(48, 20)
+    x_RD = torch.randn(rows, 48) * torch.logspace(-3, 3, rows)[:, None]
+    found_RN = Int8Linear(linear)(x_RD.view(rows, 1, 48))[:, 0]
+    weight, x = linear.weight.detach().double(), x_RD.double()
+    scales_N1, scales_R1 = (t.abs().amax(1, keepdim=True) / 127 for t in (weight, x))
+    exact_RN = ((x / scales_R1).round() * scales_R1) @ ((weight / scales_N1).round() * scales_N1).T + linear.bias
+    magnitude_R1 = exact_RN.abs().amax(1, keepdim=True)
+    # in fp32 a quotient may fall on the other side of a half: one byte in a row
+    assert ((found_RN - exact_RN).abs() <= 0.01 * magnitude_R1).all()
+    assert (((found_RN - exact_RN).abs() <= 1e-5 * magnitude_R1).float().mean()) > 0.9
+    unrounded_RN = x @ weight.T + linear.bias
+    assert ((found_RN - unrounded_RN).norm(dim=1) <= 0.03 * unrounded_RN.norm(dim=1)).all()
+
+
+@needs_int8
+def test_rows_do_not_depend_on_one_another_and_blocks_of_the_output_layer_are_put_together(monkeypatch):
+    monkeypatch.setattr(int8, "_OUTPUT_BLOCK", 8)
+    torch.manual_seed(0)
+    weight_VD, hidden_RD = torch.randn(20, 32), torch.randn(6, 32)
+    output = Int8Output(weight_VD)
+    together_RV = output(hidden_RD).clone()
+    assert torch.equal(together_RV, torch.cat([output(row_1D).clone() for row_1D in hidden_RD.split(1)]))
+    torch.testing.assert_close(together_RV, hidden_RD @ weight_VD.T, rtol=0, atol=0.15)
+
+
+@needs_int8
+def test_zeros_and_nan_stay_what_they_are():
+    linear = torch.nn.Linear(8, 4)
+    x_RD = torch.zeros(2, 8)
+    x_RD[1, 3] = float("nan")
+    found_RN = Int8Linear(linear)(x_RD)
+    torch.testing.assert_close(found_RN[0], linear.bias.detach())
+    assert found_RN[1].isnan().all()
+
+
+@needs_int8
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_decoding_is_close_to_fp32_and_leaves_the_model_as_it_was(norm):
+    model = make(width=64, norm=norm).float()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    exact, rough = model.start(SOURCE, 2, 3), Int8Decoder(model).start(SOURCE, 2, 3)
+    tokens_BK = torch.ones(3, 2, dtype=torch.int64)
+    for step in range(3):
+        expected_BKV = exact.logits(tokens_BK).clone()
+        with torch.autocast("cpu", torch.bfloat16):  # of the encoder; decoding pays no heed to it
+            found_BKV = rough.logits(tokens_BK)
+        assert found_BKV.dtype == torch.float32
+        torch.testing.assert_close(found_BKV, expected_BKV, rtol=0.1, atol=0.1)
+        tokens_BK = tokens_BK + torch.tensor([step + 2, step + 3])
+        for state in (exact, rough):
+            state.reorder(torch.tensor([[1, 0]] * 3))
+    rough.keep(torch.tensor([], dtype=torch.int64))
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    assert not any(isinstance(module, Int8Linear) for module in model.modules())
+
+
+def test_a_processor_without_int8_instructions_is_told_so(monkeypatch):
+    monkeypatch.setattr(
+        int8, "this_processor", lambda: Processor(name="old", identity="old", instruction_sets=("avx2",))
+    )
+    with pytest.raises(UserError, match="precision: int8 needs a CPU with one of avx512_vnni"):
+        int8_precision()
