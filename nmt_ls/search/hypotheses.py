@@ -128,14 +128,16 @@ def _found(
     others: list[list[int]],
     other_log_probs: list[list[float]],
 ) -> Found:
-    alternatives = [
-        list(zip(tokens, values, strict=True))
-        for tokens, values in zip(others[:length], other_log_probs[:length], strict=True)
-    ]
+    alternatives = None
+    if others[0]:
+        alternatives = [
+            list(zip(tokens, values, strict=True))
+            for tokens, values in zip(others[:length], other_log_probs[:length], strict=True)
+        ]
     return Found(
         ids=ids[:length],
         score=score,
         log_prob=sum(log_probs[:length]),
         token_log_probs=log_probs[:length],
-        alternatives=alternatives if alternatives[0] else None,
+        alternatives=alternatives,
     )
