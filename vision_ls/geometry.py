@@ -6,7 +6,6 @@ classes of a picture, 2 the coordinates in their plane, R the rank of the class 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -64,16 +63,14 @@ def mean_side(corners_3D: Tensor) -> float:
 
 
 def regularity(corners_3D: Tensor) -> float:
-    """4√3·area / (a² + b² + c²) of a triangle with sides a, b, c: 1 if it is regular, 0 if flat (Weitzenböck).
+    """The shortest side of a triangle over its longest: 1 if it is regular.
 
     Raises ValueError if the three corners are one point.
     """
-    a, b, c = sorted(_sides(corners_3D))
-    if c == 0:
+    shortest, _, longest = sorted(_sides(corners_3D))
+    if longest == 0:
         raise ValueError("the three corners are one point")
-    half = (a + b + c) / 2
-    area = math.sqrt(max(half * (half - a) * (half - b) * (half - c), 0.0))
-    return 4 * math.sqrt(3) * area / (a * a + b * b + c * c)
+    return shortest / longest
 
 
 def _sides(corners_3D: Tensor) -> list[float]:

@@ -44,17 +44,21 @@ def predict(
     augmentation: Augmentation,
     split: ImageSplit,
     *,
+    forward: Callable[[Tensor], Tensor] | None = None,
     autocast: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
     on_progress: Callable[[int], object] | None = None,
 ) -> Tensor:
-    """The logits of a split's images, not augmented, in eval mode: fp32 NK on the CPU. The model's mode is kept."""
+    """The logits of a split's images, not augmented, in eval mode: fp32 NK on the CPU. The model's mode is kept.
+
+    forward: what else to compute of a batch, such as `model.penultimate`.
+    """
     device, training = next(model.parameters()).device, model.training
     model.eval()
     parts = []
     for start in range(0, len(split), EVALUATION_BATCH):
         images = split.images_NCHW[start : start + EVALUATION_BATCH].to(device)
         with autocast():
-            parts.append(model(augmentation.evaluate(images)).float().cpu())
+            parts.append((forward or model)(augmentation.evaluate(images)).float().cpu())
         if on_progress is not None:
             on_progress(len(images))
     model.train(training)

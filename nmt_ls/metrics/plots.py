@@ -57,9 +57,13 @@ _LOOK: Any = {
 
 
 @contextmanager
-def _look() -> Iterator[None]:
+def look() -> Iterator[None]:
+    """Within it, whatever is drawn and saved looks like the figures here."""
     with rc_context(_LOOK):
         yield
+
+
+_look = look
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -1,0 +1,111 @@
+"""The shipped configurations and studies of images: they are read, they fit the models, and tiers keep proportions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from made_images import made_folder
+
+from data_prep.images import ImagesConfig
+from data_prep.images import main as prepare
+from nmt_ls.experiment.command_line import parse
+from nmt_ls.experiment.engine import EngineConfig
+from nmt_ls.experiment.schedule import ScheduleConfig
+from nmt_ls.experiment.study import load_study
+from vision_ls.augment import AugmentConfig
+from vision_ls.evaluation import EvaluateConfig
+from vision_ls.models import build_model
+from vision_ls.projecting import ProjectConfig
+from vision_ls.train import SHORT_NAMES
+from vision_ls.training import TrainConfig, penalised_weights, train
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs" / "vision").glob("*.yaml"))
+STUDIES = sorted((ROOT / "configs" / "studies").glob("vision-*.yaml"))
+SIDES = {"mnist": 28, "cifar10": 32, "cifar100": 32, "tiny_imagenet_20": 64, "imagenet": 331}
+
+
+def read(*names: str) -> TrainConfig:
+    files = [str(ROOT / "configs" / "vision" / name) for name in names]
+    return parse(TrainConfig, ["--config", *files], program="", description="", short_names=SHORT_NAMES)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_configs_fit_their_models(path: Path) -> None:
+    config = read(path.name)
+    data = Path(str(config.data)).name
+    side = config.augment.crop or SIDES[data]
+    model = build_model(config.model, 10, (1 if data == "mnist" else 3, side, side))
+    assert len(penalised_weights(model, config.l2)) == len(config.l2.layers)
+    assert side <= SIDES[data] + 2 * config.augment.pad
+
+
+@pytest.mark.parametrize(
+    ("recipe", "tier", "images"),
+    [
+        (f"{recipe}.yaml", f"tiers/{kind}-{tier}.yaml", images)
+        for recipe, kind in (("cifar10-alexnet", "alexnet"), ("cifar100-resnet56", "resnet"))
+        for tier, images in (("medium", 40_000), ("small", 10_000))
+    ],
+)
+def test_tiers_are_sixty_epochs_in_the_same_proportions(recipe: str, tier: str, images: int) -> None:
+    paper, scaled = read(recipe), read(recipe, tier)
+    assert scaled.engine.max_updates == 60 * (images // scaled.batch_size)
+    assert scaled.train_size == (0 if images == 40_000 else images)
+    for ours, theirs in zip(scaled.schedule.milestones, paper.schedule.milestones, strict=True):
+        assert ours / scaled.engine.max_updates == pytest.approx(theirs / paper.engine.max_updates, abs=1e-4)
+    assert replace(scaled.schedule, milestones=paper.schedule.milestones) == paper.schedule
+    assert (scaled.optimizer, scaled.augment, scaled.l2, scaled.model) == (
+        paper.optimizer, paper.augment, paper.l2, paper.model
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_command_of_a_study_is_understood(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    study = load_study(path.relative_to(ROOT))
+    commands = {"train": TrainConfig, "evaluate": EvaluateConfig, "project": ProjectConfig}
+    trained = {f"runs/{cell.name}" for cell in study.cells}
+    for cell in {cell.block: cell for cell in study.cells}.values():
+        for step in cell.steps:
+            interpreter, flag, module, *arguments = step.argv
+            assert (interpreter, flag) == ("python", "-m")
+            package, command = module.split(".")
+            assert package == "vision_ls"
+            names = SHORT_NAMES if command == "train" else {}
+            config = parse(commands[command], arguments, program="", description="", short_names=names)
+            if isinstance(config, TrainConfig):
+                assert config.out == f"runs/{cell.name}"
+                assert config.checkpoints == ("last",)
+            else:
+                assert config.checkpoint == "last"
+            if isinstance(config, ProjectConfig):
+                assert set(config.runs) <= trained
+                assert len(config.classes) == 3
+
+
+def test_the_imagenet_recipe_runs_on_small_images_of_its_schema(tmp_path: Path) -> None:
+    prepare(ImagesConfig(source=str(made_folder(tmp_path / "made")), out=str(tmp_path / "data"), size=76, resize=80))
+    recipe = read("imagenet-inception_v4.yaml")
+    assert recipe.augment.crop == 299
+    config = replace(
+        recipe,
+        data=str(tmp_path / "data"),
+        out=str(tmp_path / "run"),
+        precision="fp32",
+        batch_size=3,
+        checkpoints=("last",),
+        augment=AugmentConfig(crop=75, flip=True),
+        schedule=ScheduleConfig(kind="constant"),
+        optimizer=replace(recipe.optimizer, learning_rate=0.01),
+        # gradients of the freshly drawn network are huge where the last map is one pixel
+        engine=EngineConfig(
+            max_updates=1, accumulation=2, clip_norm=1.0, validate_every=1, log_every=1, average_last=0
+        ),
+    )
+    summary = train(config).summary
+    assert summary is not None
+    assert summary["parameters"] == 42_679_816 - 997 * 1537
+    assert summary["checkpoints"]["last"]["images"] == 6

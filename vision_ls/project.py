@@ -1,0 +1,67 @@
+"""python -m vision_ls.project: penultimate activations on the plane through three templates, as in Figure 1."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from nmt_ls.experiment.command_line import run_command
+from nmt_ls.experiment.records import append_new_records
+from nmt_ls.experiment.tables import format_table
+from nmt_ls.metrics.plots import save_figure
+from vision_ls.geometry import project
+from vision_ls.projecting import ProjectConfig, Projected, outside_the_regime, pictures, project_runs
+
+__all__ = ["project"]
+
+HEAD = ("run", "alpha", "split")
+PLANE = (
+    "scatter_ratio", "projection_scale", "triangle_regularity", "template_regularity", "template_side", "arc_variation",
+)  # fmt: skip
+ALL = ("scatter_ratio_all", "nc1", "nc2_equinorm", "nc2_equiangle", "nc2_maximal_angle", "cosine_own", "cosine_others")
+
+
+def main(config: ProjectConfig) -> None:
+    projected, classes = project_runs(config)
+    print_tables(config, projected, classes)
+    if config.results is not None:
+        store(config, projected, classes)
+
+
+def print_tables(config: ProjectConfig, projected: Sequence[Projected], classes: Sequence[str]) -> None:
+    """The numbers beside the picture, and those of all classes."""
+    heads = [{key: each.recipe[key] for key in HEAD} for each in projected]
+    print(f"{', '.join(classes)} of {projected[0].recipe['data']}, {config.checkpoint} checkpoint, on their plane\n")
+    rows = [{**head, **each.of_classes} for head, each in zip(heads, projected, strict=True)]
+    print(format_table(rows, [*HEAD, *PLANE]))
+    print("\nregularity: shortest over longest side; arc_variation: of the first two classes' distances from the third")
+    print("template, 0 on an exact arc; all classes, in all dimensions:\n")
+    rows = [{**head, **each.of_all} for head, each in zip(heads, projected, strict=True)]
+    print(format_table(rows, [*HEAD, *ALL]))
+    for sentence in outside_the_regime(projected):
+        print(f"\n{sentence}")
+
+
+def store(config: ProjectConfig, projected: Sequence[Projected], classes: Sequence[str]) -> None:
+    """Append the records that are not there yet and write the pictures; say so on standard error."""
+    results = Path(str(config.results))
+    if config.figure:
+        first = projected[0].recipe
+        stem = "-".join(["projection", *(Path(run).name for run in config.runs), *filter(None, [config.name])])
+        for unit, figure in pictures(projected, classes, f"{first['data']}, {first['model']}").items():
+            for path in save_figure(figure, results / "figures" / f"{stem}-{unit}"):
+                print(f"wrote {path}", file=sys.stderr)
+    records = [record for each in projected for record in each.records(classes, config.name)]
+    added = append_new_records(results / "records.jsonl", records)
+    before = f" ({len(records) - added} were there)" if added < len(records) else ""
+    print(f"added {added} records to {results / 'records.jsonl'}{before}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    run_command(
+        main,
+        ProjectConfig,
+        program="python -m vision_ls.project",
+        description="Penultimate activations on the plane through three classes' templates, as in Figure 1.",
+    )

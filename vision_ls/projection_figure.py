@@ -1,0 +1,101 @@
+"""The picture of Figure 1: three classes on the plane through their templates, runs and splits side by side.
+
+Shape suffixes: N examples, 3 classes, 2 coordinates in the plane.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
+
+from nmt_ls.metrics.plots import BLUE, GREEN, MARKERS, RED, look, new_figure
+
+COLOURS = (BLUE, RED, GREEN)
+_INK, _MARGIN = "#222222", 0.04
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One network and split: coordinates of the examples, which of the three classes each is of, and the templates."""
+
+    title: str
+    coordinates_N2: NDArray[np.float64]
+    labels_N: NDArray[np.int64]
+    templates_32: NDArray[np.float64]
+
+    def scaled(self, unit: float) -> Panel:
+        """The same in multiples of `unit`."""
+        return Panel(
+            title=self.title,
+            coordinates_N2=self.coordinates_N2 / unit,
+            labels_N=self.labels_N,
+            templates_32=self.templates_32 / unit,
+        )
+
+
+def projection_figure(panels: Sequence[Panel], classes: Sequence[str], unit: str, title: str = "") -> Figure:
+    """A row of panels on the same axes, both to the same scale; templates are hollow symbols joined by thin lines.
+
+    classes: the names of the three. unit: of the axes, as their label says it. Raises ValueError without a panel.
+    """
+    if not panels:
+        raise ValueError("a projection figure needs at least one panel")
+    low_2, high_2 = _limits(panels)
+    width, height = high_2 - low_2
+    # the panels are as tall as they are wide, as far as the data allow
+    aspect = float(np.clip(height / width, 0.4, 1.6))
+    with look():
+        figure = new_figure(2.45 * len(panels) + 0.5, 2.45 * aspect + 1.0)
+        row = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+        for axes, panel in zip(row, panels, strict=True):
+            _draw(axes, panel)
+            axes.set_xlabel(unit)
+        row[0].set(xlim=(low_2[0], high_2[0]), ylim=(low_2[1], high_2[1]), ylabel=unit)
+        figure.legend(handles=_legend(classes), loc="outside lower center", ncols=4)
+        if title:
+            figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    return figure
+
+
+def _limits(panels: Sequence[Panel]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    everything = np.concatenate([part for panel in panels for part in (panel.coordinates_N2, panel.templates_32)])
+    low_2, high_2 = everything.min(0), everything.max(0)
+    margin = _MARGIN * float((high_2 - low_2).max())
+    return low_2 - margin, high_2 + margin
+
+
+def _draw(axes: Axes, panel: Panel) -> None:
+    # in the order of the file no class lies on top of the others
+    for index in range(3):
+        own_N2 = panel.coordinates_N2[panel.labels_N == index]
+        axes.plot(
+            own_N2[:, 0], own_N2[:, 1], linestyle="", marker=MARKERS[index], markersize=2.2, alpha=0.45,
+            color=COLOURS[index], markeredgewidth=0, rasterized=True,
+        )  # fmt: skip
+    corners_42 = panel.templates_32[[0, 1, 2, 0]]
+    axes.plot(corners_42[:, 0], corners_42[:, 1], color=_INK, linewidth=0.6, linestyle=(0, (3, 2)))
+    for index, (x, y) in enumerate(panel.templates_32):
+        axes.plot(
+            x, y, linestyle="", marker=MARKERS[index], markersize=7, markerfacecolor="none",
+            markeredgecolor=_INK, markeredgewidth=1.0, zorder=4,
+        )  # fmt: skip
+    axes.set_aspect("equal", adjustable="box")
+    axes.set_title(panel.title)
+
+
+def _legend(classes: Sequence[str]) -> list[Line2D]:
+    named = [
+        Line2D([], [], linestyle="", marker=MARKERS[index], color=COLOURS[index], label=name)
+        for index, name in enumerate(classes)
+    ]
+    hollow = Line2D(
+        [], [], color=_INK, linestyle=(0, (3, 2)), linewidth=0.6, marker="o", markerfacecolor="none",
+        markeredgecolor=_INK, markeredgewidth=1.0, label="templates",
+    )  # fmt: skip
+    return [*named, hollow]
