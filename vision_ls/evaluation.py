@@ -208,9 +208,9 @@ def diagrams(evaluated: Evaluated) -> dict[str, Figure]:
     if fitted is not None:
         systems[f"T = {fitted.scores.temperature:.2f}, fitted"] = fitted.scores.calibration
     loss, values = evaluated.classifier.config.loss, plain.values
-    ideals = {}
+    ideals: dict[str, float] = {}
     if loss.alpha > 0 and loss.prior == "uniform":
-        ideals[f"ideal at α = {loss.alpha:g}"] = values["logit_gap_ideal"]
+        ideals[name] = values["logit_gap_ideal"]
     what = f"{evaluated.split}, {evaluated.classifier.checkpoint} checkpoint"
     return {
         f"reliability-{stem}": reliability_diagram(
@@ -221,7 +221,7 @@ def diagrams(evaluated: Evaluated) -> dict[str, Figure]:
         f"risk-coverage-{stem}": risk_coverage_figure(
             {name: plain.scores.risk_coverage()}, title=what, risk_label="risk (share of wrong images)"
         ),
-        f"logit-gaps-{stem}": logit_gap_figure({name: evaluated.gaps}, ideals, title=what),
+        f"logit-gaps-{stem}": logit_gap_figure({name: evaluated.gaps}, ideals, title=what, unit="image"),
     }
 
 

@@ -254,8 +254,10 @@ def risk_coverage_figure(
     return figure
 
 
-def logit_gap_figure(systems: Mapping[str, LogitGaps], ideals: Mapping[str, float] = {}, title: str = "") -> Figure:
-    """Histograms of the logit gaps z_y - z_k: above over all tokens and classes, below of each token's mean.
+def logit_gap_figure(
+    systems: Mapping[str, LogitGaps], ideals: Mapping[str, float] = {}, title: str = "", unit: str = "token"
+) -> Figure:
+    """Histograms of the logit gaps z_y - z_k: above over all tokens and classes, below of each token's (unit's) mean.
 
     `ideals` holds the gap at which a system's smoothed loss is least, by the system's name; it is drawn as an upright
     line where it is finite (hard targets have none).
@@ -282,7 +284,7 @@ def logit_gap_figure(systems: Mapping[str, LogitGaps], ideals: Mapping[str, floa
         upper.set(ylabel="density, all gaps", title=title, xlim=(min(shown) - margin, max(shown) + margin))
         upper.set_ylim(0, upper.get_ylim()[1] * (1.15 + 0.14 * len(systems)))  # room for the legend
         upper.legend(loc="upper left")
-        lower.set(xlabel="logit gap $z_y - z_k$, nats", ylabel="token means")
+        lower.set(xlabel="logit gap $z_y - z_k$, nats", ylabel=f"{unit} means")
         lower.set_ylim(bottom=0)
     return figure
 

@@ -207,3 +207,16 @@ def test_real_cifar10(real_data: Path, tmp_path: Path) -> None:
     expected = np.asarray(Image.open(io.BytesIO(cell["img"]["bytes"])).convert("RGB")).transpose(2, 0, 1)
     np.testing.assert_array_equal(rows(store, "test")[0][2], expected)
     assert rows(store, "test")[1][2] == cell["label"]
+
+
+def test_real_tiny_imagenet(real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if not (real_data / "tiny_imagenet_20").is_dir():
+        pytest.skip("NMT_LS_DATA has no tiny_imagenet_20")
+    store = prepare(real_data / "tiny_imagenet_20", tmp_path / "out")
+    splits = store.manifest["splits"]
+    assert {name: (split["images"], split["from"]) for name, split in splits.items()} == {
+        "train": (9000, "train"), "validation": (1000, "train"), "test": (1000, "validation")
+    }  # fmt: skip
+    assert sum(split["greyscale_converted"] for split in splits.values()) == 86
+    assert store.manifest["duplicates"]["groups_under_several_labels"] == 7
+    assert "7 groups of identical images, 7 of them under several labels" in capsys.readouterr().out

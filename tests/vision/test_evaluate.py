@@ -21,7 +21,7 @@ from nmt_ls.experiment.run_directory import RunDirectory
 from nmt_ls.losses import LossConfig
 from nmt_ls.metrics import expected_calibration_error, fit_temperature
 from vision_ls.evaluate import main as evaluate_command
-from vision_ls.evaluation import EvaluateConfig, evaluate, template_figures
+from vision_ls.evaluation import EvaluateConfig, diagrams, evaluate, template_figures
 from vision_ls.runs import Classifier, find_run
 from vision_ls.scoring import exact_figures, predict, score_logits
 from vision_ls.training import train
@@ -82,6 +82,17 @@ def test_records_examples_and_figures(telling_classifier: RunDirectory, tmp_path
     assert {f"{kind}-telling-last-test.png" for kind in ("reliability", "risk-coverage", "logit-gaps")} <= drawn
     evaluate_command(evaluated(telling_classifier, results=str(results), figure=False))
     assert len(read_records(results / "records.jsonl")) == len(records)
+
+
+def test_the_ideal_gap_and_both_temperatures_are_drawn(telling_classifier: RunDirectory) -> None:
+    found = evaluate(evaluated(telling_classifier))
+    drawn = diagrams(found)
+    gaps, _ = drawn["logit-gaps-telling-last-test"].axes
+    ideal = found.plain.values["logit_gap_ideal"]
+    assert any(list(line.get_xdata()) == [ideal, ideal] for line in gaps.lines)
+    reliability = drawn["reliability-telling-last-test"].axes[0]
+    labels = [text.get_text() for text in reliability.get_legend().get_texts()]
+    assert sum("T = " in label for label in labels) == 2
 
 
 def test_exact_figures_of_a_run(small_classifier: RunDirectory) -> None:
