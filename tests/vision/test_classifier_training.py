@@ -107,14 +107,16 @@ class StoppedError(Exception):
     """Ends a run as a kill would, between two checkpoints."""
 
 
-@pytest.mark.parametrize("name", ["small_cnn", "mnist_teacher"])
+@pytest.mark.parametrize(
+    ("name", "precision"), [("small_cnn", "fp32"), ("small_cnn", "bf16"), ("mnist_teacher", "fp32")]
+)
 def test_a_resumed_run_ends_bit_for_bit_as_one_in_one_piece(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With augmentation and dropout, which draw from the generators that the checkpoint holds."""
     model = ModelConfig(name=name, widths=(8, 8, 8) if name == "small_cnn" else (16, 16), dropout=0.3)  # type: ignore[arg-type]
     augment = AugmentConfig(crop=22, flip=True, brightness=30, contrast=(0.5, 1.5), normalise="image")
-    train(small_training(tmp_path / "whole", model=model, augment=augment))
+    train(small_training(tmp_path / "whole", model=model, augment=augment, precision=precision))
     real, calls = ClassificationTask.loss, []
 
     def dies(self: ClassificationTask, model: torch.nn.Module, rows: torch.Tensor) -> object:
@@ -125,8 +127,8 @@ def test_a_resumed_run_ends_bit_for_bit_as_one_in_one_piece(
 
     monkeypatch.setattr(ClassificationTask, "loss", dies)
     with pytest.raises(StoppedError):
-        train(small_training(tmp_path / "parts", model=model, augment=augment))
-    train(small_training(tmp_path / "parts", model=model, augment=augment))
+        train(small_training(tmp_path / "parts", model=model, augment=augment, precision=precision))
+    train(small_training(tmp_path / "parts", model=model, augment=augment, precision=precision))
     whole, parts = (load_checkpoint(tmp_path / name / "checkpoints" / "last") for name in ("whole", "parts"))
     assert whole[0].keys() == parts[0].keys()
     assert all(torch.equal(whole[0][key], parts[0][key]) for key in whole[0])
