@@ -180,7 +180,7 @@ def test_what_does_not_fit_is_refused(smoothed: RunDirectory, telling_classifier
 
 def test_a_split_without_some_class_is_refused(tmp_path: Path) -> None:
     run = train(small_training(tmp_path / "few", embedded=replace(SIZES, validation=8))).run
-    with pytest.raises(UserError, match="validation split: class . has no example; leave the split out"):
+    with pytest.raises(UserError, match=r"validation split: class . has no example; leave the split out"):
         project_runs(of(run, splits=("validation",)))
 
 
