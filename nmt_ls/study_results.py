@@ -26,6 +26,10 @@ from nmt_ls.sweep_cells import DIGITS, read_sentences
 
 RECIPE = ("corpus", "updates", "training_precision")
 """What has to be the same in all runs of a setting: a table has equal updates."""
+FRESH = "fresh"
+"""The split of figures on targets drawn afresh from a known distribution: they stand beside those of the test split."""
+APART = ("slice", "estimator", "sample_tokens")
+"""What tells figures of one name apart: it becomes part of the name."""
 LOSS = ("spread", "prior")
 """What has to be the same in all runs of one α."""
 
@@ -88,7 +92,8 @@ class SettingResults:
         found: dict[str, Run] = {}
         for record in records:
             signature = record.signature
-            if (signature.get("split"), signature.get("checkpoint")) != (split, checkpoint):
+            here = signature.get("split") == split or (split == self.setting.split and signature.get("split") == FRESH)
+            if not here or signature.get("checkpoint") != checkpoint:
                 continue
             name = str(signature["run"])
             run = found.get(name)
@@ -100,21 +105,23 @@ class SettingResults:
     def _add(self, run: Run, record: Record) -> None:
         signature = record.signature
         temperature = round(float(signature.get("temperature", 1.0)), DIGITS)
-        search = (signature.get("beam"), signature.get("length_penalty"))
-        translated = search == (self.setting.beam, self.setting.length_penalty) and "search" not in signature
+        name = " ".join([record.name, *(str(signature[key]) for key in APART if key in signature)])
+        search = (
+            signature.get("beam", self.setting.beam),
+            signature.get("length_penalty", self.setting.length_penalty),
+        )
+        if search != (self.setting.beam, self.setting.length_penalty) or "search" in signature:
+            return
         if "temperature_is" in signature:
             fitted = signature["temperature_is"] == "fitted"
             if not fitted and temperature != 1.0:
                 return
-            run.scored.setdefault(fitted, {})[record.name] = record.value
+            run.scored.setdefault(fitted, {})[name] = record.value
             if fitted:
                 run.fitted_temperature[:] = [temperature]
-        elif signature.get("beam") is None:
-            run.swept.setdefault(temperature, {})[record.name] = record.value
-        elif translated:
-            run.decoded.setdefault(temperature, {})[record.name] = record.value
         else:
-            return
+            swept = run.decoded if "beam" in signature else run.swept
+            swept.setdefault(temperature, {})[name] = record.value
         run.commands[record.command] = None
 
     @property

@@ -46,7 +46,7 @@ def hard_like(**changes: Any) -> Translator:
         "gap": lambda t: 0.25 * (1 / t - 0.8),
         "nll": lambda t: 1.5 + (1 / t - 0.9) ** 2,
         "precision": lambda t: 0.40 - 0.02 * (t - 1.1) ** 2,
-        "scored": {"logit_gap_mean": 25.0, "logit_gap_sd": 6.0},
+        "scored": {"logit_gap_mean": 25.0, "logit_gap_sd": 6.0, "logit_gap_within_sd": 6.0},
     }
     return Translator(**{**usual, **changes})
 
@@ -58,7 +58,7 @@ def smooth_like(**changes: Any) -> Translator:
         "gap": lambda t: 0.25 * (1 / t - 1.0),
         "nll": lambda t: 1.6 + (1 / t - 1.1) ** 2,
         "precision": lambda t: 0.42 - 0.1 * (t - 1.0) ** 2,
-        "scored": {"logit_gap_mean": 12.0, "logit_gap_sd": 2.0, "logit_gap_ideal": 11.4},
+        "scored": {"logit_gap_mean": 12.0, "logit_gap_sd": 2.0, "logit_gap_within_sd": 2.0, "logit_gap_ideal": 11.4},
     }
     return Translator(**{**usual, **changes})
 
@@ -74,13 +74,13 @@ def against_the_paper(tmp_path_factory: pytest.TempPathFactory) -> SettingResult
     hard = hard_like(
         nll=lambda t: 1.8 + (1 / t - 1.2) ** 2,
         precision=lambda t: 0.42 - 0.05 * (t - 0.85) ** 2,  # its best T is that by NLL, not that by ECE
-        scored={"logit_gap_mean": 11.5, "logit_gap_sd": 2.0},
+        scored={"logit_gap_mean": 11.5, "logit_gap_sd": 2.0, "logit_gap_within_sd": 2.0},
     )
     smooth = smooth_like(
         gap=lambda t: 0.6 * (1 / t - 0.75),
         nll=lambda t: 1.6 + (1 / t - 0.9) ** 2,
         precision=lambda t: 0.40 - 0.1 * (t - 1.2) ** 2,
-        scored={"logit_gap_mean": 20.0, "logit_gap_sd": 6.0, "logit_gap_ideal": 11.4},
+        scored={"logit_gap_mean": 20.0, "logit_gap_sd": 6.0, "logit_gap_within_sd": 6.0, "logit_gap_ideal": 11.4},
     )
     return results_of(tmp_path_factory.mktemp("against"), hard, smooth)
 
