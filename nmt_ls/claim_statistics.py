@@ -8,44 +8,22 @@ Shapes: A seeds, S sentences, J temperatures of NLL and calibration, D those of 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from nmt_ls.claims import Side, Test
+from nmt_ls.findings import Finding, compared_runs, pooled_sd
 from nmt_ls.metrics.calibration import MOMENTS, ece_from_sums, unbiased_squared_l2_from_sums
-from nmt_ls.metrics.distributions import student_t_quantile
 from nmt_ls.metrics.inputs import FloatArray
-from nmt_ls.metrics.statistics import Figure, combined_bootstrap, equivalence_test, ratio_of_sums
+from nmt_ls.metrics.statistics import Figure, combined_bootstrap, ratio_of_sums
 from nmt_ls.metrics.temperature_grid import lowest_point
 from nmt_ls.metrics.translation import bleu_from_statistics
+from nmt_ls.record_statistics import record, record_distance, record_error
 from nmt_ls.study_results import NotMeasuredError, Run, SettingResults
 
 NORMAL_95, NORMAL_90 = 1.959964, 1.644854
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """What a test found: a difference with its 95% interval (and the 90% one, that of two one-sided tests at 5%).
-
-    ours: the figures it is a difference of, in words. seeds: how many on each side. seed_sd: of one side's figure over
-    seeds (of the difference, for statistics of one recipe); sentence_sd: of the difference, due to the sentences
-    alone. Where a side has one seed, nothing is known of seeds: seed_sd is NaN.
-    """
-
-    difference: float
-    low: float
-    high: float
-    low_90: float
-    high_90: float
-    ours: str
-    unit: str
-    seeds: tuple[int, ...]
-    seed_sd: float
-    sentence_sd: float
-    runs: tuple[Run, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,19 +69,6 @@ def chosen_temperature(results: SettingResults, runs: Sequence[Run], by: str) ->
     return common[int(np.argmax(means) if by == "bleu" else np.argmin(means))]
 
 
-def _side_runs(results: SettingResults, side: Side) -> list[Run]:
-    runs = results.runs(side.alpha)
-    if not runs:
-        raise NotMeasuredError(f"no run with α = {side.alpha:g}")
-    return runs
-
-
-def _compared_runs(test: Test, results: SettingResults) -> list[list[Run]]:
-    sides = [_side_runs(results, side) for side in test.sides]
-    results.comparable(list({run.name: run for runs in sides for run in runs}.values()))
-    return sides
-
-
 def _measured(
     results: SettingResults, runs: Sequence[Run], columns: Sequence[tuple[str, Sequence[float]]]
 ) -> tuple[list[Run], list[FloatArray]]:
@@ -145,17 +110,35 @@ def _paired(
 ) -> Finding:
     sides = [
         _side_sums(results, side, runs, column)
-        for side, runs in zip(test.sides, _compared_runs(test, results), strict=True)
+        for side, runs in zip(test.sides, compared_runs(test, results), strict=True)
     ]
+    ours = " → ".join(f"{shown(side.sums.sum(1))} ({side.name()})" for side in sides)
+    runs = [side.runs for side in sides]
+    if test.within_runs:  # the seeds are the same ones: they are resampled together
+        common = [run.name for run in runs[0] if run.name in {other.name for other in runs[1]}]
+        both = [side.sums[[run.name in common for run in side.runs]] for side in sides]
+        arrays, figure_of = [np.stack(both, 2)], _difference_of(figure)
+        per_seed = [figure_of(arrays[0].sum(1))]
+        return _finding(arrays, figure_of, lambda means: means[0], per_seed=per_seed, ours=ours, unit=unit, runs=runs)
     return _finding(
         [side.sums for side in sides],
         figure,
         lambda means: means[1] - means[0],
         per_seed=[figure(side.sums.sum(1)) for side in sides],
-        ours=" → ".join(f"{shown(side.sums.sum(1))} ({side.name()})" for side in sides),
+        ours=ours,
         unit=unit,
-        runs=[side.runs for side in sides],
+        runs=runs,
     )
+
+
+def _difference_of(figure: Figure) -> Figure:
+    """Of sums [..., 2, *], the second's figure less the first's."""
+
+    def difference(total: FloatArray) -> FloatArray:
+        values = figure(total)
+        return np.asarray(values[..., 1] - values[..., 0])
+
+    return difference
 
 
 def _finding(
@@ -182,16 +165,10 @@ def _finding(
         ours=ours,
         unit=unit,
         seeds=tuple(len(values) for values in per_seed),
-        seed_sd=_pooled_sd(per_seed),
+        seed_sd=pooled_sd(per_seed),
         sentence_sd=alone.sd,
         runs=tuple(run for side in runs for run in side),
     )
-
-
-def _pooled_sd(sides: Sequence[FloatArray]) -> float:
-    if min(len(values) for values in sides) < 2:
-        return math.nan
-    return math.sqrt(float(np.mean([np.var(values, ddof=1) for values in sides])))
 
 
 def bleu(test: Test, results: SettingResults) -> Finding:
@@ -243,7 +220,7 @@ def _curves(
 
 def nll_at_every_temperature(test: Test, results: SettingResults) -> Finding:
     """The least difference of NLL over temperatures."""
-    temperatures, runs, arrays = _curves(results, _compared_runs(test, results), ("nll", "tokens"))
+    temperatures, runs, arrays = _curves(results, compared_runs(test, results), ("nll", "tokens"))
     stacked = [np.concatenate([nll_ASJ1, tokens_ASJ1], -1) for nll_ASJ1, tokens_ASJ1 in arrays]
     means = [ratio_of_sums(array.sum(1)).mean(0) for array in stacked]
     at = int((means[1] - means[0]).argmin())
@@ -261,7 +238,7 @@ def nll_at_every_temperature(test: Test, results: SettingResults) -> Finding:
 
 def best_temperature_distance(test: Test, results: SettingResults) -> Finding:
     """|T by NLL - T by BLEU| - |T by calibration error - T by BLEU| of one recipe."""
-    (side,) = _compared_runs(test, results)
+    (side,) = compared_runs(test, results)
     side = [run for run in side if run.decoded]
     if not side:
         raise NotMeasuredError(f"no run with α = {test.treated.alpha:g} was translated at several temperatures")
@@ -313,82 +290,6 @@ def best_temperature_distance(test: Test, results: SettingResults) -> Finding:
         unit="in T",
         runs=[runs],
     )
-
-
-def _recorded(
-    results: SettingResults, side: Side, runs: Sequence[Run], names: Sequence[str]
-) -> tuple[list[Run], FloatArray]:
-    """Those runs whose figures of these names are recorded at the side's temperature, and the figures [A, names]."""
-    fitted = side.temperature == "nll"
-    kept = [run for run in runs if all(name in run.scored.get(fitted, {}) for name in names)]
-    if not kept:
-        how = " at a fitted temperature" if fitted else ""
-        raise NotMeasuredError(
-            f"{' and '.join(names)} of α = {side.alpha:g} not recorded{how} on {results.setting.split}"
-        )
-    return kept, np.array([[run.scored[fitted][name] for name in names] for run in kept])
-
-
-def _of_seeds(test: Test, values: Sequence[FloatArray], runs: Sequence[Sequence[Run]], ours: str, unit: str) -> Finding:
-    """The difference of two means over seeds, or one mean against 0, by Student's t."""
-    seeds = tuple(len(side) for side in values)
-    if min(seeds) < 2:
-        difference = float(values[-1].mean() - (values[0].mean() if len(values) > 1 else 0.0))
-        low, high, low_90, high_90 = -math.inf, math.inf, -math.inf, math.inf
-    else:
-        paired = len(values) == 1
-        first = np.zeros_like(values[0]) if paired else values[0]
-        found = equivalence_test(first, values[-1], test.effect, paired=paired)
-        difference, error, degrees = found.difference, found.standard_error, found.degrees
-        reach = student_t_quantile(0.975, degrees) * error
-        low, high, low_90, high_90 = difference - reach, difference + reach, found.low, found.high
-    return Finding(
-        difference=difference,
-        low=low,
-        high=high,
-        low_90=low_90,
-        high_90=high_90,
-        ours=ours,
-        unit=unit,
-        seeds=seeds,
-        seed_sd=_pooled_sd(values),
-        sentence_sd=0.0,
-        runs=tuple(run for side in runs for run in side),
-    )
-
-
-def record(test: Test, results: SettingResults) -> Finding:
-    """Difference of a recorded figure."""
-    sides = [
-        _recorded(results, side, runs, [test.figure])
-        for side, runs in zip(test.sides, _compared_runs(test, results), strict=True)
-    ]
-    values = [figures[:, 0] for _, figures in sides]
-    ours = " → ".join(f"{side.mean():.4g} ({name})" for side, name in zip(values, test.sides, strict=True))
-    return _of_seeds(test, values, [runs for runs, _ in sides], f"{test.figure} {ours}", "")
-
-
-def record_distance(test: Test, results: SettingResults) -> Finding:
-    """Difference of the distances of a recorded figure from another, which is that of the treated side.
-
-    The target belongs to the treated recipe (an ideal that hard targets put at infinity).
-    """
-    sides = _compared_runs(test, results)
-    _, both = _recorded(results, test.treated, sides[-1], [test.figure, test.target])
-    target = float(both[:, 1].mean())
-    found = [_recorded(results, side, runs, [test.figure]) for side, runs in zip(test.sides, sides, strict=True)]
-    values = [np.abs(figures[:, 0] - target) for _, figures in found]
-    means = " → ".join(f"{figures.mean():.4g} ({side})" for (_, figures), side in zip(found, test.sides, strict=True))
-    ours = f"{test.figure} {means}, {test.target} {target:.4g}"
-    return _of_seeds(test, values, [runs for runs, _ in found], ours, "")
-
-
-def record_error(test: Test, results: SettingResults) -> Finding:
-    """A recorded figure less the one that it estimates, of all runs of a recipe."""
-    (runs,) = _compared_runs(test, results)
-    kept, both = _recorded(results, test.treated, runs, [test.figure, test.target])
-    ours = f"{test.figure} {both[:, 0].mean():.4f}, {test.target} {both[:, 1].mean():.4f}"
-    return _of_seeds(test, [both[:, 0] - both[:, 1]], [kept], ours, "")
 
 
 _STATISTICS: dict[str, Callable[[Test, SettingResults], Finding]] = {

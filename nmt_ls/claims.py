@@ -41,6 +41,9 @@ class Regime:
     figure: str
     at_least: float
 
+    def __str__(self) -> str:
+        return self.figure.replace("ece", "ECE").replace("_", " ")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
@@ -125,10 +128,17 @@ class Test:
         if bool(self.target) != (self.statistic in WITH_TARGET):
             raise ValueError(f"target: name one for {' and '.join(WITH_TARGET)}, and only there")
         for side in self.sides:
+            if self.statistic in (*EVERY_TEMPERATURE, "record_distance") and self.within_runs:
+                raise ValueError(f"treated: {self.statistic} compares two α")
             if self.statistic in EVERY_TEMPERATURE and side.temperature != 1.0:
                 raise ValueError(f"statistic: {self.statistic} is of all temperatures; name none")
             if self.statistic in OF_RECORDS and side.temperature not in (1.0, "nll"):
                 raise ValueError("temperature: records are scored at a given temperature of 1, or at one fitted by nll")
+
+    @property
+    def within_runs(self) -> bool:
+        """Whether both sides are of the same runs, at two temperatures."""
+        return self.baseline is not None and self.baseline.alpha == self.treated.alpha
 
     @property
     def sides(self) -> tuple[Side, ...]:

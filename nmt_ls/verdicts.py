@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from nmt_ls.claim_statistics import Finding, evaluate
-from nmt_ls.claims import ONE_SIDED, Claim, Claims, Expectation, Regime, Setting, Test
+from nmt_ls.claim_statistics import evaluate
+from nmt_ls.claims import Claim, Claims, Expectation, Regime, Setting, Test
+from nmt_ls.findings import Finding
 from nmt_ls.metrics.statistics import seeds_needed
-from nmt_ls.study_results import NotMeasuredError, SettingResults, read_results
+from nmt_ls.study_results import NotMeasuredError, SettingResults
 
 Word = Literal["reproduced", "not reproduced", "unresolved", "regime not reached", "not run here"]
 LEAST_SEEDS = 2
@@ -71,7 +71,7 @@ def seeds_to_resolve(test: Test, finding: Finding) -> int | None:
     left = test.effect**2 - (POWER_REACH * finding.sentence_sd) ** 2
     if left <= 0:
         return None
-    return seeds_needed(finding.seed_sd, math.sqrt(left), paired=test.statistic in ONE_SIDED)
+    return seeds_needed(finding.seed_sd, math.sqrt(left), paired=len(finding.seeds) == 1)
 
 
 def judge(name: str, test: Test, results: SettingResults) -> Outcome:
@@ -127,9 +127,7 @@ def regime_value(regime: Regime, results: SettingResults) -> float:
         run.scored[False][regime.figure] for run in results.runs(0.0) if regime.figure in run.scored.get(False, {})
     ]
     if not values:
-        raise NotMeasuredError(
-            f"{regime.figure} of hard targets, which says whether the regime is reached, not recorded"
-        )
+        raise NotMeasuredError(f"{regime} of hard targets, which says whether the regime is reached, is not recorded")
     return sum(values) / len(values)
 
 
@@ -158,7 +156,7 @@ def verdict(claim: Claim, setting_name: str, setting: Setting, results: SettingR
         except NotMeasuredError as error:
             return said("not run here", str(error), outcomes)
         if value < claim.regime.at_least:
-            why = f"{claim.regime.figure} of hard targets is {value:.4f}, below {claim.regime.at_least:g}"
+            why = f"{claim.regime} of hard targets is {value:.4f}, below {claim.regime.at_least:g}"
             return said("regime not reached", why, outcomes, value)
     word = combine(outcomes)
     deciding = [outcome for outcome in outcomes if outcome.word == word]
@@ -166,9 +164,8 @@ def verdict(claim: Claim, setting_name: str, setting: Setting, results: SettingR
     return said(word, why, outcomes, value)
 
 
-def all_verdicts(claims: Claims, root: Path) -> Iterator[Verdict]:
-    """Every claim in every setting in which it is tested, in the order of the file."""
-    results = {name: read_results(setting, root) for name, setting in claims.settings.items()}
+def verdicts_of(claims: Claims, results: Mapping[str, SettingResults]) -> Iterator[Verdict]:
+    """Every claim in every setting in which it is tested, in the order of the file; results by the setting's name."""
     for claim in claims.claims:
         if claim.not_run:
             yield Verdict(claim=claim, setting_name="", setting=None, word="not run here", why=claim.not_run)

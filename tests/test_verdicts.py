@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from made_up_study import INVERSES, Translator, write_study
 
-from nmt_ls.claim_statistics import Finding, chosen_temperature, evaluate
+from nmt_ls.claim_statistics import chosen_temperature, evaluate
 from nmt_ls.claims import Claim, Claims, Regime, Setting, Side, Test, read_claims
 from nmt_ls.experiment.command_line import UserError
+from nmt_ls.findings import Finding
 from nmt_ls.metrics.temperature_grid import lowest_point
 from nmt_ls.study_results import NotMeasuredError, SettingResults, read_results
-from nmt_ls.verdicts import Verdict, all_verdicts, decide, judge, seeds_to_resolve, verdict
+from nmt_ls.verdicts import Verdict, decide, judge, seeds_to_resolve, verdict, verdicts_of
 
 SETTING = Setting(title="made up", results="fake", runs="fake-de-*", dropout=0.3, command="python -m made_up")
 OVER = Regime(figure="debiased_ece", at_least=0.03)
@@ -126,6 +127,20 @@ def test_differences_are_what_was_put_in(as_the_paper_says: SettingResults) -> N
         min(1.6 + (b - 1.1) ** 2 - 1.5 - (b - 0.9) ** 2 for b in INVERSES), abs=1e-6
     )
     assert "least at 0.83" in worst.ours
+
+
+def test_temperatures_of_one_model_are_compared_run_by_run(tmp_path: Path) -> None:
+    """Seeds that differ widely, and a temperature that gives each of them the same: seeds cancel."""
+    smooth = smooth_like(precision=lambda t: 0.40 + (0.01 if t > 1.25 else 0), between_seeds=0.03)
+    found = judged(shipped("nmt-smoothed-temperature-hurts"), results_of(tmp_path, hard_like(), smooth))
+    calibration, translation = (outcome.finding for outcome in found.outcomes)
+    assert calibration is not None
+    assert translation is not None
+    assert translation.seeds == (3,)
+    assert translation.difference == pytest.approx(1.0, abs=0.5)
+    assert translation.high - translation.low < 1.0  # and not 0.03 · 100 · 4
+    assert found.outcomes[1].word == "not reproduced"
+    assert found.outcomes[0].word == "reproduced"
 
 
 def test_temperatures_are_chosen_on_validation(tmp_path: Path) -> None:
@@ -366,7 +381,8 @@ def test_claims_in_order(tmp_path: Path) -> None:
     tested = dataclasses.replace(shipped("nmt-bleu"), settings=("fake", "elsewhere"))
     (untested,) = (claim for claim in SHIPPED.claims if claim.name == "distillation-mnist")
     claims = Claims(settings={"fake": SETTING, "elsewhere": elsewhere}, claims=(untested, tested))
-    found = list(all_verdicts(claims, tmp_path))
+    results = {name: read_results(setting, tmp_path) for name, setting in claims.settings.items()}
+    found = list(verdicts_of(claims, results))
     assert [one.word for one in found] == ["not run here", "reproduced", "not run here"]
     assert found[0].why == untested.not_run
 

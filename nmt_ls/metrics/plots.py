@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,14 @@ def save_figure(figure: Figure, path: str | Path) -> list[Path]:
         figure.savefig(files[0], metadata={"Software": None})
         figure.savefig(files[1], metadata={"Date": None})
     return files
+
+
+def figure_svg(figure: Figure) -> str:
+    """The figure as SVG, to stand in a page."""
+    text = StringIO()
+    with _look():
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()
 
 
 def reliability_diagram(
@@ -324,4 +333,27 @@ def estimator_figure(
         axes.set(xscale="log", xlabel="tokens in a sample", ylabel=f"{label}, mean ± sd of samples", title=title)
         axes.set_ylim(bottom=0)
         axes.legend(loc="best")
+    return figure
+
+
+def alpha_figure(figures: Mapping[str, Mapping[float, Sequence[float]]], title: str = "") -> Figure:
+    """Figures against the smoothing α: a panel each, a dot for every seed, a line through the means.
+
+    `figures` maps a panel's name to the values of the seeds by α.
+    """
+    if not figures or not all(figures.values()):
+        raise ValueError("a figure against α needs at least one panel, and values in each")
+    with _look():
+        figure = new_figure(2.9 * len(figures), 2.7)
+        for axes, (name, values) in zip(
+            figure.subplots(1, len(figures), squeeze=False)[0], figures.items(), strict=True
+        ):
+            alphas = sorted(values)
+            axes.plot(alphas, [np.mean(values[alpha]) for alpha in alphas], color=BLUE, zorder=2)
+            dots = [(alpha, value) for alpha in alphas for value in values[alpha]]
+            axes.plot(*zip(*dots, strict=True), "o", color=BLUE, markeredgecolor="white", alpha=0.75, zorder=3)
+            axes.set(title=name, xlabel="α")
+            axes.set_xticks(alphas)
+        if title:
+            figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     return figure

@@ -1,0 +1,97 @@
+"""The statistics of claims that need only records: figures of seeds, compared by Student's t.
+
+Shapes: A seeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from nmt_ls.claims import Side, Test
+from nmt_ls.findings import Finding, compared_runs, pooled_sd
+from nmt_ls.metrics.distributions import student_t_quantile
+from nmt_ls.metrics.inputs import FloatArray
+from nmt_ls.metrics.statistics import equivalence_test
+from nmt_ls.study_results import NotMeasuredError, Run, SettingResults
+
+
+def _recorded(
+    results: SettingResults, side: Side, runs: Sequence[Run], names: Sequence[str]
+) -> tuple[list[Run], FloatArray]:
+    """Those runs whose figures of these names are recorded at the side's temperature, and the figures [A, names]."""
+    fitted = side.temperature == "nll"
+    kept = [run for run in runs if all(name in run.scored.get(fitted, {}) for name in names)]
+    if not kept:
+        how = " at a fitted temperature" if fitted else ""
+        raise NotMeasuredError(
+            f"{' and '.join(names)} of α = {side.alpha:g} not recorded{how} on {results.setting.split}"
+        )
+    return kept, np.array([[run.scored[fitted][name] for name in names] for run in kept])
+
+
+def _of_seeds(test: Test, values: Sequence[FloatArray], runs: Sequence[Sequence[Run]], ours: str, unit: str) -> Finding:
+    """The difference of two means over seeds, or one mean against 0, by Student's t."""
+    seeds = tuple(len(side) for side in values)
+    if min(seeds) < 2:
+        difference = float(values[-1].mean() - (values[0].mean() if len(values) > 1 else 0.0))
+        low, high, low_90, high_90 = -math.inf, math.inf, -math.inf, math.inf
+    else:
+        paired = len(values) == 1
+        first = np.zeros_like(values[0]) if paired else values[0]
+        found = equivalence_test(first, values[-1], test.effect, paired=paired)
+        difference, error, degrees = found.difference, found.standard_error, found.degrees
+        reach = student_t_quantile(0.975, degrees) * error
+        low, high, low_90, high_90 = difference - reach, difference + reach, found.low, found.high
+    return Finding(
+        difference=difference,
+        low=low,
+        high=high,
+        low_90=low_90,
+        high_90=high_90,
+        ours=ours,
+        unit=unit,
+        seeds=seeds,
+        seed_sd=pooled_sd(values),
+        sentence_sd=0.0,
+        runs=tuple(run for side in runs for run in side),
+    )
+
+
+def record(test: Test, results: SettingResults) -> Finding:
+    """Difference of a recorded figure."""
+    sides = [
+        _recorded(results, side, runs, [test.figure])
+        for side, runs in zip(test.sides, compared_runs(test, results), strict=True)
+    ]
+    values = [figures[:, 0] for _, figures in sides]
+    if test.within_runs and len(values[0]) != len(values[1]):
+        raise NotMeasuredError(f"{test.figure} is not recorded of every run on both sides")
+    ours = " → ".join(f"{side.mean():.4g} ({name})" for side, name in zip(values, test.sides, strict=True))
+    compared = [values[1] - values[0]] if test.within_runs else values
+    return _of_seeds(test, compared, [runs for runs, _ in sides], f"{test.figure} {ours}", "")
+
+
+def record_distance(test: Test, results: SettingResults) -> Finding:
+    """Difference of the distances of a recorded figure from another, which is that of the treated side.
+
+    The target belongs to the treated recipe (an ideal that hard targets put at infinity).
+    """
+    sides = compared_runs(test, results)
+    _, both = _recorded(results, test.treated, sides[-1], [test.figure, test.target])
+    target = float(both[:, 1].mean())
+    found = [_recorded(results, side, runs, [test.figure]) for side, runs in zip(test.sides, sides, strict=True)]
+    values = [np.abs(figures[:, 0] - target) for _, figures in found]
+    means = " → ".join(f"{figures.mean():.4g} ({side})" for (_, figures), side in zip(found, test.sides, strict=True))
+    ours = f"{test.figure} {means}, {test.target} {target:.4g}"
+    return _of_seeds(test, values, [runs for runs, _ in found], ours, "")
+
+
+def record_error(test: Test, results: SettingResults) -> Finding:
+    """A recorded figure less the one that it estimates, of all runs of a recipe."""
+    (runs,) = compared_runs(test, results)
+    kept, both = _recorded(results, test.treated, runs, [test.figure, test.target])
+    ours = f"{test.figure} {both[:, 0].mean():.4f}, {test.target} {both[:, 1].mean():.4f}"
+    return _of_seeds(test, [both[:, 0] - both[:, 1]], [kept], ours, "")

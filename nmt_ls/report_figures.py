@@ -1,0 +1,94 @@
+"""The figures of a report, drawn of records and sentence sums: Figures 3 and 4 of the paper, and figures against α."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from nmt_ls.claim_statistics import chosen_temperature
+from nmt_ls.metrics.calibration import MOMENTS, Calibration, calibration_from_sums
+from nmt_ls.metrics.plots import Curve, SweepSeries, alpha_figure, reliability_diagram, sweep_figure
+from nmt_ls.study_results import NotMeasuredError, Run, SettingResults
+
+SMOOTHED = 0.1
+AGAINST_ALPHA = {
+    "BLEU": "bleu",
+    "accuracy": "accuracy",
+    "NLL, nats": "nll",
+    "ECE": "ece",
+    "exact ECE": "exact_ece",
+    "KL(p* to model), nats": "kl_to_truth",
+    "logit gap": "logit_gap_mean",
+}
+"""Panels: names, and the records they show. Accuracy is of images; tokens have a BLEU instead."""
+
+
+def setting_figures(results: SettingResults) -> Iterator[tuple[str, str, Figure]]:
+    """What can be drawn of a setting: (short name, caption, figure)."""
+    split, title = results.setting.split, results.setting.title
+    if (systems := _sweeps(results)) is not None:
+        caption = (
+            f"{title}, {split} split, as Figure 4 of the paper: BLEU (blue), ECE and NLL (red) against temperature. "
+            "Means over seeds with bands of one sd. Best temperatures are marked on the split that is shown."
+        )
+        yield "sweep", caption, sweep_figure(systems, title=title)
+    if diagrams := _reliabilities(results):
+        caption = (
+            f"{title}, {split} split, as Figure 3 of the paper: accuracy against confidence given the correct prefix, "
+            f"seeds pooled. The fitted temperature is that of lowest NLL on {results.setting.choose_on}."
+        )
+        yield "reliability", caption, reliability_diagram(diagrams, title=title)
+    if panels := _against_alpha(results):
+        caption = f"{title}, {split} split, T = 1, {results.setting.checkpoint} checkpoint: a dot is a seed."
+        yield "alpha", caption, alpha_figure(panels, title=title)
+
+
+def _sweeps(results: SettingResults) -> dict[str, SweepSeries] | None:
+    systems = {}
+    for alpha in (0.0, SMOOTHED):
+        runs = [run for run in results.runs(alpha) if run.swept and run.decoded]
+        if not runs:
+            return None
+        systems[f"α = {alpha:g} ({len(runs)} seeds)"] = SweepSeries(
+            bleu=_curve(runs, "bleu"), ece=_curve(runs, "ece"), nll=_curve(runs, "nll")
+        )
+    return systems
+
+
+def _curve(runs: Sequence[Run], name: str) -> Curve:
+    cells = [run.decoded if name == "bleu" else run.swept for run in runs]
+    common = sorted(set.intersection(*({t for t, figures in run.items() if name in figures} for run in cells)))
+    return Curve(temperatures=common, values=np.array([[run[t][name] for t in common] for run in cells]))
+
+
+def _reliabilities(results: SettingResults) -> dict[str, Calibration]:
+    """Of hard targets at 1 and at their fitted temperature, and of smoothed ones, seeds pooled."""
+    found: dict[str, Calibration] = {}
+    for alpha, fitted in ((0.0, False), (0.0, True), (SMOOTHED, False)):
+        runs = [run for run in results.runs(alpha) if run.swept]
+        try:
+            temperature = chosen_temperature(results, runs, "nll") if fitted else 1.0
+            sums = sum(results.sentences(run, "bin_sums", [temperature]).sum((0, 1), dtype=np.float64) for run in runs)
+        except (NotMeasuredError, TypeError):
+            continue
+        if runs:
+            name = f"α = {alpha:g}" + (f", T = {temperature:.2f}" if fitted else "")
+            found[name] = calibration_from_sums(np.reshape(sums, (MOMENTS, -1)))
+    return found
+
+
+def _against_alpha(results: SettingResults) -> dict[str, dict[float, list[float]]]:
+    if len(results.alphas) < 3:
+        return {}
+    panels = {}
+    for title, name in AGAINST_ALPHA.items():
+        values = {
+            alpha: [run.scored[False][name] for run in results.runs(alpha) if name in run.scored.get(False, {})]
+            for alpha in results.alphas
+        }
+        measured = {alpha: seeds for alpha, seeds in values.items() if seeds}
+        if len(measured) >= 3 and not (name == "accuracy" and "BLEU" in panels):
+            panels[title] = measured
+    return panels

@@ -1,0 +1,345 @@
+"""A report's page, and the pages of its studies: what `verdicts`, tables and figures say, as HTML and as Markdown."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from nmt_ls.claims import Claims, Setting
+from nmt_ls.experiment.atomic import atomic_write
+from nmt_ls.experiment.command_line import UserError
+from nmt_ls.experiment.records import provenance
+from nmt_ls.metrics.plots import figure_svg, save_figure
+from nmt_ls.report_figures import setting_figures
+from nmt_ls.report_tables import FIGURES, RECIPE, TEMPERATURES, Column, present, recipe_rows, temperature_rows
+from nmt_ls.study_results import SettingResults, read_results
+from nmt_ls.verdicts import Outcome, Verdict, Word, verdicts_of
+
+TEMPLATE = Path(__file__).with_name("report_page.html")
+SYMBOLS: dict[Word, str] = {
+    "reproduced": "✓",
+    "not reproduced": "✗",
+    "unresolved": "?",
+    "regime not reached": "○",
+    "not run here": "–",
+}
+"""Verdicts are told apart by symbol and word; colour only helps."""
+ANSWERS: dict[Word, str] = {"reproduced": "yes", "not reproduced": "no"}
+"""What verdicts are called where the claim is a question of ours."""
+GROUPS = {
+    "nmt": "Translation",
+    "embedded": "The embedded corpus, where the truth is known",
+    "vision": "Images",
+    "distillation": "Distillation and mutual information",
+    "mutual": "Distillation and mutual information",
+}
+"""Headings, by the first word of a claim's name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What was measured in one setting."""
+
+    name: str
+    results: SettingResults
+    rows: list[dict[str, Any]]
+    temperatures: list[dict[str, Any]]
+    figures: list[tuple[str, str, Figure]]
+
+    @property
+    def setting(self) -> Setting:
+        return self.results.setting
+
+    def signature(self) -> dict[str, str]:
+        """What the recipes of all runs have in common, and the values of what differs."""
+        said: dict[str, dict[str, None]] = {}
+        for run in self.results.runs():
+            for key, value in _flat(run.signature):
+                said.setdefault(key, {})[value] = None
+        return {key: ", ".join(values) for key, values in said.items() if key not in _NOT_SHOWN}
+
+    def commands(self) -> list[str]:
+        """Those that made the figures of the first run of every α."""
+        found: dict[str, None] = {}
+        for alpha in self.results.alphas:
+            found |= self.results.runs(alpha)[0].commands
+        return list(found)
+
+
+_NOT_SHOWN = (
+    "temperature",
+    "temperature_is",
+    "beam",
+    "length_penalty",
+    "cell",
+    "study",
+    "slice",
+    "sacrebleu",
+    "tokens",
+)
+
+
+def _flat(signature: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for key, value in signature.items():
+        if isinstance(value, Mapping):
+            yield key, " ".join(f"{name} {version}" for name, version in value.items())
+        else:
+            yield key, str(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """All that is shown."""
+
+    claims: Claims
+    root: Path
+    verdicts: list[Verdict]
+    parts: list[Part]
+
+    @classmethod
+    def read(cls, claims: Claims, root: Path) -> Self:
+        """From the folder of all results."""
+        results = {name: read_results(setting, root) for name, setting in claims.settings.items()}
+        parts = [
+            Part(
+                name=name,
+                results=found,
+                rows=list(recipe_rows(found)),
+                temperatures=list(temperature_rows(found)),
+                figures=list(setting_figures(found)),
+            )
+            for name, found in results.items()
+            if found.runs()
+        ]
+        return cls(claims=claims, root=root, verdicts=list(verdicts_of(claims, results)), parts=parts)
+
+    def of_study(self, folder: str) -> tuple[list[Part], list[Verdict]]:
+        """What belongs to one study's folder."""
+        parts = [part for part in self.parts if part.setting.results == folder]
+        names = {part.name for part in parts}
+        return parts, [one for one in self.verdicts if one.setting_name in names]
+
+
+def word_of(one: Verdict | Outcome, *, question: bool) -> str:
+    """The verdict as it is called."""
+    return ANSWERS.get(one.word, one.word) if question else one.word
+
+
+_DIGITS = {"BLEU": "+.2f", "squared L2": "+.5f", "nats": "+.4f", "in T": "+.2f", "": "+.3g"}
+
+
+def difference_text(outcome: Outcome) -> str:
+    """The difference with its interval and unit."""
+    finding = outcome.finding
+    if finding is None:
+        return ""
+    unit = f" {finding.unit}" if finding.unit else ""
+    value, low, high = (
+        format(number, _DIGITS[finding.unit]).replace("-", "−")
+        for number in (finding.difference, finding.low, finding.high)
+    )
+    if math.isinf(finding.low):
+        return f"{value}{unit}, no interval from one seed"
+    return f"{value} [{low}, {high}]{unit}"
+
+
+def expectation_text(outcome: Outcome) -> str:
+    """What the test asks for."""
+    effect = f"{outcome.test.effect:g}"
+    return f"within {effect}" if outcome.test.expect == "similar" else f"{outcome.test.expect} by {effect}"
+
+
+def seeds_text(outcome: Outcome) -> str:
+    """How many seeds there are."""
+    if outcome.finding is None:
+        return ""
+    counts = outcome.finding.seeds
+    return f"{' and '.join(map(str, counts))} seed{'s' if max(counts) > 1 else ''}"
+
+
+def write_page(report: Report, path: Path) -> Path:
+    """Write the page. Raises UserError where jinja2 is missing or the folder cannot be written to."""
+    try:
+        import jinja2
+    except ImportError:
+        raise UserError("the page needs jinja2; run pip install -e '.[report]'") from None
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    origin = provenance()
+    text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        groups=_groups(report.verdicts),
+        counts=_counts(report.verdicts),
+        symbols=SYMBOLS,
+        parts=[_part_context(part) for part in report.parts],
+        commit=(origin["commit"] or "unknown")[:12] + ("-dirty" if origin["dirty"] else ""),
+        date=origin["time"][:10],
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, text)
+    return path
+
+
+def _counts(verdicts: Sequence[Verdict]) -> list[tuple[Word, int]]:
+    counts = Counter(one.word for one in verdicts)
+    return [(word, counts[word]) for word in SYMBOLS]
+
+
+def _groups(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
+    """Claims under their headings, each with its verdicts."""
+    groups = []
+    for title, members in itertools.groupby(
+        verdicts, key=lambda one: GROUPS.get(one.claim.name.split("-")[0], "Other")
+    ):
+        claims = []
+        for _, found in itertools.groupby(members, key=lambda one: one.claim.name):
+            same = list(found)
+            claims.append({"claim": same[0].claim, "verdicts": [_verdict_context(one) for one in same]})
+        groups.append({"title": title, "claims": claims})
+    return groups
+
+
+def _verdict_context(one: Verdict) -> dict[str, Any]:
+    question = one.claim.kind == "question"
+    regime = one.claim.regime
+    return {
+        "word": word_of(one, question=question),
+        "kind": one.word.replace(" ", "-"),
+        "symbol": SYMBOLS[one.word],
+        "name": one.setting_name or "all",
+        "setting": one.setting,
+        "why": one.why,
+        "regime": f"{regime} of hard targets {one.regime_value:.4f}, at least {regime.at_least:g} wanted"
+        if regime is not None and one.regime_value is not None
+        else "",
+        "outcomes": [
+            {
+                "name": outcome.name,
+                "word": word_of(outcome, question=question),
+                "kind": outcome.word.replace(" ", "-"),
+                "symbol": SYMBOLS[outcome.word],
+                "ours": outcome.finding.ours if outcome.finding else "",
+                "difference": difference_text(outcome),
+                "expected": expectation_text(outcome),
+                "seeds": seeds_text(outcome),
+                "why": outcome.why,
+            }
+            for outcome in one.outcomes
+        ],
+    }
+
+
+def _part_context(part: Part) -> dict[str, Any]:
+    return {
+        "name": part.name,
+        "setting": part.setting,
+        "tables": [
+            table
+            for table in (
+                _table_context("Recipes: means over seeds", [*RECIPE, *FIGURES], part.rows),
+                _table_context(
+                    f"Temperatures chosen on {part.setting.choose_on}, figures of {part.setting.split}",
+                    TEMPERATURES,
+                    part.temperatures,
+                ),
+            )
+            if table["rows"]
+        ],
+        "figures": [
+            {
+                "caption": caption,
+                "data": "data:image/svg+xml;base64," + base64.b64encode(figure_svg(figure).encode()).decode(),
+                "wide": figure.get_figwidth() > 6,
+            }
+            for _, caption, figure in part.figures
+        ],
+        "signature": part.signature(),
+        "commands": part.commands(),
+    }
+
+
+def _table_context(title: str, columns: Sequence[Column], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    shown = present(columns, rows)
+    return {
+        "title": title,
+        "headings": [column.heading for column in shown],
+        "rows": [
+            [{"text": column.text(row.get(column.key)), "value": _sortable(row.get(column.key))} for column in shown]
+            for row in rows
+        ],
+    }
+
+
+def _sortable(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def write_study_pages(report: Report) -> list[Path]:
+    """README.md, table.csv and figures/report-*.{png,svg} of every study of which something was measured."""
+    written = []
+    for folder in dict.fromkeys(part.setting.results for part in report.parts):
+        parts, verdicts = report.of_study(folder)
+        home = report.root / folder
+        table = pd.concat(
+            [pd.DataFrame(part.rows).assign(setting=part.name) for part in parts if part.rows] or [pd.DataFrame()]
+        )
+        if len(table):
+            table = table[["setting", *(name for name in table.columns if name != "setting")]]
+        atomic_write(home / "table.csv", table.to_csv(index=False))
+        for part in parts:
+            for name, _, figure in part.figures:
+                save_figure(figure, home / "figures" / f"report-{part.name}-{name}")
+        atomic_write(home / "README.md", "\n".join(_study_markdown(parts, verdicts)) + "\n")
+        written += [home / "README.md", home / "table.csv"]
+    return written
+
+
+def _study_markdown(parts: Sequence[Part], verdicts: Sequence[Verdict]) -> Iterator[str]:
+    yield f"# {parts[0].setting.results}: what was measured\n"
+    yield (
+        "Written by `python -m nmt_ls.report`; how each claim is tested is in `configs/claims.yaml`. Every figure with "
+        "its recipe is a line of `records.jsonl`, what belongs to each sentence is in `sentences.parquet`, and "
+        "`table.csv` has all means over seeds.\n"
+    )
+    yield "Made by:\n\n```bash"
+    yield from dict.fromkeys(part.setting.command for part in parts)
+    yield "python -m nmt_ls.report\n```\n"
+    yield "## Verdicts\n"
+    yield "| setting | claim | verdict | ours | difference [95%] | why |\n|---|---|---|---|---|---|"
+    for one in verdicts:
+        yield _markdown_row(
+            [
+                one.setting_name,
+                one.claim.title,
+                f"{SYMBOLS[one.word]} {word_of(one, question=one.claim.kind == 'question')}",
+                "<br>".join(outcome.finding.ours for outcome in one.outcomes if outcome.finding),
+                "<br>".join(difference_text(outcome) for outcome in one.outcomes if outcome.finding),
+                one.why,
+            ]
+        )
+    for part in parts:
+        caution = f" ({part.setting.caution})" if part.setting.caution else ""
+        yield f"\n## {part.setting.title}{caution}\n"
+        for columns, rows in (([*RECIPE, *FIGURES], part.rows), (TEMPERATURES, part.temperatures)):
+            if rows:
+                shown = present(columns, rows)
+                yield _markdown_row([column.heading for column in shown])
+                yield "|" + "---|" * len(shown)
+                for row in rows:
+                    yield _markdown_row([column.text(row.get(column.key)) for column in shown])
+                yield ""
+        for name, caption, _ in part.figures:
+            yield f"![{caption}](figures/report-{part.name}-{name}.png)\n\n*{caption}*\n"
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
