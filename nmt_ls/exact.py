@@ -4,18 +4,15 @@ Two things that are never mixed. *Calibration*: ECE with the 0/1 correctness of 
 probability p*(ŷ | prefix, source), which takes the noise of labels away. *Approximation*: KL(p* ‖ model) and total
 variation. A model can be calibrated and far from the truth.
 
-Sources and targets are drawn afresh: the grammar's test stream, whose sources are never trained on, after the pairs
-that the corpus itself took. The draw is the same for every run of a corpus, so that runs are compared on equal tokens.
+The tokens are those of `fresh_text`.
 
 Shapes: N tokens, V pieces, E entries (a token and a piece that may truly come next).
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import torch
@@ -23,10 +20,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_prep.grammar import Grammar, PieceFilter
-from nmt_ls.batching import EncodedPairs, encode_pairs
 from nmt_ls.corpus import Corpus
 from nmt_ls.experiment.command_line import UserError
+from nmt_ls.fresh_text import FreshText
 from nmt_ls.metrics.adaptive import equal_mass_ece, smooth_ece, sweep_ece
 from nmt_ls.metrics.calibration import (
     binned_sums,
@@ -43,14 +39,10 @@ from nmt_ls.score_records import Figures
 from nmt_ls.scoring import BINS, slabs, split_batches
 from nmt_ls.translator import Translator
 from nmt_ls.truth import is_embedded
-from nmt_ls.vocabulary import EOS, Vocabulary
 
-PORTION = 500
-"""Sentences whose true distributions are in memory at a time."""
 MOST_SAMPLES = 20
 """Disjoint samples of a size on which the estimators are tried."""
 
-Segment = Callable[[str], list[int]]
 Estimator = Callable[[FloatArray, NDArray[np.bool_]], float]
 ESTIMATORS: dict[str, Estimator] = {
     "equal-width": lambda c, y: expected_calibration_error(c, y, BINS),
@@ -78,30 +70,6 @@ class ExactTokens:
         return len(self.confidences)
 
 
-class Truth:
-    """The true next-piece distributions of a portion of pairs, laid end to end: pair by pair, position by position."""
-
-    def __init__(self, grammar: Grammar, pairs: list[tuple[str, str]], encoded: EncodedPairs, segment: Segment) -> None:
-        found = [
-            PieceFilter(grammar, source, segment, EOS).distributions(encoded.target[row])
-            for row, (source, _) in enumerate(pairs)
-        ]
-        lengths = encoded.target.lengths_N + 1
-        self.offsets = np.concatenate([[0], np.cumsum(lengths)])  # of each pair's first token
-        token_E = np.concatenate([one.positions + offset for one, offset in zip(found, self.offsets[:-1], strict=True)])
-        self.starts = np.searchsorted(token_E, np.arange(self.offsets[-1] + 1))  # of each token's first entry
-        self.ids = np.concatenate([one.ids for one in found])
-        self.probs = np.concatenate([one.probs for one in found])
-
-    def entries(self, tokens_N: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
-        """(row among these tokens, piece, probability), each [E]."""
-        counts_N = self.starts[tokens_N + 1] - self.starts[tokens_N]
-        rows_E = np.repeat(np.arange(len(tokens_N)), counts_N)
-        first_N = np.cumsum(counts_N) - counts_N
-        at_E = np.arange(len(rows_E)) - first_N[rows_E] + self.starts[tokens_N][rows_E]
-        return torch.from_numpy(rows_E), torch.from_numpy(self.ids[at_E]), torch.from_numpy(self.probs[at_E])
-
-
 def check_exact(corpus: Corpus) -> None:
     """Raises UserError where the truth is not known."""
     if not is_embedded(corpus):
@@ -111,36 +79,25 @@ def check_exact(corpus: Corpus) -> None:
         )
 
 
-def fresh_pairs(corpus: Corpus) -> Iterator[tuple[str, str]]:
-    """Pairs of the grammar's test stream after those that are in the corpus."""
-    settings = corpus.manifest["recipe"]["settings"]
-    return islice(Grammar(settings["seed"]).pairs("test"), settings["test"], None)
-
-
 @torch.no_grad()
 def exact_tokens(
     translator: Translator,
-    corpus: Corpus,
+    text: FreshText,
     count: int,
     temperature: float = 1.0,
     on_progress: Callable[[int], object] | None = None,
 ) -> ExactTokens:
-    """The model against the truth on the first sentences of `fresh_pairs` that hold `count` tokens or more."""
+    """The model against the truth on the first `count` tokens of the text; on_progress: called with tokens done."""
     translator.precision.apply()
-    vocabulary = corpus.target_vocabulary
-    grammar, pairs, segment = Grammar(), fresh_pairs(corpus), _segment(vocabulary)
-    parts: list[list[FloatArray]] = []
-    done = 0
-    while done < count:
-        portion = list(islice(pairs, min(PORTION, 1 + (count - done) // 8)))
-        encoded = encode_pairs(corpus.source_vocabulary, vocabulary, *map(list, zip(*portion, strict=True)))
-        parts.append(_against(translator, encoded, Truth(grammar, portion, encoded, segment), temperature))
-        done += len(parts[-1][0])
+    columns = [np.empty(text.tokens) for _ in range(7)]
+    for slab in slabs(translator.model, split_batches(text.pairs)):
+        tokens_N = text.first_tokens[slab.sentences_N.numpy()] + slab.positions_N.cpu().numpy()
+        log_q_NV = log_probs(translator.model.logits(slab.hidden_ND), temperature).cpu()
+        for column, values_N in zip(columns, _against(log_q_NV, slab.targets_N.cpu(), text, tokens_N), strict=True):
+            column[tokens_N] = values_N.numpy()
         if on_progress is not None:
-            on_progress(len(parts[-1][0]))
-    columns = [np.concatenate(column)[:count] for column in zip(*parts, strict=True)]
-    confidences, correct, *others = columns
-    truths, kl, variation, entropy, nll = others
+            on_progress(len(tokens_N))
+    confidences, correct, truths, kl, variation, entropy, nll = (column[:count] for column in columns)
     return ExactTokens(
         confidences=confidences,
         correct=correct.astype(bool),
@@ -152,28 +109,16 @@ def exact_tokens(
     )
 
 
-def _segment(vocabulary: Vocabulary) -> Segment:
-    return functools.cache(vocabulary.encode)
-
-
-def _against(translator: Translator, encoded: EncodedPairs, truth: Truth, temperature: float) -> list[FloatArray]:
-    """The columns of ExactTokens for a portion, in the order of its tokens."""
-    columns = [np.empty(int(truth.offsets[-1])) for _ in range(7)]
-    for slab in slabs(translator.model, split_batches(encoded)):
-        tokens_N = truth.offsets[slab.sentences_N.numpy()] + slab.positions_N.cpu().numpy()
-        log_q_NV = log_probs(translator.model.logits(slab.hidden_ND), temperature).cpu()
-        rows_E, ids_E, probs_E = truth.entries(tokens_N)
-        kl_N, variation_N, entropy_N = sparse_divergences(rows_E, ids_E, probs_E, log_q_NV)
-        top_N, predicted_N = log_q_NV.max(-1)
-        hits_E = probs_E * (ids_E == predicted_N[rows_E])
-        truth_N = torch.zeros(len(top_N), dtype=torch.float64).index_add_(0, rows_E, hits_E)
-        labels_N = slab.targets_N.cpu()
-        nll_N = -log_q_NV.gather(1, labels_N[:, None]).squeeze(1)
-        confidence_N = top_N.double().exp().clamp(max=1.0)
-        found = (confidence_N, predicted_N == labels_N, truth_N.clamp(max=1.0), kl_N, variation_N, entropy_N, nll_N)
-        for column, values_N in zip(columns, found, strict=True):
-            column[tokens_N] = values_N.numpy()
-    return columns
+def _against(log_q_NV: Tensor, labels_N: Tensor, text: FreshText, tokens_N: NDArray[np.int64]) -> tuple[Tensor, ...]:
+    """The columns of ExactTokens for some tokens, in their order."""
+    rows_E, ids_E, probs_E = text.entries(tokens_N)
+    kl_N, variation_N, entropy_N = sparse_divergences(rows_E, ids_E, probs_E, log_q_NV)
+    top_N, predicted_N = log_q_NV.max(-1)
+    hits_E = probs_E * (ids_E == predicted_N[rows_E])
+    truth_N = torch.zeros(len(top_N), dtype=torch.float64).index_add_(0, rows_E, hits_E)
+    nll_N = -log_q_NV.gather(1, labels_N[:, None]).squeeze(1)
+    confidence_N = top_N.double().exp().clamp(max=1.0)
+    return confidence_N, predicted_N == labels_N, truth_N.clamp(max=1.0), kl_N, variation_N, entropy_N, nll_N
 
 
 def exact_figures(tokens: ExactTokens) -> list[Figures]:

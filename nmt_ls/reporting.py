@@ -16,6 +16,7 @@ from nmt_ls.exact import check_exact, estimator_diagram, exact_figures, exact_to
 from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.processor import choose_device
 from nmt_ls.experiment.records import prepare_results
+from nmt_ls.fresh_text import fresh_text
 from nmt_ls.given_records import read_token_records, record_diagrams, record_figures, record_recipe
 from nmt_ls.measured_run import MeasuredRun
 from nmt_ls.metrics.logit_gaps import LogitGaps
@@ -27,6 +28,7 @@ from nmt_ls.score_figures import (
     forced_figures,
     gap_diagram,
     gap_figures,
+    nbest_figures,
     reliability,
     risks,
     sentence_figures,
@@ -148,10 +150,7 @@ def score(config: ScoreConfig) -> Scored:
         evaluation = evaluate(
             translator, split, search, loss=run.config.loss, prior=prior, on_progress=bar.update, watch=watcher
         )
-    exact = list[Figures]()
-    if config.exact_tokens:
-        with tqdm(total=config.exact_tokens, unit=" tokens", leave=False, disable=None) as bar:
-            exact = exact_figures(exact_tokens(translator, corpus, config.exact_tokens, search.temperature, bar.update))
+    exact = against_truth(translator, corpus, config.exact_tokens, search.temperature) if config.exact_tokens else []
     found = Found(run=run, corpus=corpus, split=split, evaluation=evaluation, watcher=watcher, exact=exact)
     shown = "fitted" if temperature == "fitted" else search.temperature
     return Scored(
@@ -165,6 +164,14 @@ def score(config: ScoreConfig) -> Scored:
         },
         diagrams=found.diagrams(f"T{shown}") if config.figure and config.results is not None else {},
     )
+
+
+def against_truth(translator: Translator, corpus: Corpus, count: int, temperature: float) -> list[Figures]:
+    """Exact figures on so many fresh tokens."""
+    with tqdm(total=count, desc="drawing", unit=" tokens", leave=False, disable=None) as bar:
+        text = fresh_text(corpus, count, bar.update)
+    with tqdm(total=text.tokens, desc="against the truth", unit=" tokens", leave=False, disable=None) as bar:
+        return exact_figures(exact_tokens(translator, text, count, temperature, bar.update))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +204,7 @@ class Found:
             gap_figures(self.gaps, self.run.config.loss),
             *([self.outputs.figures()] if len(self.outputs.confidences) else []),
             sentence_figures(evaluation, self.split, self.watcher.empty_S),
+            *nbest_figures(evaluation, self.split),
             *self.exact,
             *(slice_figures(evaluation.teacher_forced.tokens, self.corpus) if slices else []),
         ]

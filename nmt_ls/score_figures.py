@@ -21,7 +21,7 @@ from nmt_ls.metrics.logit_gaps import LogitGapAccumulator, LogitGaps, ideal_logi
 from nmt_ls.metrics.null import calibration_test, null_distribution
 from nmt_ls.metrics.plots import logit_gap_figure, reliability_diagram, risk_coverage_figure
 from nmt_ls.metrics.selective import risk_coverage
-from nmt_ls.metrics.sequence import correlation, empty_translation
+from nmt_ls.metrics.sequence import correlation, empty_translation, nbest_calibration
 from nmt_ls.metrics.slices import bucket, calibration_by_slice
 from nmt_ls.metrics.temperature import log_probs
 from nmt_ls.metrics.ter_alignment import ter_alignment
@@ -158,6 +158,30 @@ def sentence_figures(evaluation: Evaluation, split: Split, empty_S: FloatArray) 
         empty = empty_translation(np.minimum(empty_S[rows], 0.0), np.minimum(log_p, 0.0))
         values |= {"empty_probability": empty.mean_probability, "empty_preferred": empty.preferred}
     return Figures(values=values, searched=True)
+
+
+def nbest_figures(evaluation: Evaluation, split: Split) -> list[Figures]:
+    """Calibration of n-best lists, where more than one translation was asked for: does a hypothesis's share of its
+    list's probability tell whether it is the one of highest sentence BLEU?"""
+    width = max((len(found) for found in evaluation.hypotheses), default=0)
+    rows = [row for row, found in enumerate(evaluation.hypotheses) if found]
+    if width < 2:
+        return []
+    log_probs_SH, bleu_SH = np.zeros((len(rows), width)), np.zeros((len(rows), width))
+    mask_SH = np.zeros((len(rows), width), dtype=bool)
+    for index, row in enumerate(rows):
+        found = evaluation.hypotheses[row]
+        log_probs_SH[index, : len(found)] = [one.log_prob for one in found]
+        bleu_SH[index, : len(found)] = sentence_bleu([one.text for one in found], [split.references(row)] * len(found))
+        mask_SH[index, : len(found)] = True
+    calibration = nbest_calibration(log_probs_SH, bleu_SH, mask_SH, BINS)
+    values = {
+        "nbest_ece": calibration.ece,
+        "nbest_over_confidence": calibration.over_confidence,
+        "nbest_under_confidence": calibration.under_confidence,
+        "nbest_brier": calibration.brier,
+    }
+    return [Figures(values=values, searched=True)]
 
 
 def slice_figures(tokens: Tokens, corpus: Corpus) -> list[Figures]:

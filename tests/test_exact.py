@@ -10,9 +10,10 @@ import torch
 
 from data_prep.grammar import Grammar
 from nmt_ls.corpus import Corpus
-from nmt_ls.exact import ExactTokens, check_exact, exact_figures, exact_tokens, fresh_pairs, sample_sizes
+from nmt_ls.exact import ExactTokens, check_exact, exact_figures, exact_tokens, sample_sizes
 from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.run_directory import RunDirectory
+from nmt_ls.fresh_text import fresh_pairs, fresh_text
 from nmt_ls.metrics import expected_calibration_error
 from nmt_ls.translator import Translator
 
@@ -24,10 +25,33 @@ def test_fresh_pairs_begin_after_the_corpus_and_no_source_was_trained_on(small_c
     assert not {source for source, _ in fresh} & {training.source_text(row) for row in range(len(training))}
 
 
+def test_the_draw_is_kept_beside_the_corpus_and_drawn_again_where_it_is_not_its(
+    small_corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = fresh_text(small_corpus, 150)
+    assert drawn.tokens >= 150 > drawn.tokens - drawn.target_lengths_S[-1] - 1
+    file = small_corpus.directory / "fresh-150.npz"
+    with monkeypatch.context() as patch:
+        patch.setattr("nmt_ls.fresh_text.fresh_pairs", lambda _: pytest.fail("drawn again"))
+        kept = fresh_text(small_corpus, 150)
+    for name, values in vars(kept).items():
+        assert np.array_equal(getattr(drawn, name), values), name
+    whole = file.read_bytes()
+    other = Corpus(small_corpus.directory, {**small_corpus.manifest, "checksum": "another"})
+    for corpus, content in ((small_corpus, whole[:-100]), (small_corpus, b""), (other, whole)):
+        file.write_bytes(content)
+        steps: list[int] = []
+        again = fresh_text(corpus, 150, steps.append)
+        assert sum(steps) == again.tokens == drawn.tokens
+        assert np.array_equal(again.entry_probs_E, drawn.entry_probs_E)
+    longer = fresh_text(small_corpus, 300)
+    assert np.array_equal(longer.target_ids[: len(drawn.target_ids)], drawn.target_ids)
+
+
 def test_every_token_by_the_grammars_own_words(small_run: RunDirectory, small_corpus: Corpus) -> None:
     translator = Translator.load(small_run.path)
     vocabulary = small_corpus.target_vocabulary
-    tokens = exact_tokens(translator, small_corpus, 120, temperature=1.5)
+    tokens = exact_tokens(translator, fresh_text(small_corpus, 120), 120, temperature=1.5)
     assert len(tokens) == 120
     grammar, at = Grammar(), 0
     for source, target in islice(fresh_pairs(small_corpus), 3):
@@ -48,7 +72,7 @@ def test_a_model_that_is_the_truth_has_no_error_and_one_that_is_not_has(
     small_run: RunDirectory, small_corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     translator = Translator.load(small_run.path)
-    trained = exact_tokens(translator, small_corpus, 300)
+    trained = exact_tokens(translator, fresh_text(small_corpus, 300), 300)
     assert trained.kl.min() > 0
     assert trained.variation.max() <= 1
     vocabulary, grammar = small_corpus.target_vocabulary, Grammar()
@@ -74,8 +98,7 @@ def test_a_model_that_is_the_truth_has_no_error_and_one_that_is_not_has(
 
     monkeypatch.setattr(translator.model, "forward", forward)
     monkeypatch.setattr(translator.model, "logits", lambda hidden: hidden)
-    monkeypatch.setattr("nmt_ls.exact.PORTION", 30)
-    tokens = exact_tokens(translator, small_corpus, 300)
+    tokens = exact_tokens(translator, fresh_text(small_corpus, 300), 300)
     assert tokens.kl == pytest.approx(0.0, abs=1e-9)
     assert tokens.variation == pytest.approx(0.0, abs=1e-9)
     assert tokens.truths == pytest.approx(tokens.confidences)

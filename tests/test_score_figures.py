@@ -18,9 +18,10 @@ from nmt_ls.metrics.logit_gaps import LogitGapAccumulator
 from nmt_ls.metrics.ter_alignment import ter_alignment
 from nmt_ls.reporting import ScoreConfig
 from nmt_ls.score import main
-from nmt_ls.score_figures import OutputTokens, Watcher, gap_figures, sentence_figures, slice_figures
+from nmt_ls.score_figures import OutputTokens, Watcher, gap_figures, nbest_figures, sentence_figures, slice_figures
 from nmt_ls.scoring import Evaluation, evaluate
 from nmt_ls.search import SearchConfig
+from nmt_ls.search_changes import SearchChanges
 from nmt_ls.translator import Hypothesis, Translator
 from nmt_ls.vocabulary import EOS
 
@@ -86,6 +87,27 @@ def test_output_tokens_are_aligned_with_the_nearer_reference(
     assert values["inference_tokens"] == len(pieces)
 
 
+def test_nbest_lists_are_calibrated_against_the_best_of_each(watched: tuple[Translator, Evaluation, Watcher]) -> None:
+    class OneReference:
+        def references(self, row: int) -> list[str]:
+            return [["der alte Hund schläft heute hier"], ["die Katze"]][row]
+
+    def said(text: str, probability: float) -> Hypothesis:
+        return Hypothesis(text=text, pieces=[], score=0.0, token_log_probs=[math.log(probability)])
+
+    right, wrong = "der alte Hund schläft heute hier", "niemand"
+    lists = [[said(right, 0.3), said(wrong, 0.1)], [said("die Katze", 0.2)]]
+    evaluation = Evaluation(
+        teacher_forced=watched[1].teacher_forced, translation=watched[1].translation, hypotheses=lists
+    )
+    (found,) = nbest_figures(evaluation, OneReference())  # type: ignore[arg-type]
+    # shares 3/4 (right), 1/4 (wrong), 1 (right): gaps 1/4, 1/4, 0
+    assert found.values["nbest_ece"] == pytest.approx((0.25 + 0.25 + 0) / 3)
+    assert found.values["nbest_brier"] == pytest.approx((0.0625 + 0.0625) / 3)
+    assert found.searched
+    assert nbest_figures(watched[1], OneReference()) == []  # type: ignore[arg-type]
+
+
 def test_slices_partition_the_tokens(watched: tuple[Translator, Evaluation, Watcher], small_corpus: Corpus) -> None:
     tokens = watched[1].teacher_forced.tokens
     groups = slice_figures(tokens, small_corpus)
@@ -102,12 +124,13 @@ def test_slices_partition_the_tokens(watched: tuple[Translator, Evaluation, Watc
 
 
 def test_score_writes_them_all(small_run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(ScoreConfig(run=str(small_run.path), checkpoint="last", results=str(tmp_path), exact_tokens=500))
+    settings = {"run": str(small_run.path), "checkpoint": "last", "search": SearchChanges(nbest=2)}
+    main(ScoreConfig(**settings, results=str(tmp_path), exact_tokens=500))  # type: ignore[arg-type]
     records = read_records(tmp_path / "records.jsonl")
     by_name = {record.name: record for record in records}
     wanted = {"logit_gap_mean", "logit_gap_sd", "logit_gap_within_sd", "logit_gap_ideal", "inference_ece", "aurc",
               "inference_ece_floor", "exact_ece", "kl_to_truth", "tv_to_truth", "entropy", "sentence_aurc",
-              "empty_probability", "estimated_ece", "ece_by_position", "ece_by_end"}  # fmt: skip
+              "empty_probability", "estimated_ece", "ece_by_position", "ece_by_end", "nbest_ece"}  # fmt: skip
     assert wanted <= set(by_name)
     assert by_name["exact_ece"].signature["drawn"] == "afresh"
     assert by_name["exact_ece"].signature["tokens"] == 500
