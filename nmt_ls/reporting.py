@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -39,6 +40,9 @@ from nmt_ls.score_records import Figures
 from nmt_ls.scoring import Evaluation, evaluate, label_prior
 from nmt_ls.search_changes import SearchChanges
 from nmt_ls.translator import CheckpointName, Translator
+
+FITTED_ON = "validation"
+"""The split on which temperatures are fitted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +140,7 @@ def score(config: ScoreConfig) -> Scored:
     corpus = run_corpus(path, config.data)
     split = corpus.split(config.split)
     if temperature == "fitted":
-        corpus.split("validation")
+        corpus.split(FITTED_ON)
     if config.exact_tokens:
         check_exact(corpus)
     if config.results is not None:
@@ -144,6 +148,12 @@ def score(config: ScoreConfig) -> Scored:
     translator = Translator.load(path, config.checkpoint, choose_device(config.device), config.precision)
     translator.check_search(search)
     prior = label_prior(run.config.loss, corpus, translator.device)
+    if temperature == "fitted" and config.split == FITTED_ON:
+        print(
+            f"warning: the temperature is fitted on the {FITTED_ON} split and reported on it, which flatters it; "
+            "name another --split",
+            file=sys.stderr,
+        )
     search = search_config(temperature, search, path, translator, corpus)
     watcher = Watcher(len(split), search.temperature)
     with tqdm(total=len(split), unit=" sentences", leave=False, disable=None) as bar:
@@ -158,11 +168,18 @@ def score(config: ScoreConfig) -> Scored:
         groups=found.groups(config.slices),
         recipe={
             **run.recipe(search, translator.precision, split=config.split, device=translator.device),
-            "temperature_is": "fitted" if temperature == "fitted" else "given",
+            **temperature_recipe(temperature),
             "training_command": run.manifest["command"],
             "training_threads": run.manifest["threads"],
         },
         diagrams=found.diagrams(f"T{shown}") if config.figure and config.results is not None else {},
+    )
+
+
+def temperature_recipe(temperature: float | Literal["fitted"]) -> dict[str, Any]:
+    """How the temperature was chosen, and on what."""
+    return (
+        {"temperature_is": "fitted", "fitted_on": FITTED_ON} if temperature == "fitted" else {"temperature_is": "given"}
     )
 
 

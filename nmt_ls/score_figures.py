@@ -82,7 +82,7 @@ def gap_figures(gaps: LogitGaps, loss: LossConfig) -> Figures:
     """Logit gaps at temperature 1, and the gap at which the run's loss is least, where it is one number."""
     ideal = {"logit_gap_ideal": ideal_logit_gap(gaps.classes, loss.alpha, loss.spread)}
     values = {**gaps.figures(), **(ideal if loss.prior == "uniform" else {})}
-    return Figures(values=values, recipe={"temperature": 1.0, "temperature_is": "given"})
+    return Figures(values=values, recipe={"temperature": 1.0, "temperature_is": "given", "fitted_on": None})
 
 
 class OutputTokens:

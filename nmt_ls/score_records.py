@@ -22,7 +22,7 @@ class Figures:
     """Figures of one kind.
 
     values: by name. searched: whether they depend on the search, whose settings then belong to their recipe.
-    recipe: what else does, or what differs from the run's. signatures: sacrebleu's, by name.
+    recipe: what else does, or differs from the run's (None: is not of theirs). signatures: sacrebleu's, by name.
     """
 
     values: Mapping[str, float]
@@ -38,14 +38,17 @@ class Figures:
 
     def records(self, recipe: Mapping[str, Any]) -> list[Record]:
         """One a figure; none for a value that is not finite (a correlation with a constant, say)."""
-        shared = {key: value for key, value in recipe.items() if self.searched or key not in SEARCH_KEYS}
+        shared = {
+            key: value
+            for key, value in {**recipe, **self.recipe}.items()
+            if value is not None and (self.searched or key not in SEARCH_KEYS)
+        }
         return [
             Record(
                 name=name,
                 value=value,
                 signature={
                     **shared,
-                    **self.recipe,
                     **({"sacrebleu": self.signatures[name]} if name in self.signatures else {}),
                 },
                 command=command(),

@@ -150,7 +150,9 @@ def test_a_changed_split_is_not_scored(small_run: RunDirectory, small_corpus: Co
         main(ScoreConfig(run=str(small_run.path), data=str(copy)))
 
 
-def test_a_fitted_temperature_lowers_validation_nll(small_run: RunDirectory, tmp_path: Path) -> None:
+def test_a_fitted_temperature_lowers_validation_nll(
+    small_run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     nll = []
     for temperature in (1.0, "fitted"):
         folder = tmp_path / str(temperature)
@@ -162,6 +164,11 @@ def test_a_fitted_temperature_lowers_validation_nll(small_run: RunDirectory, tmp
         records = {record.name: record for record in read_records(folder / "records.jsonl")}
         nll.append(records["nll"].value)
         assert records["nll"].signature["temperature_is"] == ("given" if temperature == 1.0 else "fitted")
+        assert records["nll"].signature.get("fitted_on") == (None if temperature == 1.0 else "validation")
+        assert records["logit_gap_mean"].signature["temperature"] == 1.0
+        assert "fitted_on" not in records["logit_gap_mean"].signature
+        flattered = "fitted on the validation split and reported on it" in capsys.readouterr().err
+        assert flattered == (temperature == "fitted")
     assert nll[1] < nll[0]
 
 
