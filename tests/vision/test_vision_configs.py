@@ -42,6 +42,14 @@ def test_configs_fit_their_models(path: Path) -> None:
     assert side <= SIDES[data] + 2 * config.augment.pad
 
 
+def test_nothing_of_the_embedded_shapes_recipe_is_left_in_the_papers() -> None:
+    alexnet, resnet = read("cifar10-alexnet.yaml"), read("cifar100-resnet56.yaml")
+    assert (alexnet.optimizer.momentum, alexnet.optimizer.nesterov, alexnet.optimizer.weight_decay) == (0, False, 0)
+    assert (resnet.optimizer.momentum, resnet.optimizer.nesterov, resnet.optimizer.weight_decay) == (0.9, True, 1e-4)
+    assert (alexnet.schedule.warmup_updates, resnet.schedule.warmup_updates) == (0, 0)
+    assert (alexnet.engine.clip_norm, resnet.engine.clip_norm) == (0, 1)
+
+
 @pytest.mark.parametrize(
     ("recipe", "tier", "images"),
     [
