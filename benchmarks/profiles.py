@@ -9,12 +9,12 @@ from typing import Any
 from torch.profiler import ProfilerActivity, profile
 
 KINDS = (
-    ("matrix products", ("mm", "addmm", "addmm_", "bmm", "baddbmm")),
+    ("matrix products", ("mm", "addmm", "addmm_", "bmm", "baddbmm", "onednn::qlinear_pointwise")),
     ("optimiser", ("_fused_adam_", "_foreach_mul_", "_foreach_norm", "linalg_vector_norm")),
     ("exponentials", ("_softmax", "_softmax_backward_data", "_log_softmax", "logsumexp", "exp", "exp_", "exp2_")),
     ("layer norm", ("native_layer_norm", "native_layer_norm_backward")),
     ("embedding", ("embedding", "index_select", "embedding_dense_backward", "index_add_", "index_put_", "gather")),
-    ("maxima and sorting", ("amax", "maximum", "topk", "sort")),
+    ("maxima and sorting", ("amax", "max", "maximum", "topk", "sort")),
     ("random numbers", ("random_",)),
     ("copies and casts", ("copy_", "cat", "clone", "fill_", "zero_", "masked_fill_", "index")),
     (
@@ -32,6 +32,12 @@ KINDS = (
             "sub",
             "sub_",
             "sum",
+            "addcmul",
+            "div_",
+            "abs",
+            "round_",
+            "clamp_",
+            "bitwise_xor_",
         ),
     ),
 )

@@ -1,8 +1,9 @@
-"""Decoding in int8: every product of the decoder with weights rounded to 8 bits once, and activations row by row.
+"""Decoding in int8: the decoder's products with weights rounded to 8 bits once, and activations row by row.
 
 Weights have a scale an output row and activations a scale a row (a hypothesis), so that what is computed of one
 hypothesis does not depend on the others in its batch. Sums are exact in int32; all else (attention, normalisation,
-residual sums, logits) is fp32. The encoder, which runs once a sentence, is not rounded.
+residual sums, logits) is fp32. The encoder, which runs once a sentence, is not rounded; of a narrow model the output
+layer alone is, and the others compute as the autocast context says.
 
 Shape suffixes: B sentences, S source positions, R rows, D inputs, N outputs.
 """
@@ -16,16 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from nmt_ls.attention import Projection
-from nmt_ls.decoder_state import DecoderState, KVCache
+from nmt_ls.decoder_state import DecoderState
 from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.precision import Precision, choose_precision
 from nmt_ls.experiment.processor import device_name, this_processor
-from nmt_ls.transformer import DecoderLayer, Transformer
+from nmt_ls.transformer import Transformer
 
 INT8_SETS = ("avx512_vnni", "avx_vnni", "amx_int8")
 """Instruction sets that multiply bytes into 32 bits; without them oneDNN's sums of two products can overflow."""
 _ZERO = 128  # oneDNN's fast kernels want unsigned activations: 0 is stored as this
 
+_LAYERS_FROM = 256
+"""Width of the model from which its layers are rounded too: in a narrower one rounding costs more than it gains."""
 _OUTPUT_BLOCK = 1024
 """Rows of the output layer computed at once: what comes of them stays in the cache until it is scaled."""
 
@@ -95,7 +98,7 @@ class Int8Output:
             with torch.inference_mode(False):  # a later batch may be decoded outside it
                 self._buffer = torch.empty(len(hidden_RD), self._buffer.shape[1])
         logits_RV = self._buffer[: len(hidden_RD)]
-        bytes_RD, scales_R1 = rounded(hidden_RD)
+        bytes_RD, scales_R1 = rounded(hidden_RD.float())
         for block, columns in zip(self._blocks, torch.split(logits_RV, _OUTPUT_BLOCK, 1), strict=True):
             torch.mul(block.product(bytes_RD), scales_R1, out=columns)
         return logits_RV
@@ -112,7 +115,8 @@ class Int8Decoder:
     def __init__(self, model: Transformer) -> None:
         # a copy of the modules that shares their weights
         self._model = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
-        for layer in self._model.decoder_layers:
+        self._layers_too = model.config.width >= _LAYERS_FROM
+        for layer in self._model.decoder_layers if self._layers_too else ():
             for module in list(layer.modules()):
                 for name, child in list(module.named_children()):
                     if isinstance(child, Projection) and name != "key_value":  # key_value reads the encoder's states
@@ -121,17 +125,15 @@ class Int8Decoder:
 
     @torch.no_grad()
     def start(self, source_BS: Tensor, beams: int, max_steps: int) -> DecoderState:
-        """As Transformer.start does, in the autocast context in which it is called; decoding is not."""
-        memory = self._model.encode(source_BS)
-        sources = []
-        for layer in self._model.decoder_layers:
-            assert isinstance(layer, DecoderLayer)
-            k_BHSE, v_BHSE = layer.cross_attention.keys_values(memory.states)
-            sources.append((k_BHSE.float(), v_BHSE.float()))
-        return _Int8State(self._model, KVCache(sources, memory.mask, beams, max_steps), self._output)
+        """As Transformer.start does, in the autocast context in which it is called."""
+        dtype = torch.float32 if self._layers_too else None
+        cache = self._model.start_cache(source_BS, beams, max_steps, dtype)
+        return (_Int8State if self._layers_too else DecoderState)(self._model, cache, self._output)
 
 
 class _Int8State(DecoderState):
+    """What the rounded layers leave to others is in fp32."""
+
     def logits(self, last_tokens_BK: Tensor) -> Tensor:
         with torch.autocast("cpu", enabled=False):
             return super().logits(last_tokens_BK)

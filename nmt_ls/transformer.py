@@ -247,12 +247,18 @@ class Transformer(nn.Module):
     @torch.no_grad()
     def start(self, source_BS: Tensor, beams: int, max_steps: int) -> DecoderState:
         """Encode sources, and stand ready to extend ``beams`` hypotheses of each by at most ``max_steps`` tokens."""
+        cache = self.start_cache(source_BS, beams, max_steps)
+        output = OutputLayer(self.output_weight, cache.source(0)[0].dtype, len(source_BS) * beams)
+        return DecoderState(self, cache, output)
+
+    def start_cache(self, source_BS: Tensor, beams: int, max_steps: int, dtype: torch.dtype | None = None) -> KVCache:
+        """What ``step`` reads: the encoded sources, in a type of their own if wanted, and room for ``max_steps``."""
         memory = self.encode(source_BS)
         layers = cast(Iterable[DecoderLayer], self.decoder_layers)
         sources = [layer.cross_attention.keys_values(memory.states) for layer in layers]
-        cache = KVCache(sources, memory.mask, beams, max_steps)
-        output = OutputLayer(self.output_weight, sources[0][0].dtype, len(source_BS) * beams)
-        return DecoderState(self, cache, output)
+        return KVCache(
+            [(k.to(dtype or k.dtype), v.to(dtype or v.dtype)) for k, v in sources], memory.mask, beams, max_steps
+        )
 
     def step(self, tokens_BK: Tensor, cache: KVCache) -> Tensor:
         """The activations before the output layer, BKD, of K hypotheses a sentence whose past is in the cache, given

@@ -55,22 +55,23 @@ def test_zeros_and_nan_stay_what_they_are():
 
 
 @needs_int8
+@pytest.mark.parametrize("layers_from", [64, 65], ids=["layers too", "output layer alone"])
 @pytest.mark.parametrize("norm", ["pre", "post"])
-def test_decoding_is_close_to_fp32_and_leaves_the_model_as_it_was(norm):
+def test_decoding_is_close_to_fp32_and_leaves_the_model_as_it_was(norm, layers_from, monkeypatch):
+    monkeypatch.setattr(int8, "_LAYERS_FROM", layers_from)
     model = make(width=64, norm=norm).float()
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     exact, rough = model.start(SOURCE, 2, 3), Int8Decoder(model).start(SOURCE, 2, 3)
     tokens_BK = torch.ones(3, 2, dtype=torch.int64)
     for step in range(3):
         expected_BKV = exact.logits(tokens_BK).clone()
-        with torch.autocast("cpu", torch.bfloat16):  # of the encoder; decoding pays no heed to it
+        with torch.autocast("cpu", torch.bfloat16):
             found_BKV = rough.logits(tokens_BK)
         assert found_BKV.dtype == torch.float32
         torch.testing.assert_close(found_BKV, expected_BKV, rtol=0.1, atol=0.1)
         tokens_BK = tokens_BK + torch.tensor([step + 2, step + 3])
         for state in (exact, rough):
             state.reorder(torch.tensor([[1, 0]] * 3))
-    rough.keep(torch.tensor([], dtype=torch.int64))
     assert model.state_dict().keys() == before.keys()
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
     assert not any(isinstance(module, Int8Linear) for module in model.modules())
