@@ -18,6 +18,8 @@ def find_run(run: str | None) -> Path:
             raise UserError(
                 f"run: {run} is not a run (it has no config.yaml); name a directory that nmt_ls.train wrote"
             )
+        if "search" not in RunDirectory(run).read_config():
+            raise UserError(f"run: {run} is no translator's (its config.yaml has no search); name one of nmt_ls.train")
         return Path(run)
     newest = newest_finished_run(accept=lambda found: "search" in found.read_config())
     if newest is None:

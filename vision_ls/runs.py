@@ -74,7 +74,12 @@ class Classifier:
         """
         path = Path(run)
         directory = RunDirectory(path)
-        config = load_config(TrainConfig, directory.read_config(), where=f"{path}/config.yaml")
+        asked = directory.read_config()
+        if "augment" not in asked:
+            raise UserError(
+                f"run: {path} is no classifier's (its config.yaml has no augment); name one of vision_ls.train"
+            )
+        config = load_config(TrainConfig, asked, where=f"{path}/config.yaml")
         manifest = directory.read_manifest()
         folder = directory.checkpoints / checkpoint
         weights = weights_id(folder)

@@ -20,6 +20,7 @@ from nmt_ls.experiment.records import read_records
 from nmt_ls.experiment.run_directory import RunDirectory
 from nmt_ls.losses import LossConfig
 from nmt_ls.metrics import expected_calibration_error, fit_temperature
+from nmt_ls.runs import find_run as find_translator
 from vision_ls.evaluate import main as evaluate_command
 from vision_ls.evaluation import EvaluateConfig, diagrams, evaluate, template_figures
 from vision_ls.runs import Classifier, find_run
@@ -158,6 +159,17 @@ def test_images_move_with_the_run_and_others_are_refused(tmp_path: Path, small_c
     (tmp_path / "moved" / "data" / "second").rename(tmp_path / "moved" / "data" / "first")
     with pytest.raises(UserError, match="no longer what"):
         evaluate(evaluated(moved))
+
+
+def test_runs_of_the_other_package_are_refused_in_one_line(
+    small_classifier: RunDirectory, small_run: RunDirectory
+) -> None:
+    with pytest.raises(
+        UserError, match=r"is no classifier's \(its config\.yaml has no augment\); name one of vision_ls"
+    ):
+        evaluate(evaluated(small_run))
+    with pytest.raises(UserError, match=r"is no translator's \(its config\.yaml has no search\); name one of nmt_ls"):
+        find_translator(str(small_classifier.path))
 
 
 def test_missing_checkpoint(small_classifier: RunDirectory) -> None:
