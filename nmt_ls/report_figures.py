@@ -9,7 +9,14 @@ from matplotlib.figure import Figure
 
 from nmt_ls.claim_statistics import chosen_temperature
 from nmt_ls.metrics.calibration import MOMENTS, Calibration, calibration_from_sums
-from nmt_ls.metrics.plots import Curve, SweepSeries, alpha_figure, reliability_diagram, sweep_figure
+from nmt_ls.metrics.plots import (
+    Curve,
+    SweepSeries,
+    alpha_figure,
+    estimator_figure,
+    reliability_diagram,
+    sweep_figure,
+)
 from nmt_ls.study_results import NotMeasuredError, Run, SettingResults
 
 SMOOTHED = 0.1
@@ -43,6 +50,29 @@ def setting_figures(results: SettingResults) -> Iterator[tuple[str, str, Figure]
     if panels := _against_alpha(results):
         caption = f"{title}, {split} split, T = 1, {results.setting.checkpoint} checkpoint: a dot is a seed."
         yield "alpha", caption, alpha_figure(panels, title=title)
+    for alpha in (0.0, SMOOTHED):
+        curves, exact = _estimators(results, alpha)
+        if curves:
+            caption = (
+                f"{title}, α = {alpha:g}: what estimators of ECE make of samples of several sizes, beside the "
+                "exact value of 15 bins; mean over seeds, bars of one sd over samples."
+            )
+            yield f"estimators-ls{alpha:g}", caption, estimator_figure(curves, exact, title=f"α = {alpha:g}")
+
+
+def _estimators(results: SettingResults, alpha: float) -> tuple[dict[str, dict[int, tuple[float, float]]], float]:
+    """Mean and sd over samples by estimator and size, and the exact ECE: means over seeds."""
+    scored = [run.scored[False] for run in results.runs(alpha) if "exact_ece" in run.scored.get(False, {})]
+    curves: dict[str, dict[int, tuple[float, float]]] = {}
+    for name in dict.fromkeys(name for figures in scored for name in figures):
+        kind, *parts = name.split(" ")
+        if kind == "estimated_ece" and len(parts) == 2 and all(name in figures for figures in scored):
+            mean, sd = (
+                float(np.mean([figures.get(f"{kind}{suffix} {' '.join(parts)}", 0.0) for figures in scored]))
+                for suffix in ("", "_sd")
+            )
+            curves.setdefault(parts[0], {})[int(parts[1])] = (mean, sd)
+    return curves, float(np.mean([figures["exact_ece"] for figures in scored])) if scored else 0.0
 
 
 def _sweeps(results: SettingResults) -> dict[str, SweepSeries] | None:

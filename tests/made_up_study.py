@@ -97,7 +97,11 @@ def _write_run(
             score = {"temperature": 1.0, "temperature_is": "given", "beam": 5, "length_penalty": "average:1"}
             figures = {"ece": float(ece_from_sums(total)), "debiased_ece": float(debiased_l1_from_sums(total))}
             for name, value in {**figures, **translator.scored}.items():
-                add(name, value + 1e-6 * rng.normal(), **score)
+                kind, *parts = name.split(" ")
+                part = {"estimator": parts[0], "sample_tokens": int(parts[1])} if parts else {}
+                fresh = {"split": "fresh"} if parts or "exact" in name or "truth" in name else {}
+                if not fresh or split == "test":
+                    add(kind, value + 1e-6 * rng.normal(), **score, **part, **fresh)
     ledger.add(f"{stem}-teacher-forced", pa.concat_tables(tables), [])
     for t in DECODED:
         matches_S4 = np.stack([(draws_SN[:, order:] < translator.precision(t) + shift).sum(1) for order in range(4)], 1)

@@ -72,7 +72,18 @@ def hard(alpha: float = 0.0, **changes: Any) -> Translator:
         "alpha": alpha,
         "gap": lambda t: 0.25 * (1 / t - 0.7),
         "precision": lambda t: 0.40 - 0.1 * (t - 1.1) ** 2,
-        "scored": {"exact_ece": 0.06 - alpha / 4, "kl_to_truth": 0.2 + alpha, "bleu": 40.0 + alpha, "nll": 2.0},
+        "scored": {
+            "exact_ece": 0.06 - alpha / 4,
+            "kl_to_truth": 0.2 + alpha,
+            "bleu": 40.0 + alpha,
+            "nll": 2.0,
+            **{
+                f"estimated_ece {name} {size}": 0.06 + 10 / size
+                for name in ("sweep", "debiased")
+                for size in (1000, 9000)
+            },
+            "estimated_ece_sd sweep 1000": 0.01,
+        },
     }
     return Translator(**{**usual, **changes})
 
@@ -99,8 +110,9 @@ def written(results: Path) -> str:
 def test_the_page_needs_nothing_else(written: str) -> None:
     page = Page(written)
     assert (page.wrong, page.open) == ([], [])
-    # sweep and reliability of the first setting, reliability of the second (hard targets alone), all three of the third
-    assert len(page.sources) == 2 + 1 + 3
+    # sweep, reliability and estimators of the first setting, the last two of the second (hard targets alone); of the
+    # third these and one against alpha
+    assert len(page.sources) == (1 + 1 + 2) + (1 + 1) + (1 + 1 + 1 + 2)
     assert all(source.startswith("data:image/svg+xml;base64,") for source in page.sources)
     assert all(link.startswith("#") for link in page.links)
     assert "http" not in re.sub(r"data:image[^\"]*", "", written)

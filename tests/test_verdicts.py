@@ -321,6 +321,14 @@ def test_estimators_are_held_against_the_truth(tmp_path: Path) -> None:
     assert words[0] in ("reproduced", "unresolved")
 
 
+def test_estimators_of_samples_are_found_by_name(tmp_path: Path) -> None:
+    right = {"exact_ece": 0.05, "estimated_ece equal-width 10000": 0.052, "estimated_ece equal-width 1000": 0.07}
+    wrong = {**right, "estimated_ece equal-width 10000": 0.06}
+    for name, scored, word in (("right", right, "reproduced"), ("wrong", wrong, "not reproduced")):
+        results = results_of(tmp_path / name, hard_like(scored=right), smooth_like(scored=scored), sentences=20)
+        assert judged(shipped("embedded-ece"), results).word == word
+
+
 def finding(difference: float, reach: float, **changes: Any) -> Finding:
     values: dict[str, Any] = {
         "difference": difference, "low": difference - reach, "high": difference + reach,
