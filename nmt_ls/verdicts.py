@@ -96,9 +96,9 @@ def judge(name: str, test: Test, results: SettingResults) -> Outcome:
 
 _REASONS: dict[tuple[Expectation, Word], str] = {
     ("higher", "reproduced"): "above 0, and large enough to matter",
-    ("higher", "not reproduced"): "not as large as what matters, or the other way",
+    ("higher", "not reproduced"): "smaller than what matters, or the other way round",
     ("lower", "reproduced"): "below 0, and large enough to matter",
-    ("lower", "not reproduced"): "not as large as what matters, or the other way",
+    ("lower", "not reproduced"): "smaller than what matters, or the other way round",
     ("not higher", "reproduced"): "not higher by what matters",
     ("not higher", "not reproduced"): "higher, and by enough to matter",
     ("not lower", "reproduced"): "not lower by what matters",
