@@ -64,9 +64,6 @@ def look() -> Iterator[None]:
         yield
 
 
-_look = look
-
-
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure, sizes in inches, that can be drawn without a display."""
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -79,7 +76,7 @@ def save_figure(figure: Figure, path: str | Path) -> list[Path]:
     stem = Path(path)
     stem.parent.mkdir(parents=True, exist_ok=True)
     files = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
-    with _look():
+    with look():
         figure.savefig(files[0], metadata={"Software": None})
         figure.savefig(files[1], metadata={"Date": None})
     return files
@@ -88,7 +85,7 @@ def save_figure(figure: Figure, path: str | Path) -> list[Path]:
 def figure_svg(figure: Figure) -> str:
     """The figure as SVG, to stand in a page."""
     text = StringIO()
-    with _look():
+    with look():
         figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()
 
@@ -105,7 +102,7 @@ def reliability_diagram(
     """
     if not systems:
         raise ValueError("a reliability diagram needs at least one system")
-    with _look():
+    with look():
         figure = new_figure(4.2, 4.9)
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         upper.plot([0, 1], [0, 1], color=_GREY, linewidth=0.9, zorder=1, label="perfect calibration")
@@ -178,7 +175,7 @@ def sweep_figure(systems: Mapping[str, SweepSeries], title: str = "") -> Figure:
     """
     if not systems:
         raise ValueError("a sweep figure needs at least one system")
-    with _look():
+    with look():
         figure = new_figure(8.8, 3.6)
         panels = figure.subplots(1, 2, gridspec_kw={"wspace": 0.08})
         for axes, right_name in zip(panels, ("ECE", "NLL"), strict=True):
@@ -248,7 +245,7 @@ def risk_coverage_figure(
     """Risk of what is kept, against how much is kept; the area under each curve in the legend."""
     if not systems:
         raise ValueError("a risk-coverage figure needs at least one system")
-    with _look():
+    with look():
         figure = new_figure(4.6, 3.6)
         axes = figure.subplots()
         for index, (name, curve) in enumerate(systems.items()):
@@ -273,7 +270,7 @@ def logit_gap_figure(
     """
     if not systems:
         raise ValueError("a figure of logit gaps needs at least one system")
-    with _look():
+    with look():
         figure = new_figure(4.6, 4.4)
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
         shown = [edge for gaps in systems.values() for edge in _shown_range(gaps)]
@@ -321,7 +318,7 @@ def estimator_figure(
     """What estimators make of samples of several sizes, mean and sd, beside the exact value (the level line)."""
     if not curves:
         raise ValueError("a figure of estimators needs at least one of them")
-    with _look():
+    with look():
         figure = new_figure(4.8, 3.6)
         axes = figure.subplots()
         axes.axhline(exact, color=_GREY, linewidth=1.1, label=f"exact {exact:.4f}", zorder=2)
@@ -343,7 +340,7 @@ def alpha_figure(figures: Mapping[str, Mapping[float, Sequence[float]]], title: 
     """
     if not figures or not all(figures.values()):
         raise ValueError("a figure against α needs at least one panel, and values in each")
-    with _look():
+    with look():
         figure = new_figure(2.9 * len(figures), 2.7)
         for axes, (name, values) in zip(
             figure.subplots(1, len(figures), squeeze=False)[0], figures.items(), strict=True
