@@ -194,11 +194,13 @@ def main(config: BenchmarkConfig) -> None:
     epoch = epoch_batches(corpus.split("train"), max_tokens=config.max_tokens, seed=1, epoch=1)
     batches = epoch[: config.batches]
     tokens = sum(batch.tokens for batch in batches)
+    print(f"padding: {batches.padding():.1%} of these {len(batches)} batches, {epoch.padding():.1%} of the epoch")
     vocabulary = corpus.target_vocabulary.size
     recipe = {
         "batches": config.batches,
         "repeats": config.repeats,
         "clock": config.clock,
+        "padding": round(batches.padding(), 4),
         "max_tokens": config.max_tokens,
         "vocabulary": vocabulary,
         "corpus": corpus.checksum,

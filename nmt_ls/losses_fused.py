@@ -3,19 +3,21 @@
 Shapes: N rows (tokens), M of them not ignored, D width of the hidden states, V rows of the output layer;
 n rows and v columns of a tile of logits, T tiles side by side.
 
-Gradients are computed in the forward pass, while there are logits. Products of tiles that fit the caches are faster
-than products of whole matrices, and there are two orders to take the tiles in:
+Gradients are computed in the forward pass, while there are logits, from exponentials of the logits less their row's
+label's logit. That needs no pass for the peak: the label's own is 1, so sums cannot vanish, and that they overflow (a
+negative log-likelihood above 60 nats) is seen and mended. Where products are as wide as sums (float32, float64), each
+chunk of rows adds to the weight's gradient: three matrix products in all, the fewest there can be.
 
-- by rows, where products are as wide as sums (float32, float64): logits are made once, a chunk of rows at a time, and
-  each chunk adds to the weight's gradient. Three matrix products in all, the fewest there can be.
-- by columns, where they are narrower (bfloat16): such a sum over chunks would go through memory in float32 once a
-  chunk, which takes longer than a product. Logits are made twice instead, a chunk of columns at a time: for lse, then
-  for the gradients, where each row of the weight's is one product over all rows.
+Where they are narrower (bfloat16), such a sum goes through memory in float32 once a chunk, and chunks that keep to the
+room there is are too thin for fast products. So logits are made twice: a tile of rows and columns at a time for lse and
+the gradient of hidden, then a chunk of columns at a time for the weight's, each of whose rows is one product over all
+rows. What is subtracted from the logits is part of their product: it is rounded once, and the exponential of the result
+can be taken where it lies.
 """
 
 import importlib.util
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,15 +27,14 @@ from torch import Tensor
 Kernel = Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
 """Of logits_nV, labels_n, label_mass_n: see losses_triton.softmax_gradient_in_place."""
 
-_CHUNKS = 28  # logits exist one part in this many at a time,
-_NARROW_CHUNKS = 44  # or in this many where room to widen them in comes on top,
-_SMALLEST_CHUNK = 2**19  # but never fewer than this, or calls would cost more than work,
+_CHUNKS = 23  # logits, and what goes with them, exist one part in this many at a time,
+_SMALLEST_CHUNK = 2**18  # but never fewer than this, or calls would cost more than work,
 _FEWEST_ROWS = 64  # and never fewer rows (or columns), or products would be too thin
-_TILES = 8  # tiles of a chunk; only one is ever wider than the products are
+_TILES = 8  # tiles of a chunk; only one is ever in two precisions
 _SMALLEST_TILE = 200_000  # elements
-_WIDENED_ROWS = 512  # rows of narrow states, weights or gradients that are widened at a time
-_ROOMY = 100  # vocabulary over width, from where a float32 sum as large as hidden is small beside the logits
-_SMALL = 1e-30  # a tile with a smaller share of a row's probability counts as having this
+_WIDENED_ROWS = 512  # rows of narrow states, weights or logits that are widened at a time
+_MOST_COLUMNS = 1024  # of a tile of narrow logits
+_LARGEST_SUM = 1e26  # of exponentials: e^60, beyond which their products might overflow
 _LOG2_E = 1 / math.log(2)
 
 
@@ -83,22 +84,19 @@ def solve(
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Loss, hard-label NLL, and the gradients that are wanted of hidden and weight."""
     with torch.no_grad(), torch.autocast(hidden_ND.device.type, enabled=False):
-        sums, narrow = problem.prior.dtype, problem.compute_dtype != problem.prior.dtype
+        sums = problem.prior.dtype
         kernel = _kernel(hidden_ND, sums)
-        work = _Work(hidden_ND, weight_VD, problem, want_weight, by_columns=narrow and kernel is None)
+        work = _Work(hidden_ND, weight_VD, problem, want_weight)
         if len(problem.rows) == 0:
             return *problem.prior.new_zeros(2), torch.zeros_like(hidden_ND), torch.zeros_like(weight_VD)
         if kernel is not None:
-            _by_whole_rows(work, kernel, want_hidden, want_weight and weight_VD.dtype == sums)
-            _gradients_by_columns(work, False, want_weight and weight_VD.dtype != sums)
-        elif not narrow:
-            _by_rows(work, want_hidden, want_weight)
-        elif not want_hidden or hidden_ND.dtype == sums or len(weight_VD) >= _ROOMY * weight_VD.shape[1]:
-            _lse_by_columns(work)
-            _gradients_by_columns(work, want_hidden, want_weight)
+            by_columns = weight_VD.dtype != sums
+            _by_whole_rows(work, kernel, want_hidden, want_weight and not by_columns)
         else:
-            _by_rows(work, want_hidden, False)
-            _gradients_by_columns(work, False, want_weight)
+            by_columns = problem.compute_dtype != sums
+            _by_rows(work, want_hidden, want_weight and not by_columns)
+        if want_weight and by_columns:
+            _weight_gradient_by_columns(work)
         nlls_M = work.lse - work.label_logits
         losses_M = work.lse - problem.label_mass * work.label_logits - problem.prior_mass * work.prior_logits
         return losses_M.sum() * problem.scale, nlls_M.sum() * problem.scale, work.grad_hidden, work.grad_weight
@@ -111,15 +109,13 @@ class _Work:
     label_logits: Tensor  # M
     prior_logits: Tensor  # M
 
-    def __init__(
-        self, hidden_ND: Tensor, weight_VD: Tensor, problem: Problem, want_weight: bool, by_columns: bool
-    ) -> None:
-        self.problem, self.dtype, self.hidden = problem, problem.prior.dtype, hidden_ND
+    def __init__(self, hidden_ND: Tensor, weight_VD: Tensor, problem: Problem, want_weight: bool) -> None:
+        self.problem, self.dtype, self.compute_dtype = problem, problem.prior.dtype, problem.compute_dtype
+        self.hidden, self.weight = hidden_ND, weight_VD
         self.grad_hidden: Tensor | None = None
         self.grad_weight: Tensor | None = None
         if want_weight:
             self.grad_weight = torch.empty_like(weight_VD, memory_format=torch.contiguous_format)
-        self.weight = _compute_copy(weight_VD, problem.compute_dtype, self.grad_weight if by_columns else None)
         self.mean_weight = _mean_weight(weight_VD, problem.prior)  # D
         self.lse, self.label_logits, self.prior_logits = problem.prior.new_empty(3, len(problem.rows))
         self.prior_gradient = torch.zeros_like(self.mean_weight)  # Σ_m b_m h_m
@@ -130,17 +126,22 @@ class _Work:
 
     def hidden_of(self, part: slice) -> Tensor:
         """The hidden states of some of the M rows, ready for products."""
+        return self.kept_hidden(part).to(self.compute_dtype)
+
+    def kept_hidden(self, part: slice) -> Tensor:
+        """The same in their own precision."""
         all_kept = len(self.problem.rows) == len(self.hidden)
         hidden_nD: Tensor = self.hidden[part] if all_kept else self.hidden[self.problem.rows[part]]
-        return hidden_nD.to(self.weight.dtype)
+        return hidden_nD
 
-    def keep_grad_hidden(self, grad_MD: Tensor) -> None:
-        """Makes it the gradient of hidden: no gradient reaches the rows that are ignored."""
-        if len(grad_MD) == len(self.hidden):
-            self.grad_hidden = grad_MD.to(self.hidden.dtype)
+    def keep_grad_hidden(self, chunk: slice, grad_nD: Tensor) -> None:
+        """Puts it into the gradient of hidden, which does not reach the rows that are ignored."""
+        if self.grad_hidden is None:
+            self.grad_hidden = torch.zeros_like(self.hidden, memory_format=torch.contiguous_format)
+        if len(self.problem.rows) == len(self.hidden):
+            self.grad_hidden[chunk] = grad_nD
         else:
-            self.grad_hidden = torch.zeros_like(self.hidden)
-            self.grad_hidden[self.problem.rows] = grad_MD.to(self.hidden.dtype)
+            self.grad_hidden[self.problem.rows[chunk]] = grad_nD.to(self.hidden.dtype)
 
     def at_label(self, part: slice) -> Tensor:
         """The gradient by the label's logit, but for the prior's part."""
@@ -149,102 +150,144 @@ class _Work:
 
 def _by_rows(work: _Work, with_hidden: bool, with_weight: bool) -> None:
     """lse, label logits and gradients, n rows at a time; a gradient of the weight has to be as wide as sums."""
-    problem, vocabulary = work.problem, len(work.weight)
-    chunks = _CHUNKS if work.weight.dtype == work.dtype else _NARROW_CHUNKS
-    chunk_rows = min(_chunk(len(problem.rows), vocabulary, chunks), len(problem.rows))
-    tiles = _Tiles(chunk_rows, vocabulary, work.weight)
-    grad_MD = work.hidden.new_empty(len(problem.rows), work.hidden.shape[1]) if with_hidden else None
+    problem, tiles = work.problem, _Tiles(work)
     grad_weight_VD = work.grad_weight if with_weight else None
     if grad_weight_VD is not None:
         torch.outer(problem.prior, work.prior_gradient * -problem.scale, out=grad_weight_VD)
-    for chunk in _slices(len(problem.rows), chunk_rows):
-        hidden_nD = work.hidden_of(chunk)
-        label_tile_n, place_n = tiles.places(problem.labels[chunk])
-        shares_Tn = _exponentials(work, chunk, hidden_nD, tiles, place_n)
-        if not with_hidden and not with_weight:
-            continue
-        # tiles times shares are the gradient by the logits, but for the prior's part: that is a product of two vectors
-        label_shares_n = shares_Tn.gather(0, label_tile_n[None])[0]
-        tiles.room[place_n] = (work.at_label(chunk) / label_shares_n).to(tiles.room.dtype)
-        grad_nD = torch.outer(-problem.prior_mass[chunk], work.mean_weight)
-        for (columns, tile_nv), share_n in zip(tiles.of(len(hidden_nD)), shares_Tn, strict=True):
-            if with_hidden:
-                grad_nD.addcmul_(torch.mm(tile_nv, work.weight[columns]).to(work.dtype), share_n[:, None])
-            if grad_weight_VD is not None:
-                grad_weight_VD[columns].addmm_(tile_nv.T, hidden_nD * (share_n * problem.scale)[:, None])
-        if grad_MD is not None:
-            grad_MD[chunk] = grad_nD.mul_(problem.scale)
-    if grad_MD is not None:
-        work.keep_grad_hidden(grad_MD)
-
-
-def _exponentials(work: _Work, chunk: slice, hidden_nD: Tensor, tiles: "_Tiles", place_n: Tensor) -> Tensor:
-    """Fills the tiles with exp(logit - its row's peak in the tile), and the chunk's lse and label logits.
-
-    Returns shares_Tn, which times a tile's row is the probabilities there.
-    """
-    for columns, tile_nv in tiles.of(len(hidden_nD)):
-        torch.mm(hidden_nD, work.weight[columns].T, out=tile_nv)
-    work.label_logits[chunk] = tiles.room[place_n]
-    peaks, totals, widened = [], [], _Widened(work.dtype)
-    for _, tile_nv in tiles.of(len(hidden_nD)):
-        wide_nv = widened.of(tile_nv)
-        peaks_n1 = wide_nv.amax(1, keepdim=True)
-        _exp_in_place(wide_nv, peaks_n1 * -_LOG2_E)
-        peaks.append(peaks_n1[:, 0])
-        totals.append(wide_nv.sum(1))
-        if wide_nv is not tile_nv:
-            tile_nv.copy_(wide_nv)
-    peaks_Tn = torch.stack(peaks)
-    lse_n = torch.logsumexp(peaks_Tn + torch.stack(totals).log(), 0)
-    work.lse[chunk] = lse_n
-    return (peaks_Tn - lse_n).exp().clamp(min=_SMALL)
+    for chunk in _slices(len(problem.rows), tiles.rows):
+        hidden_nD, labels_n = work.hidden_of(chunk), problem.labels[chunk]
+        label_weight_nD = work.weight[labels_n].to(work.compute_dtype)
+        label_logits_n = (label_weight_nD.to(work.dtype) * hidden_nD).sum(1)
+        tiles.look_at(labels_n)
+        shift_n, total_n, grad_nD = tiles.fill(hidden_nD, label_logits_n, with_hidden)
+        if not (total_n < _LARGEST_SUM).all():
+            shift_n, total_n, grad_nD = tiles.fill(hidden_nD, tiles.peaks(hidden_nD), with_hidden)
+        work.label_logits[chunk], work.lse[chunk] = label_logits_n, shift_n + total_n.log()
+        at_label_n = work.at_label(chunk)
+        if grad_nD is not None:
+            grad_nD.div_(total_n[:, None]).addcmul_(label_weight_nD.to(work.dtype), at_label_n[:, None])
+            grad_nD.addr_(problem.prior_mass[chunk], work.mean_weight, alpha=-1).mul_(problem.scale)
+            work.keep_grad_hidden(chunk, grad_nD)
+        if grad_weight_VD is not None:
+            tiles.add_to(grad_weight_VD, hidden_nD * (problem.scale / total_n)[:, None], at_label_n * total_n)
 
 
 class _Tiles:
-    """Room for n rows of logits, kept as contiguous tiles of v columns (the last may be narrower)."""
+    """The exponentials of n rows of logits less a shift a row, as contiguous tiles of v columns (the last narrower).
 
-    def __init__(self, rows: int, vocabulary: int, like: Tensor) -> None:
-        self.vocabulary = vocabulary
-        self.width = _tile(vocabulary, rows)
-        self.room = like.new_empty(rows * vocabulary)
+    All of them are kept, or, where they are narrower than sums, one at a time.
+    """
 
-    def of(self, rows: int) -> Iterator[tuple[slice, Tensor]]:
-        """Columns and tile_nv of each tile, for n = `rows`."""
-        for columns in _slices(self.vocabulary, self.width):
-            yield columns, self.room[rows * columns.start : rows * columns.stop].view(rows, -1)
+    def __init__(self, work: _Work) -> None:
+        rows, (vocabulary, width) = len(work.problem.rows), work.weight.shape
+        self.dtype, self.narrow = work.dtype, work.compute_dtype != work.dtype
+        if self.narrow:  # beside a tile there is its copy in the dtype of sums, and some that are as large as hidden
+            self.rows = min(_WIDENED_ROWS, rows)
+            columns = _fitting(rows * vocabulary, 3 * self.rows, beside=8 * self.rows * width)
+            self.width = min(columns, _MOST_COLUMNS, vocabulary)
+        else:
+            self.rows = min(_fitting(rows * vocabulary, vocabulary), rows)
+            self.width = _tile(vocabulary, self.rows)
+        self.weights = torch.split(work.weight, self.width)
+        self.columns = [len(weight_vD) for weight_vD in self.weights]
+        room = self.rows * (self.width if self.narrow else vocabulary)
+        self.room = work.hidden.new_empty(room, dtype=work.compute_dtype)
+        self.weight_room = self.room.new_ones(self.width, width + 2) if self.narrow else None
+        self.tiles: list[Tensor] = []
+        self.order = self.places = self.room  # of the labels, tile by tile
+        self.labels: list[int] = []  # in each tile
 
-    def places(self, labels_n: Tensor) -> tuple[Tensor, Tensor]:
-        """Of each row's label: the number of the tile, and where it is in the room."""
-        tile_n = labels_n // self.width
-        begin_n = tile_n * self.width
-        width_n = (self.vocabulary - begin_n).clamp(max=self.width)
-        row_n = torch.arange(len(labels_n), device=labels_n.device)
-        return tile_n, len(labels_n) * begin_n + row_n * width_n + labels_n - begin_n
+    def look_at(self, labels_n: Tensor) -> None:
+        """Lays out tiles for as many rows, and finds the labels' places in them."""
+        rows = len(labels_n)
+        if not self.tiles or len(self.tiles[0]) != rows:
+            begins = [0 if self.narrow else rows * self.width * tile for tile in range(len(self.columns))]
+            sizes = [rows * columns for columns in self.columns]
+            self.tiles = [
+                self.room[begin : begin + size].view(rows, -1) for begin, size in zip(begins, sizes, strict=True)
+            ]
+        tile_n, column_n = labels_n // self.width, labels_n % self.width
+        self.order = tile_n.argsort(stable=True)
+        width_n = torch.where(tile_n == len(self.columns) - 1, self.columns[-1], self.width)
+        row_n = torch.arange(rows, device=labels_n.device)
+        self.places = (row_n * width_n + column_n)[self.order]
+        self.labels = torch.bincount(tile_n, minlength=len(self.columns)).tolist()
+
+    def fill(self, hidden_nD: Tensor, shift_n: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Fills the tiles, with 0 in the labels' places.
+
+        Returns the shift as the products saw it, total_n (labels included), and what the tiles times the weight are.
+        """
+        factor_nC = hidden_nD
+        if self.narrow:
+            factor_nC, shift_n = _with_shift(hidden_nD, shift_n, self.room.dtype)
+        exponent_n1 = shift_n[:, None] * -_LOG2_E
+        total_n = torch.zeros_like(shift_n)
+        grad_nD = shift_n.new_zeros(hidden_nD.shape) if with_gradient else None
+        places_of_tile = torch.split(self.places, self.labels)
+        for tile_nv, weight_vD, places in zip(self.tiles, self.weights, places_of_tile, strict=True):
+            if self.weight_room is None:
+                torch.mm(factor_nC, weight_vD.T, out=tile_nv)
+                _exp_in_place(tile_nv, exponent_n1)
+            else:  # the shift is in the product: it is rounded once, and there is no tile in two precisions
+                weight_vC = self.weight_room[: len(weight_vD)]
+                weight_vD = weight_vC[:, :-2].copy_(weight_vD)
+                torch.addmm(tile_nv, factor_nC, weight_vC.T, beta=0, alpha=_LOG2_E, out=tile_nv).exp2_()
+            total_n += tile_nv.sum(1, dtype=self.dtype)
+            tile_nv.view(-1).index_fill_(0, places, 0)
+            if grad_nD is not None and self.narrow:
+                grad_nD.add_(torch.mm(tile_nv, weight_vD))
+            elif grad_nD is not None:
+                grad_nD.addmm_(tile_nv, weight_vD)
+        return shift_n, total_n, grad_nD
+
+    def peaks(self, hidden_nD: Tensor) -> Tensor:
+        """The largest logit of each row."""
+        peaks = [torch.mm(hidden_nD, weight_vD.to(hidden_nD.dtype).T).amax(1) for weight_vD in self.weights]
+        return torch.stack(peaks).amax(0).to(self.dtype)
+
+    def add_to(self, grad_VD: Tensor, factor_nD: Tensor, at_label_n: Tensor) -> None:
+        """Adds the tiles, with these values in the labels' places, transposed, times a factor."""
+        values, places = (torch.split(x, self.labels) for x in (at_label_n[self.order], self.places))
+        grads = torch.split(grad_VD, self.width)
+        for tile_nv, grad_vD, place, value in zip(self.tiles, grads, places, values, strict=True):
+            tile_nv.view(-1).index_copy_(0, place, value)
+            grad_vD.addmm_(tile_nv.T, factor_nD)
+
+
+def _with_shift(hidden_nD: Tensor, shift_n: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The states with two columns more, of which a weight with two ones more makes logits less the shift.
+
+    The shift is split into what `dtype` can say and what is left over; also returns their sum.
+    """
+    shifted_nC = hidden_nD.new_empty(len(hidden_nD), hidden_nD.shape[1] + 2, dtype=dtype)
+    shifted_nC[:, :-2] = hidden_nD
+    shifted_nC[:, -2] = -shift_n
+    shifted_nC[:, -1] = -(shift_n + shifted_nC[:, -2])
+    return shifted_nC, -shifted_nC[:, -2:].to(shift_n.dtype).sum(1)
 
 
 def _by_whole_rows(work: _Work, kernel: Kernel, with_hidden: bool, with_weight: bool) -> None:
     """`_by_rows` for a GPU, where one kernel takes the softmax of whole rows and makes it their gradient."""
     problem = work.problem
-    chunk_rows = _chunk(len(problem.rows), len(work.weight), _CHUNKS)
-    room = work.weight.new_empty(min(chunk_rows, len(problem.rows)), len(work.weight))
-    grad_MD = work.hidden.new_empty(len(problem.rows), work.hidden.shape[1]) if with_hidden else None
+    weight_VD = work.weight.to(work.compute_dtype)
+    chunk_rows = _fitting(len(problem.rows) * len(weight_VD), len(weight_VD))
+    room = weight_VD.new_empty(min(chunk_rows, len(problem.rows)), len(weight_VD))
     grad_weight_VD = work.grad_weight if with_weight else None
     if grad_weight_VD is not None:
         torch.outer(problem.prior, work.prior_gradient * -problem.scale, out=grad_weight_VD)
     for chunk in _slices(len(problem.rows), chunk_rows):
         hidden_nD = work.hidden_of(chunk)
-        logits_nV = torch.mm(hidden_nD, work.weight.T, out=room[: len(hidden_nD)])
+        logits_nV = torch.mm(hidden_nD, weight_VD.T, out=room[: len(hidden_nD)])
         work.lse[chunk], work.label_logits[chunk] = kernel(
             logits_nV, problem.labels[chunk], problem.label_mass[chunk], with_hidden or with_weight
         )
-        if grad_MD is not None:
-            grad_nD = torch.mm(logits_nV, work.weight).to(work.dtype)
-            grad_MD[chunk] = grad_nD.addr_(problem.prior_mass[chunk], work.mean_weight, alpha=-1).mul_(problem.scale)
+        if with_hidden:
+            grad_nD = torch.mm(logits_nV, weight_VD).to(work.dtype)
+            grad_nD.addr_(problem.prior_mass[chunk], work.mean_weight, alpha=-1).mul_(problem.scale)
+            work.keep_grad_hidden(chunk, grad_nD)
         if grad_weight_VD is not None:
             grad_weight_VD.add_(torch.mm(logits_nV.T, hidden_nD), alpha=problem.scale)
-    if grad_MD is not None:
-        work.keep_grad_hidden(grad_MD)
 
 
 def _kernel(hidden_ND: Tensor, sums: torch.dtype) -> Kernel | None:
@@ -256,56 +299,24 @@ def _kernel(hidden_ND: Tensor, sums: torch.dtype) -> Kernel | None:
     return softmax_gradient_in_place
 
 
-def _lse_by_columns(work: _Work) -> None:
-    """lse and label logits, v columns of all rows at a time."""
-    labels_M, lse_M, widened = work.problem.labels, work.lse.fill_(-math.inf), _Widened(work.dtype)
-    for columns, logits_Mv in _logits_by_columns(work.hidden_of(slice(None)), work.weight):
-        inside_M, places = _label_places(labels_M, columns)
-        work.label_logits = torch.where(inside_M, logits_Mv[places].to(work.dtype), work.label_logits)
-        for part in _slices(len(logits_Mv), _tile(*logits_Mv.shape)):
-            wide_mv, lse_m = widened.of(logits_Mv[part]), lse_M[part]
-            peaks_m1 = wide_mv.amax(1, keepdim=True)
-            sums_m = _exp_in_place(wide_mv, peaks_m1 * -_LOG2_E).sum(1)
-            torch.logaddexp(lse_m, sums_m.log_().add_(peaks_m1[:, 0]), out=lse_m)
-
-
-def _gradients_by_columns(work: _Work, with_hidden: bool, with_weight: bool) -> None:
-    """Gradients from lse and the label logits, v columns of all rows at a time.
-
-    Rows of the weight's gradient are written from the first to the last, each after the weight is last read there.
-    """
-    if not with_hidden and not with_weight:
-        return
-    problem = work.problem
-    at_label_M = work.at_label(slice(None)).to(work.weight.dtype)
-    grad_MD = torch.outer(-problem.prior_mass, work.mean_weight) if with_hidden else None
-    grad_weight_VD = work.grad_weight if with_weight else None
-    hidden_MD, shift_M1, widened = work.hidden_of(slice(None)), work.lse[:, None] * -_LOG2_E, _Widened(work.dtype)
-    for columns, logits_Mv in _logits_by_columns(hidden_MD, work.weight):
-        for part in _slices(len(logits_Mv), _tile(*logits_Mv.shape)):
-            logits_Mv[part] = _exp_in_place(widened.of(logits_Mv[part]), shift_M1[part])
-        inside_M, places = _label_places(problem.labels, columns)
-        logits_Mv[places] = torch.where(inside_M, at_label_M, logits_Mv[places])  # now the gradient by the logits
-        if grad_MD is not None:
-            for part in _slices(len(grad_MD), _WIDENED_ROWS):
-                grad_MD[part].add_(torch.mm(logits_Mv[part], work.weight[columns]))
-        if grad_weight_VD is not None:
-            grad_vD = torch.mm(logits_Mv.T, hidden_MD).to(work.dtype)
-            grad_vD.addr_(problem.prior[columns], work.prior_gradient, alpha=-1)
-            grad_weight_VD[columns] = grad_vD.mul_(problem.scale)
-            del grad_vD  # before the next logits are made
-    if grad_MD is not None:
-        work.keep_grad_hidden(grad_MD.mul_(problem.scale))
-
-
-def _logits_by_columns(hidden_MD: Tensor, weight_VD: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Columns and logits_Mv, in the same memory each time."""
-    rows, vocabulary = len(hidden_MD), len(weight_VD)
-    chunk_columns = min(_chunk(vocabulary, rows, _NARROW_CHUNKS), vocabulary)
-    room = hidden_MD.new_empty(rows * chunk_columns)
+def _weight_gradient_by_columns(work: _Work) -> None:
+    """The gradient of the weight from lse and the label logits, v columns of all rows at a time."""
+    problem, rows, (vocabulary, width) = work.problem, len(work.problem.rows), work.weight.shape
+    assert work.grad_weight is not None
+    shifted_MC, _ = _with_shift(work.kept_hidden(slice(None)), work.lse, work.compute_dtype)
+    chunk_columns = min(_fitting(rows * vocabulary, rows + 4 * width, beside=shifted_MC.numel()), vocabulary)
+    room, ones_v2 = shifted_MC.new_empty(rows * chunk_columns), shifted_MC.new_ones(chunk_columns, 2)
+    at_label_M = work.at_label(slice(None)).to(room.dtype)
     for columns in _slices(vocabulary, chunk_columns):
-        logits_Mv = room[: rows * (columns.stop - columns.start)].view(rows, -1)
-        yield columns, torch.mm(hidden_MD, weight_VD[columns].T, out=logits_Mv)
+        weight_vC = torch.cat((work.weight[columns].to(room.dtype), ones_v2[: columns.stop - columns.start]), 1)
+        tile_Mv = room[: rows * len(weight_vC)].view(rows, -1)
+        torch.addmm(tile_Mv, shifted_MC, weight_vC.T, beta=0, alpha=_LOG2_E, out=tile_Mv).exp2_()
+        inside_M, places = _label_places(problem.labels, columns)
+        tile_Mv[places] = torch.where(inside_M, at_label_M, tile_Mv[places])  # now the gradient by the logits
+        grad_vD = torch.mm(tile_Mv.T, shifted_MC[:, :width]).to(work.dtype)
+        work.grad_weight[columns] = grad_vD.addr_(problem.prior[columns], work.prior_gradient, alpha=-1).mul_(
+            problem.scale
+        )
 
 
 def _label_places(labels_M: Tensor, columns: slice) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -313,21 +324,6 @@ def _label_places(labels_M: Tensor, columns: slice) -> tuple[Tensor, tuple[Tenso
     offsets_M = labels_M - columns.start
     within_M = offsets_M.clamp(0, columns.stop - columns.start - 1)
     return offsets_M == within_M, (torch.arange(len(labels_M), device=labels_M.device), within_M)
-
-
-class _Widened:
-    """Tiles in the dtype that sums are in: themselves where they are so already, else copies in one place for all."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-        self.room: Tensor | None = None
-
-    def of(self, tile: Tensor) -> Tensor:
-        if tile.dtype == self.dtype:
-            return tile
-        if self.room is None or len(self.room) < tile.numel():
-            self.room = tile.new_empty(tile.numel(), dtype=self.dtype)
-        return self.room[: tile.numel()].view_as(tile).copy_(tile)
 
 
 def _exp_in_place(matrix: Tensor, shift_n1: Tensor) -> Tensor:
@@ -346,23 +342,16 @@ def _mean_weight(weight_VD: Tensor, prior_V: Tensor) -> Tensor:
     return total_D
 
 
-def _compute_copy(weight_VD: Tensor, dtype: torch.dtype, room_VD: Tensor | None) -> Tensor:
-    """The weight in `dtype`; a narrower copy is laid into the second half of `room_VD`, so that it takes no memory."""
-    if weight_VD.dtype == dtype or room_VD is None or room_VD.dtype.itemsize != 2 * dtype.itemsize:
-        return weight_VD.to(dtype)
-    return room_VD.view(-1).view(dtype)[weight_VD.numel() :].view_as(weight_VD).copy_(weight_VD)
+def _fitting(logits: int, each: int, beside: int = 0) -> int:
+    """How many rows or columns, which take `each` elements, are worked on at a time, where `beside` are taken."""
+    rows = max((logits / _CHUNKS - beside) / each, _SMALLEST_CHUNK / each, _FEWEST_ROWS)
+    return int(rows) // 16 * 16
 
 
-def _chunk(length: int, other: int, chunks: int) -> int:
-    """How many of `length` rows, each of `other` elements, are worked on at a time."""
-    rows = max(length // chunks, _SMALLEST_CHUNK // max(other, 1), _FEWEST_ROWS)
-    return math.ceil(rows / 16) * 16
-
-
-def _tile(length: int, other: int) -> int:
-    """How many of a chunk's `length` columns or rows, each of `other` elements, make a tile."""
-    tile = max(length / _TILES, _SMALLEST_TILE / max(other, 1))
-    return min(length, math.ceil(tile / 64) * 64)
+def _tile(vocabulary: int, rows: int) -> int:
+    """How many columns, each of so many rows, make a tile of a chunk."""
+    tile = max(vocabulary / _TILES, _SMALLEST_TILE / max(rows, 1))
+    return min(vocabulary, math.ceil(tile / 64) * 64)
 
 
 def _slices(length: int, step: int) -> list[slice]:
