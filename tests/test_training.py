@@ -203,6 +203,8 @@ def test_a_run_killed_at_a_random_moment_ends_with_the_same_weights(small_corpus
     """SIGKILL, through the command line, in a process of its own; then the same command again."""
     engine = EngineConfig(max_updates=120, validate_every=60, checkpoint_every=5, average_last=2, log_every=5)
     config = small_config(small_corpus, tmp_path / "killed", engine=engine, validation_sentences=0)
+    # two runs that each measure which form is faster may choose differently, and then differ in the last bits
+    config = replace(config, model=replace(config.model, attention="explicit"))
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(config_to_dict(config)))
     command = [sys.executable, "-m", "nmt_ls.train", "--config", str(file)]
