@@ -46,7 +46,7 @@ def setting_figures(results: SettingResults) -> Iterator[tuple[str, str, Figure]
             f"{title}, {split} split, as Figure 3 of the paper: accuracy against confidence given the correct prefix, "
             f"seeds pooled. The fitted temperature is that of lowest NLL on {results.setting.choose_on}."
         )
-        yield "reliability", caption, reliability_diagram(diagrams, title=title)
+        yield "reliability", caption, reliability_diagram(diagrams, title=f"{split} split")
     if panels := _against_alpha(results):
         caption = f"{title}, {split} split, T = 1, {results.setting.checkpoint} checkpoint: a dot is a seed."
         yield "alpha", caption, alpha_figure(panels, title=title)
