@@ -34,6 +34,7 @@ from vision_ls.runs import Classifier, find_run
 from vision_ls.scoring import predict
 from vision_ls.training import CheckpointName, training_images
 
+SPLITS = ("train", "validation", "test")
 LEAST = 1e-30  # of what a logarithm is taken: clusters may have shrunk to points
 REGIME = 0.95  # training accuracy from which on a hard-target network counts as over-confident
 
@@ -60,7 +61,7 @@ class ProjectConfig:
     data: str | None = None
     classes: tuple[str, ...] = ()
     checkpoint: CheckpointName = "best"
-    splits: tuple[Literal["train", "validation", "test"], ...] = ("train", "validation")
+    splits: tuple[str, ...] = ("train", "validation")
     images: int = 50_000
     shown: int = 300
     name: str = ""
@@ -73,8 +74,10 @@ class ProjectConfig:
             raise ValueError("runs: name one or more, each only once")
         if self.classes and len(self.classes) != 3:
             raise ValueError(f"classes: a plane is that of three classes, not {len(self.classes)}")
-        if not self.splits or len(set(self.splits)) < len(self.splits):
-            raise ValueError("splits: name one or more of train, validation, test, each only once")
+        if not self.splits or len(set(self.splits)) < len(self.splits) or not set(self.splits) <= set(SPLITS):
+            raise ValueError(
+                f"splits: name one or more of {', '.join(SPLITS)}, each only once, not {' '.join(self.splits)!r}"
+            )
         if self.images < 0:
             raise ValueError(f"images must not be negative, got {self.images}")
         if self.shown < 1:

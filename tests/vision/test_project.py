@@ -200,6 +200,7 @@ def test_templates_on_a_line_are_refused(smoothed: RunDirectory, monkeypatch: py
         ({"runs": ("a", "a")}, "runs: name one"),
         ({"classes": ("a", "b")}, "that of three classes, not 2"),
         ({"splits": ("train", "train")}, "splits: name one"),
+        ({"splits": ("train", "valid")}, "splits: name one or more of train, validation, test"),
         ({"images": -1}, "images must not be negative"),
         ({"shown": 0}, "shown must be positive"),
         ({"name": "a/b"}, "name becomes part"),
