@@ -97,7 +97,7 @@ def test_loss_by_way_of_the_kernel(
     expected = solved(torch.float64, False)
     with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
         found = solved(torch.bfloat16 if kind == "bfloat16" else torch.float32, True)
-    tolerance = 1e-6 if kind == "float32" else 6e-3
+    tolerance = 1e-6 if kind == "float32" else 2**-7  # a logit less its shift is rounded to 8 bits
     for name, a, b in zip(("loss", "hidden", "weight"), found, expected, strict=True):
         error = ((a.double() - b).norm() / b.norm()).item()
         assert error < (min(tolerance, 1e-3) if name == "loss" else tolerance), name
