@@ -35,6 +35,7 @@ from vision_ls.scoring import predict
 from vision_ls.training import CheckpointName, training_images
 
 SPLITS = ("train", "validation", "test")
+READ_AT_ONCE = 1000  # images
 LEAST = 1e-30  # of what a logarithm is taken: clusters may have shrunk to points
 REGIME = 0.95  # training accuracy from which on a hard-target network counts as over-confident
 
@@ -168,13 +169,7 @@ def measure(run: Classifier, split: str, chosen: Sequence[int], config: ProjectC
     """One run on one split."""
     images = images_of(run, split)
     rows_N = spread_rows(images.labels_N.cpu(), chosen, config.images)
-    looked_at = images.select(rows_N)
-    labels_N = looked_at.labels_N.cpu()
-    run.precision.apply()
-    with tqdm(total=len(looked_at), unit=" images", desc=title, leave=False, disable=None) as bar:
-        activations_ND = predict(
-            run.model, run.augmentation, looked_at, forward=run.model.penultimate, on_progress=bar.update
-        )
+    activations_ND, labels_N = penultimate(run, images, rows_N, title), images.labels_N.cpu()[rows_N]
     templates_KD, plane = run.model.templates.cpu(), plane_of(run, chosen)
     ours_N = torch.isin(labels_N, torch.tensor(chosen))
     coordinates_N2 = plane.coordinates(activations_ND[ours_N])
@@ -206,6 +201,23 @@ def measure(run: Classifier, split: str, chosen: Sequence[int], config: ProjectC
             "examples": len(labels_N),
         },
     )
+
+
+def penultimate(run: Classifier, images: ImageSplit, rows_N: Tensor, title: str) -> Tensor:
+    """The activations ND (on the CPU) of these images, with a bar on a terminal."""
+    run.precision.apply()
+    with tqdm(total=len(rows_N), unit=" images", desc=title, leave=False, disable=None) as bar:
+        parts = [  # images that lie mapped on the disk are read a part at a time
+            predict(
+                run.model,
+                run.augmentation,
+                images.select(rows),
+                forward=run.model.penultimate,
+                on_progress=bar.update,
+            )
+            for rows in torch.split(rows_N, READ_AT_ONCE)
+        ]
+    return torch.cat(parts)
 
 
 def spread_rows(labels_N: Tensor, chosen: Sequence[int], most: int) -> Tensor:
