@@ -46,9 +46,9 @@ def evaluate(test: Test, results: SettingResults) -> Finding:
     return _STATISTICS[test.statistic](test, results)
 
 
-def chosen_temperature(results: SettingResults, runs: Sequence[Run], by: str) -> float:
+def chosen_temperature(results: SettingResults, runs: Sequence[Run], by: str, without: float | None = None) -> float:
     """The temperature that is best for a recipe's mean over seeds on the split where temperatures are chosen, among
-    those that were also measured on the split that is reported.
+    those that were also measured on the split that is reported, and other than `without`.
 
     Raises NotMeasuredError where a run was not swept on both.
     """
@@ -62,7 +62,7 @@ def chosen_temperature(results: SettingResults, runs: Sequence[Run], by: str) ->
         here: dict[float, dict[str, float]] = getattr(run, kind)
         there: dict[float, dict[str, float]] = getattr(other, kind)
         curves.append({t: there[t][by] for t in here if by in there.get(t, {}) and by in here[t]})
-    common = sorted(set.intersection(*(set(curve) for curve in curves)))
+    common = sorted(set.intersection(*(set(curve) for curve in curves)) - {without})
     if len(common) < 2:
         raise NotMeasuredError(f"{', '.join(names)} have no temperatures in common to choose from")
     means = [float(np.mean([curve[t] for curve in curves])) for t in common]
@@ -85,13 +85,13 @@ def _measured(
     return kept, [np.stack(arrays) for arrays in zip(*found, strict=True)]
 
 
-def _side_sums(results: SettingResults, side: Side, runs: Sequence[Run], column: str) -> _Sums:
+def _side_sums(results: SettingResults, side: Side, runs: Sequence[Run], column: str, without: float | None) -> _Sums:
     temperature = side.temperature
     if isinstance(temperature, str):
         swept = [run for run in runs if run.decoded] if temperature == "bleu" else [run for run in runs if run.swept]
         if not swept:
             raise NotMeasuredError(f"no run with α = {side.alpha:g} was swept on {results.setting.split}")
-        runs, temperature = swept, chosen_temperature(results, swept, temperature)
+        runs, temperature = swept, chosen_temperature(results, swept, temperature, without)
     columns = [("nll", [temperature]), ("tokens", [temperature])] if column == "nll" else [(column, [temperature])]
     kept, arrays = _measured(results, runs, columns)
     sums = np.concatenate([array[:, 0].astype(np.float64) for array in arrays], -1)
@@ -108,8 +108,10 @@ def _paired(
     unit: str,
     shown: Callable[[FloatArray], str],
 ) -> Finding:
+    # beside the same α at a given temperature, the best of the others
+    without = next((s.temperature for s in test.sides if test.within_runs and isinstance(s.temperature, float)), None)
     sides = [
-        _side_sums(results, side, runs, column)
+        _side_sums(results, side, runs, column, without)
         for side, runs in zip(test.sides, compared_runs(test, results), strict=True)
     ]
     ours = " → ".join(f"{shown(side.sums.sum(1))} ({side.name()})" for side in sides)

@@ -8,7 +8,7 @@ from pathlib import Path
 from nmt_ls.claims import read_claims
 from nmt_ls.experiment.command_line import UserError, run_command
 from nmt_ls.experiment.tables import format_table
-from nmt_ls.report_page import Report, write_page, write_study_pages
+from nmt_ls.report_page import Report, difference_text, write_page, write_study_pages
 
 SHORT_NAMES: dict[str, str] = {}
 
@@ -39,11 +39,16 @@ def main(config: ReportConfig) -> None:
         raise UserError(f"results: there is no folder {root}; run a study first, or name another")
     report = Report.read(read_claims(config.claims), root)
     rows = [
-        {"claim": one.claim.name, "setting": one.setting_name, "verdict": one.word, "why": one.why}
+        {
+            "claim": one.claim.name,
+            "setting": one.setting_name,
+            "verdict": one.word,
+            "difference [95%]": "; ".join(filter(None, map(difference_text, one.outcomes))),
+        }
         for one in report.verdicts
         if one.word != "not run here"
     ]
-    print(format_table(rows, ["claim", "setting", "verdict", "why"]) if rows else "nothing that claims ask for was run")
+    print(format_table(rows, list(rows[0])) if rows else "nothing that claims ask for was run")
     print(f"\nnot run here: {sum(one.word == 'not run here' for one in report.verdicts)} of {len(report.verdicts)}")
     written = write_study_pages(report) if config.study_pages else []
     written.append(write_page(report, Path(config.out)))

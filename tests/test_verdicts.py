@@ -141,6 +141,7 @@ def test_temperatures_of_one_model_are_compared_run_by_run(tmp_path: Path) -> No
     assert translation.high - translation.low < 1.0  # and not 0.03 · 100 · 4
     assert found.outcomes[1].word == "not reproduced"
     assert found.outcomes[0].word == "reproduced"
+    assert calibration.difference > 0.0002  # the best other temperature than 1 is not as good as 1
 
 
 def test_temperatures_are_chosen_on_validation(tmp_path: Path) -> None:
@@ -149,6 +150,7 @@ def test_temperatures_are_chosen_on_validation(tmp_path: Path) -> None:
     assert chosen_temperature(results, runs, "nll") == pytest.approx(1 / 0.9)
     assert chosen_temperature(results, runs, "squared_l2") == pytest.approx(1.25)
     assert chosen_temperature(results, runs, "bleu") == 1.1
+    assert chosen_temperature(results, runs, "bleu", without=1.1) != 1.1
     # another best temperature on the reported split changes nothing: it is never looked at
     file = tmp_path / "fake" / "records.jsonl"
     lines = file.read_text().splitlines(keepends=True)
