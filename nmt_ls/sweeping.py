@@ -2,7 +2,8 @@
 
 Two kinds of cells. *Teacher-forced*: NLL and calibration at every temperature of a grid even in 1/T; a run's logits
 are computed once for all of them. *Decoded*: translations at one temperature, beam and length penalty, with BLEU,
-chrF, length ratio and brevity penalty, since temperature moves lengths too.
+chrF, length ratio and brevity penalty, since temperature moves lengths too. The temperatures of one beam and penalty
+are decoded together, for their searches have most of their prefixes in common.
 
 Shapes: S sentences, J temperatures, N tokens, B bins.
 """
@@ -14,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,7 +36,7 @@ from nmt_ls.metrics.temperature_grid import inverse_temperature_grid, temperatur
 from nmt_ls.metrics.translation import bleu_statistics, translation_scores
 from nmt_ls.runs import run_corpus
 from nmt_ls.scoring import BINS, slabs, split_batches
-from nmt_ls.search import SearchConfig
+from nmt_ls.search import SearchConfig, shareable
 from nmt_ls.sweep_cells import (
     DECODED,
     DIGITS,
@@ -48,9 +50,12 @@ from nmt_ls.sweep_cells import (
     sentence_table,
     short_hash,
 )
-from nmt_ls.translator import CheckpointName, Translator
+from nmt_ls.translator import CheckpointName, Hypothesis, Translator
 
 Say = Callable[[str], object]
+TOGETHER = 12
+"""Temperatures decoded together at most. Their cells are written when all are done, so this is what a kill costs: as
+much as some five alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,6 +199,14 @@ class Sweep:
             if not self.ledger.holds({**identity, **search_keys(search)}, DECODED)
         ]
 
+    def missing_groups(self) -> Iterator[list[SearchConfig]]:
+        """The same, those together that differ only in temperature, at most TOGETHER of them."""
+        for _, group in groupby(self.missing_searches(), lambda search: replace(search, temperature=1.0)):
+            searches = list(group)
+            most = TOGETHER if shareable(searches[0]) else 1
+            for first in range(0, len(searches), most):
+                yield searches[first : first + most]
+
     def teacher_forced(self, inverses: list[float]) -> None:
         """NLL and calibration at these inverse temperatures, from one pass over the split."""
         temperatures = [rounded_temperature(inverse) for inverse in inverses]
@@ -221,12 +234,18 @@ class Sweep:
         at_one = [f": NLL {r.value:.4f}" for r in records if r.name == "nll" and r.signature["temperature"] == 1.0]
         self.say(f"{self.run.path}: NLL and ECE at {len(inverses)} temperatures" + "".join(at_one))
 
-    def decoded(self, search: SearchConfig, on_progress: Callable[[int], object]) -> None:
-        """Translations of the whole split by one search, and their scores."""
+    def decoded(self, searches: Sequence[SearchConfig], on_progress: Callable[[int], object]) -> None:
+        """Translations of the whole split by searches that differ only in temperature, and their scores."""
+        temperatures = [search.temperature for search in searches]
+        sources = [self.split.source_text(row) for row in range(len(self.split))]
+        together = self.translator.translate_at(temperatures, sources, searches[0], on_progress=on_progress)
+        for search, found in zip(searches, together, strict=True):
+            self._translated(search, [hypotheses[0] for hypotheses in found])
+
+    def _translated(self, search: SearchConfig, best: Sequence[Hypothesis]) -> None:
+        """The cell of one search."""
         split, keys = self.split, search_keys(search)
-        sources = [split.source_text(row) for row in range(len(split))]
         references = [split.references(row) for row in range(len(split))]
-        best = [found[0] for found in self.translator.translate(sources, search, on_progress=on_progress)]
         texts = [hypothesis.text for hypothesis in best]
         scores = translation_scores(texts, references, ("bleu", "chrf"))
         values = {
@@ -319,10 +338,11 @@ def sweep(config: SweepConfig) -> tuple[list[MeasuredRun], Ledger]:
             if inverses := each.missing_inverses():
                 each.teacher_forced(inverses)
                 cells.update()
-            for search in each.missing_searches():
-                with tqdm(total=len(each.split), unit=" sentences", leave=False, disable=None) as bar:
-                    each.decoded(search, bar.update)
-                cells.update()
+            for searches in each.missing_groups():
+                whole = len(each.split) * len(searches)
+                with tqdm(total=whole, unit=" translations", leave=False, disable=None) as bar:
+                    each.decoded(searches, bar.update)
+                cells.update(len(searches))
     return runs, ledger
 
 

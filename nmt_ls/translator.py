@@ -21,7 +21,17 @@ from nmt_ls.experiment.command_line import UserError, load_config
 from nmt_ls.experiment.precision import Precision, choose_precision
 from nmt_ls.experiment.run_directory import RunDirectory
 from nmt_ls.int8 import Int8Decoder, int8_precision
-from nmt_ls.search import Found, SearchConfig, beam_search, maximum_lengths, rescore, sample
+from nmt_ls.prefix_decoder import PrefixDecoder
+from nmt_ls.search import (
+    Found,
+    SearchConfig,
+    beam_search,
+    beam_search_at,
+    maximum_lengths,
+    rescore,
+    sample,
+    shareable,
+)
 from nmt_ls.transformer import Transformer, TransformerConfig
 from nmt_ls.vocabulary import EOS, PAD, WORD_START, Vocabulary, load_vocabularies
 
@@ -173,6 +183,46 @@ class Translator:
         self.precision.apply()
         return encoded.in_order(results(), empty=lambda: [EMPTY])
 
+    def translate_at(
+        self,
+        temperatures: Sequence[float],
+        lines: Sequence[str],
+        config: SearchConfig | None = None,
+        *,
+        max_tokens: int = 1024,
+        on_progress: Callable[[int], object] | None = None,
+    ) -> list[list[list[Hypothesis]]]:
+        """For each temperature, what `translate` finds at it; what the searches have in common is computed once.
+
+        The same up to rounding. Where they can have nothing in common (samples, alternatives, int8, one temperature)
+        they are made one after the other.
+
+        Args:
+            config: how to search; its temperature is not read.
+            max_tokens: source tokens in a batch, padding included.
+            on_progress: called with the number of translations (lines times temperatures) that a batch has finished.
+
+        Raises ValueError and UserError as `translate` does.
+        """
+        config = config or SearchConfig()
+        if len(temperatures) < 2 or not shareable(config) or self.precision.kind == "int8":
+            return [self.translate(lines, config, temperature=t, on_progress=on_progress) for t in temperatures]
+        encoded = encode_lines(self.source_vocabulary, lines, MAX_SOURCE_PIECES)
+
+        def results() -> Iterator[tuple[SourceBatch, list[list[list[Hypothesis]]]]]:
+            for batch in encoded.batches(max_tokens):
+                of_sentences = zip(*self._search_at(temperatures, batch, config), strict=True)
+                yield (
+                    batch,
+                    [[[self._hypothesis(one) for one in best] for best in sentence] for sentence in of_sentences],
+                )
+                if on_progress is not None:
+                    on_progress(len(batch.indices_B) * len(temperatures))
+
+        self.precision.apply()
+        rows = encoded.in_order(results(), empty=lambda: [[EMPTY]] * len(temperatures))
+        return [[row[place] for row in rows] for place in range(len(temperatures))]
+
     def check_search(self, config: SearchConfig) -> None:
         """Raises UserError naming the setting that this model cannot do."""
         if config.alternatives > self.target_vocabulary.size:
@@ -234,6 +284,21 @@ class Translator:
                 raise UserError(
                     f"search at temperature {config.temperature:g}: {error}; "
                     "take a temperature nearer to 1, or another checkpoint"
+                ) from None
+
+    def _search_at(
+        self, temperatures: Sequence[float], batch: SourceBatch, config: SearchConfig
+    ) -> list[list[list[Found]]]:
+        source_BS = batch.source_BS.to(self.device)
+        max_lengths_B = maximum_lengths(source_BS, config)
+        with torch.inference_mode(), self.precision.autocast(self.device.type):
+            try:
+                stepper = PrefixDecoder(self.model, source_BS)
+                return beam_search_at(temperatures, stepper, max_lengths_B=max_lengths_B, config=config)
+            except ValueError as error:
+                raise UserError(
+                    f"search at temperatures {min(temperatures):g} to {max(temperatures):g}: {error}; "
+                    "take temperatures nearer to 1, or another checkpoint"
                 ) from None
 
     def _forced(self, encoded: EncodedLines, prefixes: Sequence[str], config: SearchConfig, where: str) -> Tensor:

@@ -141,18 +141,25 @@ def test_records_carry_the_recipe(runs: list[str], swept: Path) -> None:
 
 
 class Counted:
-    """Counts what a sweep asks of a translator."""
+    """What a sweep asks of a translator: temperatures and beam of each call."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.translated: list[tuple[float, int]] = []
-        self.rows = 0
-        translate = Translator.translate
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, killed_at_call: int = 0) -> None:
+        self.translated: list[tuple[list[float], int]] = []
+        translate_at = Translator.translate_at
 
-        def counting(translator: Translator, lines: Sequence[str], config: SearchConfig, **rest: Any) -> Any:
-            self.translated.append((config.temperature, config.beam))
-            return translate(translator, lines, config, **rest)
+        def counting(
+            translator: Translator,
+            temperatures: Sequence[float],
+            lines: Sequence[str],
+            search: SearchConfig,
+            **rest: Any,
+        ) -> Any:
+            self.translated.append((list(temperatures), search.beam))
+            if len(self.translated) == killed_at_call:
+                raise KeyboardInterrupt
+            return translate_at(translator, temperatures, lines, search, **rest)
 
-        monkeypatch.setattr(Translator, "translate", counting)
+        monkeypatch.setattr(Translator, "translate_at", counting)
 
 
 def test_what_is_there_is_not_measured_again(
@@ -172,30 +179,39 @@ def test_what_is_there_is_not_measured_again(
     assert "12 of 12 cells were measured before; 0 to go" in capsys.readouterr().err
     # one temperature more, of either kind
     sweep(settings(runs[:1], results, temperatures=("0.8", "1.4"), inverse_temperatures="0.5:2:7"))
-    assert counted.translated == [(1.4, 2)]
+    assert counted.translated == [([1.4], 2)]
     added = read_records(results / "records.jsonl")[len(before.splitlines()) :]
     assert sorted({record.signature["temperature"] for record in added}) == [0.5, round(1 / 1.75, 9), 1.4]
 
 
-def test_a_kill_costs_the_cell_that_was_in_work(
+def test_a_kill_costs_the_temperatures_that_were_in_work(
     runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = settings(runs[:1], tmp_path / "results")
-    translate, calls = Translator.translate, list[float]()
-
-    def killed_at_the_second(translator: Translator, lines: Sequence[str], search: SearchConfig, **rest: Any) -> Any:
-        calls.append(search.temperature)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return translate(translator, lines, search, **rest)
-
-    monkeypatch.setattr(Translator, "translate", killed_at_the_second)
+    monkeypatch.setattr("nmt_ls.sweeping.TOGETHER", 2)
+    config = settings(runs[:1], tmp_path / "results", beams=(2, 3))
+    counted = Counted(monkeypatch, killed_at_call=2)
     with pytest.raises(KeyboardInterrupt):
         sweep(config)
-    assert len(read_records(tmp_path / "results" / "records.jsonl")) == 5 * 3 + 4
+    assert len(read_records(tmp_path / "results" / "records.jsonl")) == 5 * 3 + 2 * 4
     sweep(config)
-    assert calls == [0.8, 1.0, 1.0, 1.2]
-    assert len(read_records(tmp_path / "results" / "records.jsonl")) == 5 * 3 + 3 * 4
+    # beams apart, at most two temperatures together, what was killed anew
+    assert counted.translated == [
+        ([0.8, 1.0], 2),
+        ([1.2], 2),
+        ([1.2], 2),
+        ([0.8, 1.0], 3),
+        ([1.2], 3),
+    ]
+    assert len(read_records(tmp_path / "results" / "records.jsonl")) == 5 * 3 + 2 * 3 * 4
+
+
+def test_a_search_that_cannot_be_shared_is_made_one_temperature_at_a_time(
+    runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = Counted(monkeypatch)
+    config = settings(runs[:1], tmp_path / "results", search=SearchConfig(alternatives=2))
+    sweep(config)
+    assert counted.translated == [([0.8], 2), ([1.0], 2), ([1.2], 2)]
 
 
 def test_a_kill_between_sentences_and_records(runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

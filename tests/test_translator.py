@@ -17,7 +17,7 @@ from nmt_ls.corpus import Corpus
 from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.run_directory import RunDirectory
 from nmt_ls.search import SearchConfig
-from nmt_ls.translator import MAX_SOURCE_PIECES, Hypothesis
+from nmt_ls.translator import EMPTY, MAX_SOURCE_PIECES, Hypothesis
 from nmt_ls.vocabulary import BOS, EOS
 
 
@@ -78,6 +78,28 @@ def test_order_and_batches_change_no_translation(translator: Translator, sources
             same_score = abs(expected[0].score - found[0].score) < 1e-4
             assert same_score
             assert expected[0].text == found[0].text or abs(expected[0].log_prob - found[0].log_prob) < 1e-4
+
+
+def test_several_temperatures_together_are_each_alone(translator: Translator, sources: list[str]) -> None:
+    temperatures, lines, done = [0.8, 1.0, 1.3], ["", *sources], list[int]()
+    config = SearchConfig(beam=3, nbest=2)
+    together = translator.translate_at(temperatures, lines, config, max_tokens=40, on_progress=done.append)
+    assert sum(done) == 3 * len(sources)
+    assert len(done) > 1
+    for temperature, rows in zip(temperatures, together, strict=True):
+        assert rows[0] == [EMPTY]
+        for found, expected in zip(rows, translator.translate(lines, config, temperature=temperature), strict=True):
+            assert [one.text for one in found] == [one.text for one in expected]
+            assert [one.score for one in found] == pytest.approx([one.score for one in expected], abs=1e-4)
+    # one after the other where they have nothing in common
+    assert translator.translate_at([1.3], lines, config) == [translator.translate(lines, config, temperature=1.3)]
+    others = translator.translate_at([0.8, 1.3], lines, SearchConfig(beam=2, alternatives=1))
+    assert others[1] == translator.translate(lines, beam=2, alternatives=1, temperature=1.3)
+
+
+def test_logits_that_are_nan_name_the_temperatures(translator: Translator, sources: list[str]) -> None:
+    with pytest.raises(UserError, match=r"search at temperatures 1e-38 to 1: .*NaN.*take temperatures nearer to 1"):
+        translator.translate_at([1.0, 1e-38], sources)
 
 
 def test_empty_lines_stay_empty_and_long_ones_are_reported(translator: Translator, sources: list[str]) -> None:

@@ -44,11 +44,12 @@ def beam_search(
     return read_back(search.history, search.finished)
 
 
-class _Search:
-    """The sentences still searched: row r of these tensors is sentence rows_R[r] of the whole batch."""
+class Beams:
+    """The sentences still searched, whatever their candidates come from: row r of these tensors is sentence rows_R[r]
+    of the whole batch."""
 
-    def __init__(self, stepper: Stepper, max_lengths_B: Tensor, config: SearchConfig, prefix_BP: Tensor | None) -> None:
-        self.stepper, self.config = stepper, config
+    def __init__(self, max_lengths_B: Tensor, config: SearchConfig, prefix_BP: Tensor | None) -> None:
+        self.config = config
         self.constraints = Constraints(config, max_lengths_B, prefix_BP)
         steps = max(self.constraints.longest, default=0)
         batch, device = len(max_lengths_B), max_lengths_B.device
@@ -60,26 +61,16 @@ class _Search:
         self.longest_penalty_R = self.penalties[max_lengths_B - 1]
         self.last_RK = torch.full((batch, config.beam), BOS, device=device)
         self.parents_RK = torch.zeros_like(self.last_RK)
-        self.tokens_RKT = torch.zeros_like(self.last_RK)[..., None][..., :0]  # kept up for no_repeat_ngram only
         # log p of each hypothesis, float64 whatever the model's type; all begin alike, so the first one counts
         self.log_probs_RK = torch.full((batch, config.beam), NONE, dtype=torch.float64, device=device)
         self.log_probs_RK[:, 0] = 0.0
+        self.normaliser_RK = torch.zeros_like(self.log_probs_RK)
 
-    def extend(self, step: int) -> None:
-        """Every hypothesis by one token: score, forbid, choose, record."""
+    def choose(
+        self, step: int, ranked_Rn: Tensor, hypotheses_Rn: Tensor, tokens_Rn: Tensor, token_log_probs_Rn: Tensor
+    ) -> None:
+        """End and continue hypotheses by the best candidates: what ranks them, which hypothesis, which token."""
         beam = self.config.beam
-        logits_RKV = self.stepper.logits(self.last_RK)
-        if self.config.temperature != 1:
-            logits_RKV /= self.config.temperature  # in place: new memory of this size costs more than the division
-        self.normaliser_RK = log_normaliser(logits_RKV)
-        if self.config.alternatives:
-            self.history.record_alternatives(step, self.rows_R, logits_RKV, self.normaliser_RK)
-        self.constraints.apply(logits_RKV, step, self.rows_R, self.tokens_RKT)
-
-        offsets_RK = (self.log_probs_RK - self.normaliser_RK).to(logits_RKV.dtype)
-        ranked_Rn, hypotheses_Rn, tokens_Rn = best_candidates(logits_RKV, offsets_RK, 2 * beam)
-        chosen_Rn = logits_RKV.flatten(1).gather(1, hypotheses_Rn * logits_RKV.shape[2] + tokens_Rn)
-        token_log_probs_Rn = (chosen_Rn - self.normaliser_RK.gather(1, hypotheses_Rn)).double()
         totals_Rn = self.log_probs_RK.gather(1, hypotheses_Rn) + token_log_probs_Rn
         totals_Rn.masked_fill_(ranked_Rn == NONE, NONE)
 
@@ -93,20 +84,12 @@ class _Search:
         self.log_probs_RK = totals_Rn.gather(1, live_RK)
         self.history.record(step, self.rows_R, self.last_RK, self.parents_RK, token_log_probs_Rn.gather(1, live_RK))
 
-    def goes_on(self, step: int) -> bool:
-        """Settle who is done, tell the stepper what was chosen, let the done leave. False when none is left."""
+    def settle(self, step: int) -> tuple[bool, Tensor | None]:
+        """Who is done finds nothing more; whether any sentence is left, and which rows to keep, if not all."""
         done_R = self._done(step)
-        any_left, rows_to_keep = rows_left(done_R, self.normaliser_RK, step)
-        if not any_left:
-            return False
-        self.log_probs_RK.masked_fill_(done_R[:, None], NONE)  # the done find nothing more while they stay
-        self.stepper.reorder(self.parents_RK)
-        if self.config.no_repeat_ngram:
-            parents_RKT = self.parents_RK[..., None].expand(-1, -1, step)
-            self.tokens_RKT = torch.cat([self.tokens_RKT.gather(1, parents_RKT), self.last_RK[..., None]], 2)
-        if rows_to_keep is not None:
-            self._keep(rows_to_keep)
-        return True
+        left = rows_left(done_R, self.normaliser_RK, step)
+        self.log_probs_RK.masked_fill_(done_R[:, None], NONE)
+        return left
 
     def _done(self, step: int) -> Tensor:
         """Sentences whose n best can no longer change; by the early rule, those with enough finished."""
@@ -118,8 +101,50 @@ class _Search:
         bound_R = best_live_R / torch.maximum(self.longest_penalty_R, self.penalties[step + 1])
         return bound_R <= self.finished.scores_Bn[self.rows_R, -1]
 
-    def _keep(self, rows: Tensor) -> None:
-        self.stepper.keep(rows)
+    def keep(self, rows: Tensor) -> None:
+        """Only these rows stay."""
         self.rows_R, self.longest_penalty_R = self.rows_R[rows], self.longest_penalty_R[rows]
-        self.last_RK, self.tokens_RKT = self.last_RK[rows], self.tokens_RKT[rows]
-        self.log_probs_RK = self.log_probs_RK[rows]
+        self.last_RK, self.log_probs_RK = self.last_RK[rows], self.log_probs_RK[rows]
+
+
+class _Search(Beams):
+    """Every hypothesis has logits of its own."""
+
+    def __init__(self, stepper: Stepper, max_lengths_B: Tensor, config: SearchConfig, prefix_BP: Tensor | None) -> None:
+        super().__init__(max_lengths_B, config, prefix_BP)
+        self.stepper = stepper
+        self.tokens_RKT = torch.zeros_like(self.last_RK)[..., None][..., :0]  # kept up for no_repeat_ngram only
+
+    def extend(self, step: int) -> None:
+        """Every hypothesis by one token: score, forbid, choose, record."""
+        logits_RKV = self.stepper.logits(self.last_RK)
+        if self.config.temperature != 1:
+            logits_RKV /= self.config.temperature  # in place: new memory of this size costs more than the division
+        self.normaliser_RK = log_normaliser(logits_RKV)
+        if self.config.alternatives:
+            self.history.record_alternatives(step, self.rows_R, logits_RKV, self.normaliser_RK)
+        self.constraints.apply(logits_RKV, step, self.rows_R, self.tokens_RKT)
+
+        offsets_RK = (self.log_probs_RK - self.normaliser_RK).to(logits_RKV.dtype)
+        ranked_Rn, hypotheses_Rn, tokens_Rn = best_candidates(logits_RKV, offsets_RK, 2 * self.config.beam)
+        chosen_Rn = logits_RKV.flatten(1).gather(1, hypotheses_Rn * logits_RKV.shape[2] + tokens_Rn)
+        token_log_probs_Rn = (chosen_Rn - self.normaliser_RK.gather(1, hypotheses_Rn)).double()
+        self.choose(step, ranked_Rn, hypotheses_Rn, tokens_Rn, token_log_probs_Rn)
+
+    def goes_on(self, step: int) -> bool:
+        """Settle who is done, tell the stepper what was chosen, let the done leave. False when none is left."""
+        any_left, rows_to_keep = self.settle(step)
+        if not any_left:
+            return False
+        self.stepper.reorder(self.parents_RK)
+        if self.config.no_repeat_ngram:
+            parents_RKT = self.parents_RK[..., None].expand(-1, -1, step)
+            self.tokens_RKT = torch.cat([self.tokens_RKT.gather(1, parents_RKT), self.last_RK[..., None]], 2)
+        if rows_to_keep is not None:
+            self.keep(rows_to_keep)
+        return True
+
+    def keep(self, rows: Tensor) -> None:
+        super().keep(rows)
+        self.stepper.keep(rows)
+        self.tokens_RKT = self.tokens_RKT[rows]
