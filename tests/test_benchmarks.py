@@ -142,6 +142,21 @@ def test_sweep_passes_over_the_split(small_run: RunDirectory) -> None:
         run()
 
 
+def test_sweep_decodes_together_what_it_decodes_separately(
+    small_run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "sweep.jsonl"
+    sweep_speed.main(
+        sweep_speed.BenchmarkConfig(
+            run=str(small_run.path), temperatures=0, decodes=3, sentences=5, beam=2, repeats=1, threads=1, out=str(out)
+        )
+    )
+    assert "Translations of 5 sentences, beam 2, fp32" in capsys.readouterr().out
+    figures = {(record.signature["what"], record.name): record.value for record in read_records(out)}
+    assert figures["3 together", "sweep_speed/same"] == 1.0
+    assert figures["3 separately", "sweep_speed/to one"] > 0
+
+
 def test_scaling_measures_in_processes_of_their_own(small_corpus: Corpus) -> None:
     figures = scaling.in_a_process(scaling.train_epoch, small_corpus.directory, "fp32", 1)
     assert figures["tokens/s"] > 0
