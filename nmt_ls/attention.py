@@ -228,9 +228,9 @@ class Attention(nn.Module):
         return split
 
     def combine(self, q_BHTE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, mask: Tensor) -> Tensor:
-        """Attention, heads side by side again, and the output projection: BTD."""
+        """Attention in the type of the keys, heads side by side again, and the output projection: BTD."""
         probability = self.dropout_probability if self.training else 0.0
-        mixed_BHTE = attend(q_BHTE, k_BHSE, v_BHSE, mask, self.form, probability)
+        mixed_BHTE = attend(q_BHTE.to(k_BHSE.dtype), k_BHSE, v_BHSE, mask, self.form, probability)
         projected: Tensor = self.output(mixed_BHTE.transpose(1, 2).flatten(2))
         return projected
 

@@ -277,17 +277,18 @@ class EncodedLines:
     truncated: tuple[int, ...]
     empty: tuple[int, ...]
 
-    def batches(self, max_tokens: int) -> Iterator[SourceBatch]:
+    def batches(self, max_tokens: int, max_lines: int | None = None) -> Iterator[SourceBatch]:
         """Batches of lines of like length, the longest first: what does not fit into memory shows at once.
 
         A line longer than max_tokens gets a batch of its own.
         """
+        most = len(self.ids) if max_lines is None else max(1, max_lines)
         order_N = np.argsort(-self.ids.lengths_N, kind="stable")
         order_N = order_N[self.ids.lengths_N[order_N] > 0]
         begin = 0
         while begin < len(order_N):
             width = int(self.ids.lengths_N[order_N[begin]]) + 1
-            rows_B = order_N[begin : begin + max(1, max_tokens // width)]
+            rows_B = order_N[begin : begin + min(most, max(1, max_tokens // width))]
             source_BS = _padded(self.ids, rows_B, before=0)
             source_BS[np.arange(len(rows_B)), self.ids.lengths_N[rows_B]] = EOS
             yield SourceBatch(source_BS=torch.from_numpy(source_BS), indices_B=torch.from_numpy(rows_B))

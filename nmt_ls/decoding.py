@@ -33,7 +33,7 @@ from nmt_ls.scoring import first_text, fitted_temperature, split_batches
 from nmt_ls.search import SearchConfig
 from nmt_ls.search_changes import SearchChanges
 from nmt_ls.training import TrainConfig, run_signature
-from nmt_ls.translator import MAX_SOURCE_PIECES, CheckpointName, Translator
+from nmt_ls.translator import MAX_SOURCE_PIECES, MAX_TOKENS, CheckpointName, Translator
 
 __all__ = ["DecodeConfig", "decode", "find_run", "run_corpus", "search_config"]
 
@@ -73,7 +73,7 @@ class DecodeConfig:
     temperature: float | Literal["fitted"] | None = None
     precision: Literal["auto", "fp32", "bf16", "int8"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    max_tokens: int = 2048
+    max_tokens: int = MAX_TOKENS
     search: SearchChanges = field(default_factory=SearchChanges)
 
     def __post_init__(self) -> None:

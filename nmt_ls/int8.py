@@ -1,9 +1,10 @@
 """Decoding in int8: the decoder's products with weights rounded to 8 bits once, and activations row by row.
 
 Weights have a scale an output row and activations a scale a row (a hypothesis), so that what is computed of one
-hypothesis does not depend on the others in its batch. Sums are exact in int32; all else (attention, normalisation,
-residual sums, logits) is fp32. The encoder, which runs once a sentence, is not rounded; of a narrow model the output
-layer alone is, and the others compute as the autocast context says.
+hypothesis does not depend on the others in its batch. Sums are exact in int32; all else (normalisation, softmax,
+residual sums, logits) is fp32, but for the products of attention: their keys and values are of the encoder's type.
+The encoder, which runs once a sentence, is not rounded; of a narrow model the output layer alone is, and the others
+compute as the autocast context says.
 
 Shape suffixes: B sentences, S source positions, R rows, D inputs, N outputs.
 """
@@ -80,7 +81,7 @@ class Int8Linear(nn.Module):
         self._weight, self._bias_N = Int8Weight(linear.weight), linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        bytes_RD, scales_R1 = rounded(x.flatten(0, -2))
+        bytes_RD, scales_R1 = rounded(x.flatten(0, -2).float())
         y_RN = torch.addcmul(self._bias_N, self._weight.product(bytes_RD), scales_R1)
         return y_RN.view(*x.shape[:-1], y_RN.shape[1])
 
@@ -126,8 +127,7 @@ class Int8Decoder:
     @torch.no_grad()
     def start(self, source_BS: Tensor, beams: int, max_steps: int) -> DecoderState:
         """As Transformer.start does, in the autocast context in which it is called."""
-        dtype = torch.float32 if self._layers_too else None
-        cache = self._model.start_cache(source_BS, beams, max_steps, dtype)
+        cache = self._model.start_cache(source_BS, beams, max_steps)
         return (_Int8State if self._layers_too else DecoderState)(self._model, cache, self._output)
 
 

@@ -251,14 +251,12 @@ class Transformer(nn.Module):
         output = OutputLayer(self.output_weight, cache.source(0)[0].dtype, len(source_BS) * beams)
         return DecoderState(self, cache, output)
 
-    def start_cache(self, source_BS: Tensor, beams: int, max_steps: int, dtype: torch.dtype | None = None) -> KVCache:
-        """What ``step`` reads: the encoded sources, in a type of their own if wanted, and room for ``max_steps``."""
+    def start_cache(self, source_BS: Tensor, beams: int, max_steps: int) -> KVCache:
+        """What ``step`` reads: the encoded sources, and room for ``max_steps``."""
         memory = self.encode(source_BS)
         layers = cast(Iterable[DecoderLayer], self.decoder_layers)
         sources = [layer.cross_attention.keys_values(memory.states) for layer in layers]
-        return KVCache(
-            [(k.to(dtype or k.dtype), v.to(dtype or v.dtype)) for k, v in sources], memory.mask, beams, max_steps
-        )
+        return KVCache(sources, memory.mask, beams, max_steps)
 
     def step(self, tokens_BK: Tensor, cache: KVCache) -> Tensor:
         """The activations before the output layer, BKD, of K hypotheses a sentence whose past is in the cache, given

@@ -228,6 +228,8 @@ def test_lines_are_batched_by_length_and_put_back_in_order(vocabulary: Vocabular
 def test_a_line_longer_than_a_batch_has_one_of_its_own(vocabulary: Vocabulary) -> None:
     encoded = encode_lines(vocabulary, ["sun moon stars night", "sun"], max_pieces=100)
     assert [batch.indices_B.tolist() for batch in encoded.batches(max_tokens=2)] == [[0], [1]]
+    for max_lines, expected in ((None, [[0, 1]]), (2, [[0, 1]]), (1, [[0], [1]]), (0, [[0], [1]])):
+        assert [batch.indices_B.tolist() for batch in encoded.batches(100, max_lines)] == expected
     assert encoded.truncated == ()
 
 

@@ -34,7 +34,7 @@ def beam_search(
     prefix_BP: int64, right-padded: tokens with which the translations must begin; they count in score and length.
     Padding and beginning-of-sentence are never generated. A sentence has fewer than n translations, even none,
     where the constraints leave no more. With one beam the search is greedy: the first end-of-sentence ends it.
-    Raises ValueError for impossible lengths or prefixes, and where the model's logits are NaN.
+    Raises ValueError for impossible lengths or prefixes, and where the model's logits are NaN or +∞.
     """
     search = _Search(stepper, max_lengths_B, config, prefix_BP)
     for step in range(max(search.constraints.longest, default=0)):

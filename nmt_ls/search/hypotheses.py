@@ -97,6 +97,7 @@ def read_back(history: History, finished: Finished) -> list[list[Found]]:
     steps_Bn = finished.steps_Bn.masked_fill(finished.scores_Bn == NONE, -1)
     hypotheses_Bn = finished.hypotheses_Bn
     ids, log_probs, others, other_log_probs = [], [], [], []
+    alternatives = history.others_TBKA.shape[3]
     for step in range(int(steps_Bn.amax()) if len(steps_Bn) else -1, -1, -1):
         ends_Bn, runs_Bn = steps_Bn == step, steps_Bn > step
         ids.append(history.tokens_TBK[step].gather(1, hypotheses_Bn).masked_fill(ends_Bn, EOS))
@@ -104,12 +105,14 @@ def read_back(history: History, finished: Finished) -> list[list[Found]]:
         log_probs.append(torch.where(ends_Bn, finished.log_probs_Bn, log_probs_Bn))
         parents_Bn = history.parents_TBK[step].gather(1, hypotheses_Bn)
         hypotheses_Bn = torch.where(runs_Bn, parents_Bn, hypotheses_Bn)
-        pick_BnA = hypotheses_Bn[..., None].expand(-1, -1, history.others_TBKA.shape[3])
-        others.append(history.others_TBKA[step].gather(1, pick_BnA))
-        other_log_probs.append(history.other_log_probs_TBKA[step].gather(1, pick_BnA))
+        if alternatives:
+            pick_BnA = hypotheses_Bn[..., None].expand(-1, -1, alternatives)
+            others.append(history.others_TBKA[step].gather(1, pick_BnA))
+            other_log_probs.append(history.other_log_probs_TBKA[step].gather(1, pick_BnA))
     if not ids:  # nothing could be finished
         return [[] for _ in steps_Bn]
-    table = [torch.stack(steps[::-1], 2).tolist() for steps in (ids, log_probs, others, other_log_probs)]
+    columns = (ids, log_probs, others, other_log_probs)[: 4 if alternatives else 2]
+    table = [torch.stack(steps[::-1], 2).tolist() for steps in columns]
     return [
         [
             _found(score, end + 1, *(column[sentence][slot] for column in table))
@@ -125,11 +128,11 @@ def _found(
     length: int,
     ids: list[int],
     log_probs: list[float],
-    others: list[list[int]],
-    other_log_probs: list[list[float]],
+    others: list[list[int]] | None = None,
+    other_log_probs: list[list[float]] | None = None,
 ) -> Found:
     alternatives = None
-    if others[0]:
+    if others is not None and other_log_probs is not None:
         alternatives = [
             list(zip(tokens, values, strict=True))
             for tokens, values in zip(others[:length], other_log_probs[:length], strict=True)

@@ -40,11 +40,11 @@ class Stepper(Protocol):
 def rows_left(done_B: Tensor, normaliser_BK: Tensor, step: int) -> tuple[bool, Tensor | None]:
     """Whether any sentence is left, and which rows to keep, where it is time to drop the others.
 
-    This is the one synchronisation with the device in a step. ValueError where the model's logits were NaN.
+    This is the one synchronisation with the device in a step. ValueError where the model's logits were NaN or +∞.
     """
-    state = torch.where(normaliser_BK.isnan().any(1), 2, done_B.long()).tolist()
+    state = torch.where((~normaliser_BK.isfinite()).any(1), 2, done_B.long()).tolist()
     if 2 in state:
-        raise ValueError(f"the model's logits are not numbers (NaN) at token {step + 1} of the translation")
+        raise ValueError(f"the model's logits are not numbers (NaN or infinite) at token {step + 1} of the translation")
     left = [row for row, done in enumerate(state) if not done]
     if left and len(left) <= WORTH_COMPACTING * len(state):
         return True, torch.tensor(left, device=done_B.device)

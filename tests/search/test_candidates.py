@@ -73,3 +73,16 @@ def test_normaliser(vocabulary: int) -> None:
     exact = logits.double().logsumexp(-1)
     torch.testing.assert_close(log_normaliser(logits).double(), exact, rtol=2e-7, atol=2e-6)
     torch.testing.assert_close(log_normaliser(logits.double()), exact, rtol=1e-14, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_normaliser_where_the_first_logits_say_nothing_of_the_others(dtype: torch.dtype) -> None:
+    logits = torch.randn(3, 2, 600, generator=torch.Generator().manual_seed(3), dtype=dtype)
+    logits[0, 0, 500] = 5000.0  # beyond every power of two
+    logits[1, 1, :200] = float("-inf")
+    logits[2, 0, 400] = float("nan")
+    found = log_normaliser(logits)
+    assert found.isnan().tolist() == [[False, False], [False, False], [True, False]]
+    torch.testing.assert_close(found.double(), logits.double().logsumexp(-1), rtol=2e-7, atol=2e-6, equal_nan=True)
+    rows = torch.stack([log_normaliser(row[None, None])[0, 0] for row in logits[:, 1]])
+    torch.testing.assert_close(rows, found[:, 1], rtol=1e-7, atol=1e-6)
