@@ -34,6 +34,7 @@ from nmt_ls.search import SearchConfig
 from nmt_ls.search_changes import SearchChanges
 from nmt_ls.training import TrainConfig, run_signature
 from nmt_ls.translator import MAX_SOURCE_PIECES, MAX_TOKENS, CheckpointName, Translator
+from nmt_ls.workers import Workers
 
 __all__ = ["DecodeConfig", "decode", "find_run", "run_corpus", "search_config"]
 
@@ -59,6 +60,7 @@ class DecodeConfig:
         activations to 8 bits.
     device: auto takes CUDA where there is a GPU.
     max_tokens: source tokens in a batch, padding included; without influence on the translations.
+    workers: processes of one thread each that share the lines; 1 is this process with all of its threads.
     """
 
     run: str | None = None
@@ -74,6 +76,7 @@ class DecodeConfig:
     precision: Literal["auto", "fp32", "bf16", "int8"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     max_tokens: int = MAX_TOKENS
+    workers: int = 1
     search: SearchChanges = field(default_factory=SearchChanges)
 
     def __post_init__(self) -> None:
@@ -85,6 +88,8 @@ class DecodeConfig:
             raise ValueError("prefix pairs up with the lines of a file; it does not go with standard input")
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens must be positive, got {self.max_tokens}")
+        if self.workers < 1:
+            raise ValueError(f"workers must be positive, got {self.workers}")
         if self.temperature is not None and self.temperature != "fitted":
             check_temperature(self.temperature)
         self._check_outputs()
@@ -140,7 +145,7 @@ def figure_signature(
 ) -> Signature:
     """The recipe of figures of a run's checkpoint; of the search's settings without a field only what is unusual."""
     signature = run_signature(
-        replace(trained, search=search),
+        replace(trained, search=replace(search, samples=0)),  # a run has none; they are in the extras
         RunDirectory(run).read_manifest()["corpus_checksum"],
         translator.precision,
         split=split,
@@ -226,7 +231,12 @@ def decode(config: DecodeConfig) -> Decoded:
         if work.prefixes is not None:
             translator.check_prefixes(work.lines, work.prefixes, search, where=str(config.prefix))
         search = search_config(temperature, search, run, translator, corpus)
-        hypotheses = translate_work(work, translator, search, config.max_tokens, writer)
+        who: Translator | Workers = translator
+        if config.workers > 1:
+            who = stack.enter_context(
+                Workers(config.workers, run, config.checkpoint, translator.device, translator.precision)
+            )
+        hypotheses = translate_work(work, who, search, config.max_tokens, writer)
     signature = figure_signature(
         run,
         trained,
@@ -240,7 +250,7 @@ def decode(config: DecodeConfig) -> Decoded:
 
 
 def translate_work(
-    work: Work, translator: Translator, search: SearchConfig, max_tokens: int, writer: Writer
+    work: Work, translator: Translator | Workers, search: SearchConfig, max_tokens: int, writer: Writer
 ) -> list[str]:
     """Translate portion by portion, and write each; the first translation of every line, if they can be scored."""
     hypotheses, first = list[str](), 0

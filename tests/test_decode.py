@@ -23,6 +23,7 @@ from nmt_ls.decode import SHORT_NAMES, main
 from nmt_ls.decoding import DecodeConfig, decode
 from nmt_ls.experiment.command_line import UserError, parse, run_command
 from nmt_ls.experiment.config_help import field_help
+from nmt_ls.experiment.precision import Precision
 from nmt_ls.experiment.run_directory import RunDirectory
 from nmt_ls.lines import Writer, portions_of, read_lines
 from nmt_ls.reporting import ScoreConfig
@@ -31,6 +32,7 @@ from nmt_ls.scoring import first_text
 from nmt_ls.search import SearchConfig
 from nmt_ls.search_changes import SearchChanges
 from nmt_ls.translator import EMPTY, Translator
+from nmt_ls.workers import Workers, shard_starts
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 POSIX = {**ENVIRONMENT, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -296,6 +298,80 @@ def test_an_interrupt_leaves_quietly_and_nothing_behind(small_run: RunDirectory,
     assert list(tmp_path.iterdir()) == []
     process.stdin.close()
     process.stderr.close()
+
+
+@pytest.mark.parametrize("search", [("--beam", 2), ("--samples", 2, "--prefix")], ids=["beam", "samples, prefixes"])
+def test_workers_translate_what_one_process_does(
+    search: tuple[object, ...], small_run: RunDirectory, source_file: Path, tmp_path: Path
+) -> None:
+    if "--prefix" in search:
+        (tmp_path / "prefix").write_text(
+            "".join(f"{'der' * (n % 2)}\n" for n in range(len(read_lines(str(source_file)))))
+        )
+        search = (*search, tmp_path / "prefix")
+    written = []
+    for workers in (1, 3):
+        output = tmp_path / f"hyp{workers}"
+        done = command(
+            *("--run", small_run.path, "--input", source_file, "--output", output, "--workers", workers), *search
+        )
+        assert done.returncode == 0, done.stderr
+        written.append(output.read_text())
+    assert written[0] == written[1]
+    assert written[0].strip()
+
+
+def test_shards_have_about_as_many_characters_each() -> None:
+    assert shard_starts([5, 5, 5, 5], 2) == [0, 2]
+    assert shard_starts([100, 1, 1, 1, 1], 3) == [0, 1, 1]  # one may be empty
+    assert shard_starts([], 2) == [0, 0]
+    assert shard_starts([0, 0], 2) == [0, 0]
+
+
+def test_a_worker_that_ends_and_one_that_refuses_are_told_in_a_line(small_run: RunDirectory, tmp_path: Path) -> None:
+    settings = {"max_tokens": 100, "on_truncated": print, "on_progress": print}
+    with Workers(2, small_run.path, "best", "cpu", Precision()) as workers:
+        found = workers.translate(["A dog.", "", "A cat."], SearchConfig(beam=1), **settings)
+        assert found[1] == [EMPTY]
+        workers._processes[1].kill()
+        with pytest.raises(UserError, match=r"workers: one of 2 came to an end \(exit code -9"):
+            workers.translate(["A dog.", "A cat."], SearchConfig(beam=1), **settings)
+    assert not any(process.is_alive() for process in workers._processes)
+    with (
+        Workers(1, tmp_path, "best", "cpu", Precision()) as workers,
+        pytest.raises(UserError, match=r"config\.yaml"),
+    ):
+        workers.translate(["A dog."], SearchConfig(beam=1), **settings)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_no_worker_outlives_the_command(number: signal.Signals, small_run: RunDirectory, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "nmt_ls.decode", "--run", small_run.path, "--input", "-"),
+            *("--workers", "2", "--output", tmp_path / "hyp"),
+        ],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=ENVIRONMENT,
+    )
+    assert process.stdin is not None
+    process.stdin.write(b"A dog.\n")
+    process.stdin.flush()
+    while not any(path.stat().st_size for path in tmp_path.glob("*.partial")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(children) >= 2
+    process.send_signal(number)
+    process.wait(timeout=60)
+    process.stdin.close()
+    for _ in range(500):
+        if not any(Path(f"/proc/{child}").exists() for child in children):
+            break
+        time.sleep(0.02)
+    else:
+        pytest.fail(f"of {children} some live on")
 
 
 def test_the_newest_run_is_taken_and_named(small_run: RunDirectory, tmp_path: Path) -> None:
