@@ -196,7 +196,7 @@ class Translator:
         lines: Sequence[str],
         config: SearchConfig | None = None,
         *,
-        max_tokens: int = 1024,
+        max_tokens: int = 2048,
         on_progress: Callable[[int], object] | None = None,
     ) -> list[list[list[Hypothesis]]]:
         """For each temperature, what `translate` finds at it; what the searches have in common is computed once.
@@ -206,7 +206,7 @@ class Translator:
 
         Args:
             config: how to search; its temperature is not read.
-            max_tokens: source tokens in a batch, padding included.
+            max_tokens: as in `translate`; keys are kept of more prefixes than those of one search, so it is smaller.
             on_progress: called with the number of translations (lines times temperatures) that a batch has finished.
 
         Raises ValueError and UserError as `translate` does.
@@ -215,9 +215,10 @@ class Translator:
         if len(temperatures) < 2 or not shareable(config) or self.precision.kind == "int8":
             return [self.translate(lines, config, temperature=t, on_progress=on_progress) for t in temperatures]
         encoded = encode_lines(self.source_vocabulary, lines, MAX_SOURCE_PIECES)
+        max_lines = MAX_LOGITS // (3 * config.width * self.target_vocabulary.size)  # 2 to 3 times those of one search
 
         def results() -> Iterator[tuple[SourceBatch, list[list[list[Hypothesis]]]]]:
-            for batch in encoded.batches(max_tokens):
+            for batch in encoded.batches(max_tokens, max_lines):
                 of_sentences = zip(*self._search_at(temperatures, batch, config), strict=True)
                 yield (
                     batch,
