@@ -4,9 +4,7 @@ Shape suffixes: B sentences, T queries (target positions, or the beams of one st
 head, D width of the model.
 """
 
-import contextlib
 import math
-import time
 from typing import Any, Literal
 
 import torch
@@ -143,33 +141,6 @@ def attend(
     weights_BHTS = _masked_softmax(scores_BHTS, mask, 1.0 / math.sqrt(q_BHTE.shape[-1]))
     weights_BHTS = dropout(weights_BHTS, dropout_probability, training=True)
     return torch.matmul(weights_BHTS.to(v_BHSE.dtype), v_BHSE)
-
-
-def fastest_form(
-    heads: int, head_width: int, device: torch.device, autocast: contextlib.AbstractContextManager[Any]
-) -> tuple[AttentionForm, str]:
-    """The form whose forward and backward pass is faster here, and a sentence that says so. Takes some milliseconds.
-
-    Measured at what fills a training step: 2,048 tokens in sentences of 16. On a CPU in bf16 the backward pass of
-    PyTorch's kernel can take several times as long as the explicit form's. Draws no random numbers.
-    """
-    q_BHTE = torch.linspace(-1, 1, 128 * heads * 16 * head_width, device=device).reshape(128, heads, 16, head_width)
-    mask = torch.zeros(1, 1, 16, 16, device=device)
-    seconds: dict[AttentionForm, float] = {"explicit": math.inf, "fused": math.inf}
-    with autocast:
-        dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
-        for _ in range(4):  # interleaved; the first round warms up, and the minimum drops it
-            for form in seconds:
-                leaf = q_BHTE.to(dtype).requires_grad_()
-                began = time.perf_counter()
-                mixed = attend(leaf, leaf, leaf, mask, form)
-                mixed.backward(torch.ones_like(mixed))  # type: ignore[no-untyped-call]
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
-                seconds[form] = min(seconds[form], time.perf_counter() - began)
-    best = min(seconds, key=lambda form: seconds[form])
-    other: AttentionForm = "fused" if best == "explicit" else "explicit"
-    return best, f"{best} attention, {seconds[other] / seconds[best]:.1f} times as fast as {other} here"
 
 
 class _SplitHeads(torch.autograd.Function):

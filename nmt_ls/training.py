@@ -11,7 +11,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from nmt_ls.attention import fastest_form
 from nmt_ls.batching import Batch, epoch_batches
 from nmt_ls.corpus import Corpus, Split
 from nmt_ls.embedded import EmbeddedSizes, embedded_directory, prepare_embedded
@@ -162,7 +161,7 @@ def train(config: TrainConfig) -> Outcome:
     if threads:
         torch.set_num_threads(threads)
     precision = Precision.from_manifest(begun["precision"]) if begun else choose_precision(config.precision, device)
-    attention: dict[str, Any] = begun.get("attention") or choose_attention(config.model, device, precision)
+    attention: dict[str, str] = begun.get("attention") or {"form": config.model.attention}
     manifest = {
         **provenance(device),
         "precision": precision.to_dict(),
@@ -200,16 +199,6 @@ def open_corpus(config: TrainConfig) -> Corpus:
         corpus = Corpus.load(config.data)
     corpus.verify()
     return corpus
-
-
-def choose_attention(config: TransformerConfig, device: torch.device, precision: Precision) -> dict[str, str]:
-    """The form of attention to train with, and why: measured where the configuration leaves it open."""
-    if config.attention != "auto":
-        return {"form": config.attention, "reason": "as asked"}
-    precision.apply()
-    sized = config.sized()
-    form, reason = fastest_form(sized.heads, sized.width // sized.heads, device, precision.autocast(device.type))
-    return {"form": form, "reason": reason}
 
 
 def fit_and_summarise(task: TranslationTask, run: RunDirectory) -> Outcome:

@@ -43,8 +43,8 @@ class TransformerConfig:
     et al., table 3).
     norm: layer normalisation before each sub-layer (pre) or after its residual sum (post, as in the paper).
     share_embeddings: all (source, target and output layer), target (target and output layer), or none.
-    attention: PyTorch's kernel (fused) or softmax written out (explicit); the results are the same. auto: training
-    measures which is faster and keeps to it; elsewhere explicit on a CPU up to 256 tokens, fused otherwise.
+    attention: PyTorch's kernel (fused) or softmax written out (explicit); the results are the same. auto: explicit
+    on a CPU up to 256 x 256 scores, where it is faster, and fused otherwise.
     """
 
     preset: Literal["mini", "tiny", "small", "base", "big"] = "tiny"

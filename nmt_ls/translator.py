@@ -356,7 +356,7 @@ class _ModelPart:
 
 
 def _model_config(run: RunDirectory) -> TransformerConfig:
-    """The model of a run's config.yaml; what training measured to be faster stays as it was."""
+    """The model of a run's config.yaml; the form of attention that it was trained with stays."""
     config = run.read_config()
     if "model" not in config:
         raise UserError(f"{run.config_file}: has no model; is {run.path} a run of nmt_ls.train?")
