@@ -5,7 +5,7 @@ translation a sentence. Free (with --run): the test split of a trained run from 
 (a sentence ends with `beam` finished hypotheses); sentences a second and BLEU.
 
 CTranslate2 and ours are each also given as two workers of one thread: theirs threads (inter_threads), ours processes,
-each with half of the sentences.
+each with half of the sentences (in the free part ours are those of `nmt_ls.decode --workers 2`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from benchmarks.common import (
     take_turns,
     write_records,
 )
-from benchmarks.free_running import PRECISIONS, race_on_text
+from benchmarks.free_running import HUGGING_FACE, PEERS_MAX_TOKENS, PRECISIONS, race_on_text
 from benchmarks.marian import attention_mask, marian_of
 from benchmarks.profiles import PROFILE_COLUMNS, take_apart
 from nmt_ls.experiment.command_line import run_command
@@ -41,14 +41,31 @@ from nmt_ls.export import transformer_spec
 from nmt_ls.int8 import Int8Decoder
 from nmt_ls.search import SearchConfig, beam_search
 from nmt_ls.transformer import Transformer, TransformerConfig
+from nmt_ls.translator import MAX_TOKENS
 from nmt_ls.vocabulary import BOS, EOS, PAD
 
+PEERS = {"ct2": "to CTranslate2's best", "hf": "to Hugging Face's best"}
+"""By the beginning of contestants' names: the title of the ratio."""
 VOCABULARIES = {"tiny": 10000, "small": 7800, "base": 32000}
-CONTESTANTS = (
-    *("ours-medium", "ours-bf16", "ours-int8", "ours-medium-2x1", "ours-bf16-2x1", "ours-int8-2x1"),
-    *("ct2-float32", "ct2-int8", "ct2-float32-2x1", "ct2-int8-2x1"),
-    *("hf-fp32", "hf-bf16"),
-)
+ALIASES = ("int8_float32",)
+"""CTranslate2's names left out: int8_float32 is what int8 means for weights in float32, as ours are."""
+
+
+def compute_types() -> list[str]:
+    """What CTranslate2 can compute in on this processor, without ALIASES; nothing where it is not installed."""
+    try:
+        import ctranslate2
+    except ImportError:
+        return []
+    return sorted(set(ctranslate2.get_supported_compute_types("cpu")) - set(ALIASES))
+
+
+def all_contestants() -> tuple[str, ...]:
+    """Every contestant of this machine."""
+    ours = [f"ours-{arithmetic}" for arithmetic in PRECISIONS]
+    theirs = [f"ct2-{compute_type}" for compute_type in compute_types()]
+    once = ours + theirs
+    return (*once, *(f"{name}-2x1" for name in once), "hf-fp32", "hf-bf16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +75,12 @@ class BenchmarkConfig:
     Attributes:
         sizes: presets of the model: small with V 7,800, base with V 32,000 (tiny with 10,000).
         contestants: ours, ct2 (CTranslate2), hf (Hugging Face); the arithmetic; 2x1 for two workers of one thread.
+            Empty for all, without 2x1 where there is one thread.
         run: a finished run, for the free-running part; without one it is left out.
         checkpoint: of the run.
         beam: hypotheses a sentence.
-        sentences: of a batch.
+        sentences: of a batch of the forced part.
+        limit: how many of the test split are translated in the free-running part; 0 is all.
         source_length: pieces of every source in the forced part, end-of-sentence included.
         steps: length of every translation there.
         repeats: rounds, interleaved.
@@ -72,11 +91,12 @@ class BenchmarkConfig:
     """
 
     sizes: tuple[str, ...] = ("small", "base")
-    contestants: tuple[str, ...] = CONTESTANTS
+    contestants: tuple[str, ...] = ()
     run: str | None = None
     checkpoint: str = "best"
     beam: int = 4
     sentences: int = 64
+    limit: int = 0
     source_length: int = 16
     steps: int = 24
     repeats: int = 5
@@ -87,14 +107,22 @@ class BenchmarkConfig:
 
     def __post_init__(self) -> None:
         check_clock(self.clock, self.threads)
-        if wrong := sorted(set(self.contestants) - set(CONTESTANTS)):
-            raise ValueError(f"contestants must be among {', '.join(CONTESTANTS)}, not {', '.join(wrong)}")
+        known = all_contestants()
+        if wrong := sorted(set(self.contestants) - set(known)):
+            raise ValueError(f"contestants must be among {', '.join(known)}, not {', '.join(wrong)}")
         if self.clock == "cpu" and any(name.endswith("2x1") for name in self.contestants):
             raise ValueError("clock cpu measures one process: name contestants without 2x1")
         if wrong := sorted(set(self.sizes) - set(VOCABULARIES)):
             raise ValueError(f"sizes must be among {', '.join(VOCABULARIES)}, not {', '.join(wrong)}")
+        if self.limit < 0:
+            raise ValueError("limit must not be negative")
         if min(self.beam, self.sentences, self.source_length, self.steps, self.repeats) < 1:
             raise ValueError("beam, sentences, source_length, steps and repeats must be positive")
+
+    def chosen(self) -> tuple[str, ...]:
+        """The contestants' names."""
+        one_thread = (self.threads or torch.get_num_threads()) == 1
+        return self.contestants or tuple(n for n in all_contestants() if not (one_thread and n.endswith("2x1")))
 
 
 def build_model(size: str) -> Transformer:
@@ -184,11 +212,11 @@ def ctranslate2_forced(
     return translate
 
 
-def hugging_face_forced(theirs: Any, source_BS: Tensor, config: BenchmarkConfig, arithmetic: str) -> list[int]:
-    """Marian's generate."""
+def hugging_face_forced(theirs: Any, source_BS: Tensor, config: BenchmarkConfig) -> list[int]:
+    """Marian's generate; the weights are in the arithmetic's type already."""
     torch.set_float32_matmul_precision("highest")
     with torch.inference_mode():
-        found_BT = theirs.to(torch.bfloat16 if arithmetic == "bf16" else torch.float32).generate(
+        found_BT = theirs.generate(
             input_ids=source_BS,
             attention_mask=attention_mask(source_BS),
             num_beams=config.beam,
@@ -206,25 +234,23 @@ def contestants(config: BenchmarkConfig, size: str, stack: ExitStack) -> dict[st
     directory = stack.enter_context(tempfile.TemporaryDirectory())
     pieces = [str(number) for number in range(VOCABULARIES[size])]
     pieces[PAD], pieces[BOS], pieces[EOS], pieces[EOS + 1] = "<pad>", "<s>", "</s>", "<unk>"
-    if any(name.startswith("ct2") for name in config.contestants):
+    if any(name.startswith("ct2") for name in config.chosen()):
         spec = transformer_spec(model, pieces, pieces)
         spec.validate()
         spec.optimize()
         spec.save(directory)
-    pool, theirs = None, None
+    pool = None
     result: dict[str, Callable[[], list[int]]] = {}
-    for name in config.contestants:
+    for name in config.chosen():
         who, arithmetic, *split = name.split("-")
         workers = 2 if split else 1
         if who == "ct2":
             result[name] = ctranslate2_forced(directory, arithmetic, workers, source_BS, config)
         elif who == "hf":
-            theirs = theirs or marian_of(model)
-            result[name] = partial(hugging_face_forced, theirs, source_BS, config, arithmetic)
+            theirs = marian_of(model).to(HUGGING_FACE[arithmetic])
+            result[name] = partial(hugging_face_forced, theirs, source_BS, config)
         elif workers == 2:
-            split_ours = {
-                name.split("-")[1] for name in config.contestants if name.startswith("ours") and "2x1" in name
-            }
+            split_ours = {name.split("-")[1] for name in config.chosen() if name.startswith("ours") and "2x1" in name}
             pool = pool or stack.enter_context(get_context("spawn").Pool(2, _start_worker, (size, split_ours)))
             result[name] = partial(two_workers, pool, source_BS, config, arithmetic)
         else:
@@ -233,15 +259,16 @@ def contestants(config: BenchmarkConfig, size: str, stack: ExitStack) -> dict[st
 
 
 def figures(seconds: Mapping[str, list[float]], count: int, unit: str) -> list[dict[str, Any]]:
-    """A row a contestant: rates by median and by minimum, and the median ratio to CTranslate2's best mode."""
-    theirs = [name for name in seconds if name.startswith("ct2")]
-    best = min(theirs, key=lambda name: statistics.median(seconds[name]), default=None)
+    """A row a contestant: rates by median and by minimum, and the median ratios to each peer's best mode."""
+    best = {}
+    for who, title in PEERS.items():
+        theirs = [name for name in seconds if name.startswith(who)]
+        best[title] = min(theirs, key=lambda name: statistics.median(seconds[name]), default=None)
     rows = []
     for name, values in seconds.items():
         row: dict[str, Any] = {"contestant": name, f"{unit}/s": count / statistics.median(values)}
         row[f"{unit}/s at best"] = count / min(values)
-        if best is not None:
-            row["to CTranslate2's best"] = ratio(seconds[best], values)
+        row |= {title: ratio(seconds[peer], values) for title, peer in best.items() if peer is not None}
         rows.append(row)
     return rows
 
@@ -255,8 +282,8 @@ def forced(config: BenchmarkConfig, size: str) -> tuple[list[dict[str, Any]], di
             lengths = run()
             assert set(lengths) == {config.steps}, f"{name} gave lengths {sorted(set(lengths))}"
         seconds = take_turns(runs, config.repeats, config.clock)
-        for name in config.contestants if config.profile else ():
-            if name in ("ours-medium", "ours-bf16", "ours-int8"):  # what runs in this process
+        for name in config.chosen() if config.profile else ():
+            if name.startswith("ours") and "2x1" not in name:  # what runs in this process
                 profiles[name] = take_apart(runs[name], config.steps)
     return figures(seconds, config.sentences * config.steps, "tokens"), profiles
 
@@ -264,8 +291,8 @@ def forced(config: BenchmarkConfig, size: str) -> tuple[list[dict[str, Any]], di
 def main(config: BenchmarkConfig) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
-    gemm = best_gemm_rates(config.clock)
-    print(describe_machine(gemm))
+    products = best_gemm_rates(config.clock)
+    print(describe_machine(products))
     recipe = {"beam": config.beam, "repeats": config.repeats, "clock": config.clock}
     for size in config.sizes:
         rows, profiles = forced(config, size)
@@ -282,18 +309,18 @@ def main(config: BenchmarkConfig) -> None:
         for name, kinds in profiles.items():
             print_table(f"{size}, {name}: a step", kinds, PROFILE_COLUMNS)
             named.append(({**about, "contestant": name}, {f"ms in {row['kind']}": row["ms"] for row in kinds}))
-        write_records(config.out, "beam_search/forced", named)
-        write_records(config.out, "beam_search", [(about, {f"best_gemm_gflops_{k}": v for k, v in gemm.items()})])
+        write_records(config.out, "beam_search/forced", named, products)
     if config.run is not None:
-        seconds, quality, sentences = race_on_text(
-            config.run, config.checkpoint, config.beam, config.contestants, config.repeats, config.clock
+        race = race_on_text(
+            config.run, config.checkpoint, config.beam, config.chosen(), config.repeats, config.clock, config.limit
         )
-        rows = [row | quality[row["contestant"]] for row in figures(seconds, sentences, "sentences")]
-        title = f"free-running, {config.run}, {sentences} test sentences"
+        rows = [row | race.quality[row["contestant"]] for row in figures(race.seconds, race.sentences, "sentences")]
+        title = f"free-running, {config.run}, {race.sentences} test sentences"
         print_table(title, rows, {**_columns("sentences"), "BLEU": ".2f", "same as the first": ".3f"})
-        about = {**recipe, "run": Path(config.run).name, "checkpoint": config.checkpoint, "sentences": sentences}
+        about = {**recipe, "run": Path(config.run).name, "checkpoint": config.checkpoint, "corpus": race.corpus}
+        about |= {"sentences": race.sentences, "max_tokens": MAX_TOKENS, "peers_max_tokens": PEERS_MAX_TOKENS}
         named = [({**about, "contestant": row.pop("contestant")}, row) for row in rows]
-        write_records(config.out, "beam_search/free", named)
+        write_records(config.out, "beam_search/free", named, products)
 
 
 def _columns(unit: str) -> dict[str, str]:
@@ -301,7 +328,7 @@ def _columns(unit: str) -> dict[str, str]:
         "contestant": "",
         f"{unit}/s": ",.0f",
         f"{unit}/s at best": ",.0f",
-        "to CTranslate2's best": ".2f",
+        **dict.fromkeys(PEERS.values(), ".2f"),
     }
 
 

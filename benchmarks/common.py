@@ -10,17 +10,21 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import fields
-from typing import Any
+from importlib import metadata
+from typing import Any, NamedTuple
 
 import torch
 
+from nmt_ls.experiment.precision import ERROR_LIMIT, ERROR_RATIO
 from nmt_ls.experiment.records import Record, Signature, append_records, provenance
 from nmt_ls.experiment.tables import format_table
 
 GEMM_SHAPES = ((4096, 256, 1024), (2048, 2048, 2048))
 """Rows, inner and outer size: a product as training makes them, and one that is large in every direction."""
-
+PEERS = ("transformers", "ctranslate2", "torchmetrics", "netcal")
+"""Packages whose versions records name beside ours."""
 
 CLOCKS: Mapping[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 """Seconds gone by; and seconds that this process computed, which say something where it has one thread only."""
@@ -54,10 +58,24 @@ def ratio(of: list[float], to: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(of, to, strict=True))
 
 
-def best_gemm_rates(clock: str = "wall", repeats: int = 5) -> dict[str, float]:
-    """GFLOP/s of the best of a few products, in each arithmetic, with the threads that PyTorch has now."""
+class Products(NamedTuple):
+    """What matrix products in one arithmetic reach: the best rate, and the error against float64 of one product."""
+
+    gflops: float
+    error: float
+
+
+def best_gemm_rates(clock: str = "wall", repeats: int = 5) -> dict[str, Products]:
+    """The best of a few products in each arithmetic, with the threads that PyTorch has now.
+
+    The error is ||found - exact|| / ||exact|| of the first shape; that of bf16 counts the rounding of its operands.
+    """
     now, switch = CLOCKS[clock], torch.get_float32_matmul_precision()
-    rates: dict[str, float] = {}
+    rows, inner, outer = GEMM_SHAPES[0]
+    generator = torch.Generator().manual_seed(0)
+    left, right = torch.randn(rows, inner, generator=generator), torch.randn(inner, outer, generator=generator)
+    exact = left.double() @ right.double()
+    result: dict[str, Products] = {}
     try:
         for arithmetic, matmul, dtype in (
             ("fp32", "highest", torch.float32),
@@ -65,38 +83,66 @@ def best_gemm_rates(clock: str = "wall", repeats: int = 5) -> dict[str, float]:
             ("bf16", "highest", torch.bfloat16),
         ):
             torch.set_float32_matmul_precision(matmul)
-            best = 0.0
-            for rows, inner, outer in GEMM_SHAPES:
-                a, b = torch.randn(rows, inner).to(dtype), torch.randn(inner, outer).to(dtype)
-                result = a @ b
-                for _ in range(repeats):
-                    start = now()
-                    torch.mm(a, b, out=result)
-                    best = max(best, 2e-9 * rows * inner * outer / (now() - start))
-            rates[arithmetic] = best
+            best = max(_gemm_rate(shape, dtype, now, repeats) for shape in GEMM_SHAPES)
+            found = left.to(dtype) @ right.to(dtype)
+            result[arithmetic] = Products(best, float((found.double() - exact).norm() / exact.norm()))
     finally:
         torch.set_float32_matmul_precision(switch)
-    return rates
+    return result
 
 
-def describe_machine(rates: Mapping[str, float]) -> str:
-    """One line on the processor, its threads and its best rates."""
+def _gemm_rate(shape: tuple[int, int, int], dtype: torch.dtype, now: Callable[[], float], repeats: int) -> float:
+    """GFLOP/s of the fastest of `repeats` products, after a first one."""
+    rows, inner, outer = shape
+    a, b = torch.randn(rows, inner).to(dtype), torch.randn(inner, outer).to(dtype)
+    result, best = a @ b, 0.0
+    for _ in range(repeats):
+        start = now()
+        torch.mm(a, b, out=result)
+        best = max(best, 2e-9 * rows * inner * outer / (now() - start))
+    return best
+
+
+def medium_is_fp32(products: Mapping[str, Products]) -> bool:
+    """Whether `medium` is as accurate as fp32 here: on some processors it computes in bf16."""
+    return products["medium"].error < min(ERROR_LIMIT, ERROR_RATIO * products["fp32"].error)
+
+
+def describe_machine(products: Mapping[str, Products]) -> str:
+    """Two lines: the processor and its threads; the best rate and the error of each arithmetic."""
     origin = provenance()
     sets = ", ".join(origin["instruction_sets"])
-    products = ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items())
-    return f"{origin['processor']} ({sets}), {origin['threads']} threads; best products, GFLOP/s: {products}"
+    reached = ", ".join(f"{name} {each.gflops:.0f} (error {each.error:.0e})" for name, each in products.items())
+    counts = "counts as fp32" if medium_is_fp32(products) else "does NOT count as fp32: its error is larger"
+    return (
+        f"{origin['processor']} ({sets}), {origin['threads']} threads\n"
+        f"best products, GFLOP/s: {reached}; medium {counts}"
+    )
+
+
+def peer_versions() -> dict[str, str]:
+    """Of those that are installed."""
+    found = {}
+    for package in PEERS:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
 
 
 _SIGNATURE_FIELDS = {field.name for field in fields(Signature)} - {"extras"}
 
 
 def write_records(
-    path: str, benchmark: str, rows: Iterable[tuple[Mapping[str, Any], Mapping[str, float]]], **recipe: Any
+    path: str,
+    benchmark: str,
+    rows: Iterable[tuple[Mapping[str, Any], Mapping[str, float]]],
+    products: Mapping[str, Products] | None = None,
+    **recipe: Any,
 ) -> None:
     """Append the figures of each row under `benchmark/figure`; a row is (what it is about, its figures).
 
-    The signature names the processor, its instruction sets, the load when it was written, and `recipe`. An empty path
-    writes nothing.
+    The signature names the processor, its instruction sets, the load when it was written, the peers' versions, what
+    matrix products reached in the same run (None where nothing was timed), and `recipe`. An empty path writes nothing.
     """
     if not path:
         return
@@ -106,7 +152,12 @@ def write_records(
         "instruction_sets": origin["instruction_sets"],
         "load": round(os.getloadavg()[0], 2),
         "time": origin["time"],
+        "versions": {**origin["versions"], **peer_versions()},
     }
+    if products is not None:
+        machine |= {f"gemm_gflops_{name}": each.gflops for name, each in products.items()}
+        machine |= {f"gemm_error_{name}": each.error for name, each in products.items()}
+        machine["medium_is_fp32"] = medium_is_fp32(products)
     records = []
     for about, figures in rows:
         told = {**machine, **recipe, **about}

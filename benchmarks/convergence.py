@@ -3,7 +3,9 @@
 Two runs of one configuration and seed, one trained in each precision, at every validation that both have made after
 the first `after` updates: NLL (all of the validation split) and BLEU (its first sentences, as training translates
 them), both computed in fp32. Two such runs part after a few updates like two seeds, and a single validation moves by
-several hundredths of a nat, so it is their mean difference that is judged, with its standard error.
+several hundredths of a nat, so it is their mean difference that is judged, with its standard error: whether the 95%
+interval lies within the limit (0.02 nats, 0.3 BLEU), outside it, or neither. Validations of one run resemble
+each other, so the interval is rather too narrow. Beside it stands the best validation of each run.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,8 @@ from benchmarks.common import print_table, write_records
 from nmt_ls.experiment.command_line import UserError, run_command
 from nmt_ls.experiment.run_directory import RunDirectory
 
-FIGURES = ("nll", "bleu")
+FIGURES: Mapping[str, tuple[float, Callable[[Iterable[float]], float]]] = {"nll": (0.02, min), "bleu": (0.3, max)}
+"""By name: by how much the runs may differ, and which of many is the best."""
 _FREE = ("precision", "out", "threads")
 
 
@@ -56,7 +59,8 @@ def compare(config: BenchmarkConfig) -> tuple[list[dict[str, Any]], dict[str, An
     runs = {name: RunDirectory(Path(getattr(config, name))) for name in ("fp32", "bf16")}
     recipes = {name: _recipe(run) for name, run in runs.items()}
     if recipes["fp32"] != recipes["bf16"]:
-        wrong = sorted(k for k in recipes["fp32"] if recipes["fp32"][k] != recipes["bf16"].get(k))
+        keys = recipes["fp32"].keys() | recipes["bf16"].keys()
+        wrong = sorted(key for key in keys if recipes["fp32"].get(key) != recipes["bf16"].get(key))
         raise UserError(f"fp32 and bf16: the runs differ in {', '.join(wrong)}; compare runs of one configuration")
     for name, run in runs.items():
         kind = run.read_manifest()["precision"]["kind"]
@@ -67,16 +71,21 @@ def compare(config: BenchmarkConfig) -> tuple[list[dict[str, Any]], dict[str, An
     if len(steps) < 2:
         raise UserError(f"after: the runs have fewer than two common validations after update {config.after}")
     rows = []
-    for figure in FIGURES:
+    for figure, (limit, best) in FIGURES.items():
         differences = [made["bf16"][step][figure] - made["fp32"][step][figure] for step in steps]
+        difference = statistics.mean(differences)
+        error = statistics.stdev(differences) / math.sqrt(len(differences))
         rows.append(
             {
                 "figure": figure,
                 "fp32": statistics.mean(made["fp32"][step][figure] for step in steps),
                 "bf16": statistics.mean(made["bf16"][step][figure] for step in steps),
-                "difference": statistics.mean(differences),
-                "standard error": statistics.stdev(differences) / math.sqrt(len(differences)),
+                "difference": difference,
+                "standard error": error,
                 "difference at the last": differences[-1],
+                **{f"best {name}": best(line[figure] for line in made[name].values()) for name in made},
+                "limit": limit,
+                "interval": judge(difference, error, limit),
             }
         )
     recipe = recipes["fp32"]
@@ -92,6 +101,14 @@ def compare(config: BenchmarkConfig) -> tuple[list[dict[str, Any]], dict[str, An
     return rows, about
 
 
+def judge(difference: float, error: float, limit: float) -> str:
+    """Where the 95% interval of a mean difference lies: within the limit on either side, outside it, or neither."""
+    low, high = difference - 1.96 * error, difference + 1.96 * error
+    if -limit <= low and high <= limit:
+        return "inside"
+    return "outside" if low > limit or high < -limit else "cannot be told"
+
+
 def _recipe(run: RunDirectory) -> Mapping[str, Any]:
     return {key: value for key, value in run.read_config().items() if key not in _FREE}
 
@@ -99,9 +116,12 @@ def _recipe(run: RunDirectory) -> Mapping[str, Any]:
 def main(config: BenchmarkConfig) -> None:
     rows, about = compare(config)
     columns = {"figure": "", "fp32": ".3f", "bf16": ".3f", "difference": "+.3f", "standard error": ".3f"}
-    title = f"means over {about['validations']} validations, updates {about['first']} to {about['last']}"
-    print_table(title, rows, {**columns, "difference at the last": "+.3f"})
-    write_records(config.out, "convergence", [({**about, "figure": row.pop("figure")}, row) for row in rows])
+    columns |= {"difference at the last": "+.3f", "best fp32": ".3f", "best bf16": ".3f", "limit": "", "interval": ""}
+    print_table(
+        f"means over {about['validations']} validations, updates {about['first']} to {about['last']}", rows, columns
+    )
+    named = [({**about, **{key: row.pop(key) for key in ("figure", "limit", "interval")}}, row) for row in rows]
+    write_records(config.out, "convergence", named)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,8 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
-from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +20,22 @@ from nmt_ls.experiment.precision import Precision
 from nmt_ls.export import save
 from nmt_ls.metrics.translation import translation_scores
 from nmt_ls.search import SearchConfig
-from nmt_ls.translator import MAX_SOURCE_PIECES, Translator
+from nmt_ls.translator import MAX_SOURCE_PIECES, MAX_TOKENS, Translator
 from nmt_ls.vocabulary import BOS, EOS, PAD
+from nmt_ls.workers import Workers
 
 PEERS_MAX_TOKENS = 2048
 """Source tokens of the peers' batches: with 8,192, as ours have, CTranslate2 translates a third fewer sentences/s."""
 MAX_LENGTH = 100
 PRECISIONS = {
+    "fp32": Precision(),
     "medium": Precision(matmul="medium"),
     "bf16": Precision(kind="bf16", matmul="medium"),
     "int8": Precision(kind="int8", matmul="medium"),
 }
+
+HUGGING_FACE = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""The type of Marian's weights, by arithmetic."""
 
 Translate = Callable[[], list[str]]
 
@@ -41,28 +45,19 @@ def search_config(beam: int) -> SearchConfig:
     return SearchConfig(beam=beam, stop="early", max_length_factor=0.0, max_length_offset=MAX_LENGTH)
 
 
-_worker: dict[str, Translator] = {}
-
-
-def _start_worker(run: str, checkpoint: str) -> None:
-    torch.set_num_threads(1)
-    _worker["translator"] = Translator.load(run, checkpoint)  # type: ignore[arg-type]
-
-
-def _work(lines: list[str], beam: int, arithmetic: str) -> list[str]:
-    return _translate(_worker["translator"], lines, beam, arithmetic)
-
-
-def _translate(translator: Translator, lines: list[str], beam: int, arithmetic: str) -> list[str]:
-    translator.precision = PRECISIONS[arithmetic]
+def _translate(translator: Translator, lines: list[str], beam: int) -> list[str]:
     return [best[0].text for best in translator.translate(lines, search_config(beam))]
 
 
-def _in_two(pool: Pool, lines: list[str], beam: int, arithmetic: str) -> list[str]:
-    halves = pool.starmap(_work, [(lines[part::2], beam, arithmetic) for part in (0, 1)], chunksize=1)
-    result = list(lines)
-    result[0::2], result[1::2] = halves
-    return result
+def _translate_in_two(workers: Workers, lines: list[str], beam: int) -> list[str]:
+    found = workers.translate(
+        lines,
+        search_config(beam),
+        max_tokens=MAX_TOKENS,
+        on_truncated=lambda _: None,
+        on_progress=lambda _: None,
+    )
+    return [best[0].text for best in found]
 
 
 def ctranslate2_contestant(
@@ -91,9 +86,9 @@ def ctranslate2_contestant(
     return translate
 
 
-def hugging_face_contestant(translator: Translator, lines: list[str], beam: int) -> Translate:
+def hugging_face_contestant(translator: Translator, lines: list[str], beam: int, arithmetic: str) -> Translate:
     """Marian's generate on batches of like length."""
-    theirs = marian_of(translator.model)
+    theirs = marian_of(translator.model).to(HUGGING_FACE[arithmetic])
     target = translator.target_vocabulary
 
     def translate() -> list[str]:
@@ -126,15 +121,29 @@ def contestant(name: str, run: str, checkpoint: str, beam: int, lines: list[str]
     translator = Translator.load(run, checkpoint)  # type: ignore[arg-type]
     who, arithmetic, *split = name.split("-")
     if who == "hf":
-        return hugging_face_contestant(translator, lines, beam)
+        return hugging_face_contestant(translator, lines, beam, arithmetic)
     if who == "ct2":
         directory = stack.enter_context(tempfile.TemporaryDirectory())
         save(translator.model, translator.source_vocabulary, translator.target_vocabulary, Path(directory))
         return ctranslate2_contestant(directory, translator, lines, beam, arithmetic, 2 if split else 1)
+    precision = PRECISIONS[arithmetic]
     if split:
-        pool = stack.enter_context(get_context("spawn").Pool(2, _start_worker, (run, checkpoint)))
-        return partial(_in_two, pool, lines, beam, arithmetic)
-    return partial(_translate, translator, lines, beam, arithmetic)
+        workers = stack.enter_context(Workers(2, run, checkpoint, "cpu", precision))  # type: ignore[arg-type]
+        return partial(_translate_in_two, workers, lines, beam)
+    translator.precision = precision
+    return partial(_translate, translator, lines, beam)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Race:
+    """How it ended, by contestant: seconds of each round; BLEU and the share of sentences translated as the first one
+    does. And how many sentences, of which corpus (its checksum).
+    """
+
+    seconds: dict[str, list[float]]
+    quality: dict[str, dict[str, float]]
+    sentences: int
+    corpus: str
 
 
 def race_on_text(
@@ -144,17 +153,15 @@ def race_on_text(
     names: Sequence[str],
     repeats: int,
     clock: str = "wall",
-    sentences: int | None = None,
-) -> tuple[dict[str, list[float]], dict[str, dict[str, float]], int]:
-    """Seconds by contestant and round; BLEU, and the share of sentences translated as the first one does; sentences.
-
-    hf-bf16 is left out: Hugging Face translates the test split in fp32.
-    """
-    split = run_corpus(Path(run)).split("test")
-    rows = range(len(split) if sentences is None else min(sentences, len(split)))
+    sentences: int = 0,
+) -> Race:
+    """Everyone by turns translates the first `sentences` of the test split (0: all)."""
+    corpus = run_corpus(Path(run))
+    split = corpus.split("test")
+    rows = range(min(sentences or len(split), len(split)))
     lines, references = [split.source_text(row) for row in rows], [split.references(row) for row in rows]
     with ExitStack() as stack:
-        runs = {name: contestant(name, run, checkpoint, beam, lines, stack) for name in names if name != "hf-bf16"}
+        runs = {name: contestant(name, run, checkpoint, beam, lines, stack) for name in names}
         texts = {name: translate() for name, translate in runs.items()}
         seconds = take_turns(runs, repeats, clock)
     first = next(iter(texts.values()))
@@ -165,4 +172,4 @@ def race_on_text(
         }
         for name, found in texts.items()
     }
-    return seconds, quality, len(lines)
+    return Race(seconds=seconds, quality=quality, sentences=len(lines), corpus=corpus.checksum)

@@ -1,17 +1,18 @@
 """python -m benchmarks.scaling: how cost grows with the corpus, the vocabulary, the beam, and how two cores are used.
 
 corpus: preparing pairs of the embedded grammar, and one epoch of training on them: seconds and peak memory, each in a
-process of its own. vocabulary: a training step. beam: a forced translation of a batch. cores: one run of two threads
-beside two runs of one thread, in updates a second of both together.
+process of its own. vocabulary: a training step. beam: a forced translation of a batch. Each beside the first of its
+sizes. cores: one run of two threads beside two runs of one thread at the same time, in updates a second of both
+together: in each round all runs of a way begin at once, and it ends with the last of them.
 """
 
 from __future__ import annotations
 
-import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -22,7 +23,8 @@ import torch
 
 from benchmarks.beam_search import BenchmarkConfig as SearchBenchmarkConfig
 from benchmarks.beam_search import build_model, build_sources, search_forced
-from benchmarks.common import best_gemm_rates, describe_machine, print_table, take_turns, write_records
+from benchmarks.common import best_gemm_rates, describe_machine, print_table, ratio, take_turns, write_records
+from benchmarks.metrics_speed import memory
 from benchmarks.training_step import build
 from nmt_ls.batching import Batch, epoch_batches
 from nmt_ls.corpus import Corpus
@@ -32,6 +34,10 @@ from nmt_ls.transformer import TransformerConfig
 
 PARTS = ("corpus", "vocabulary", "beam", "cores")
 ALPHA = 0.1
+VOCABULARY = 1_000
+"""Pieces of the embedded corpora."""
+WAYS = ((1, 2), (1, 1), (2, 1))
+"""Runs at the same time, and threads of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,12 +69,14 @@ class BenchmarkConfig:
             raise ValueError(f"parts must be among {', '.join(PARTS)}, not {', '.join(wrong)}")
         if self.arithmetic not in ("fp32", "medium", "bf16"):
             raise ValueError(f"arithmetic must be fp32, medium or bf16, not {self.arithmetic!r}")
-        if min(self.updates, self.repeats, *self.pairs, *self.vocabularies, *self.beams) < 1:
+        if min(self.pairs, default=VOCABULARY) < VOCABULARY:
+            raise ValueError(f"pairs must be at least {VOCABULARY:,}: fewer have no vocabulary of so many pieces")
+        if min(self.updates, self.repeats, *self.vocabularies, *self.beams) < 1:
             raise ValueError("sizes, updates and repeats must be positive")
 
 
 def in_a_process(work: Callable[..., dict[str, float]], *arguments: Any) -> dict[str, float]:
-    """Figures of work in a fresh process, with its peak memory, and that of its children."""
+    """Figures of work in a fresh process, with its peak memory."""
     context = get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_report, args=(sender, work, arguments))
@@ -82,16 +90,14 @@ def in_a_process(work: Callable[..., dict[str, float]], *arguments: Any) -> dict
 
 def _report(sender: Connection, work: Callable[..., dict[str, float]], arguments: tuple[Any, ...]) -> None:
     figures = work(*arguments)
-    for name, who in (("peak MiB", resource.RUSAGE_SELF), ("children's peak MiB", resource.RUSAGE_CHILDREN)):
-        figures[name] = resource.getrusage(who).ru_maxrss / 1024
-    sender.send(figures)
+    # not getrusage: its peak counts what the parent had when it forked
+    sender.send(figures | {"peak MiB": memory("VmHWM") / 2**20})
 
 
 def prepare(directory: Path, pairs: int) -> dict[str, float]:
     """Prepare the embedded corpus of this size."""
     start = time.perf_counter()
-    vocabulary = 1_000 if pairs >= 1_000 else 600
-    prepare_embedded(directory, 0, EmbeddedSizes(train=pairs, validation=100, test=100, vocabulary=vocabulary))
+    prepare_embedded(directory, 0, EmbeddedSizes(train=pairs, validation=100, test=100, vocabulary=VOCABULARY))
     return {"seconds": time.perf_counter() - start}
 
 
@@ -124,8 +130,10 @@ def scale_corpus(config: BenchmarkConfig) -> list[dict[str, Any]]:
             rows.append({"pairs": pairs, "stage": "prepare", **in_a_process(prepare, directory, pairs)})
             trained = in_a_process(train_epoch, directory, config.arithmetic)
             rows.append({"pairs": pairs, "stage": "epoch", **trained})
-            for row in rows[-2:]:
+            for row, first in zip(rows[-2:], rows[:2], strict=True):
                 row["microseconds/pair"] = 1e6 * row["seconds"] / pairs
+                row["to the first"] = row["microseconds/pair"] / first["microseconds/pair"]
+                row["MiB above the first"] = row["peak MiB"] - first["peak MiB"]
     return rows
 
 
@@ -149,9 +157,19 @@ def scale_vocabulary(config: BenchmarkConfig) -> list[dict[str, Any]]:
         steps[size] = build(f"ours-{config.arithmetic}", model_config(size), ALPHA)
         batches[size] = random_batch(size)
     seconds = take_turns({str(n): lambda n=n: steps[n](batches[n]) for n in steps}, config.repeats)  # type: ignore[misc]
+    return _rows("vocabulary", config.vocabularies, list(seconds.values()), 4096)
+
+
+def _rows(key: str, sizes: Sequence[int], seconds: Sequence[list[float]], tokens: int) -> list[dict[str, Any]]:
+    """A row a size; the ratio is of the time to that of the first."""
     return [
-        {"vocabulary": size, "seconds": statistics.median(values), "tokens/s": 4096 / statistics.median(values)}
-        for size, values in zip(config.vocabularies, seconds.values(), strict=True)
+        {
+            key: size,
+            "seconds": statistics.median(values),
+            "tokens/s": tokens / statistics.median(values),
+            "to the first": ratio(values, seconds[0]),
+        }
+        for size, values in zip(sizes, seconds, strict=True)
     ]
 
 
@@ -164,62 +182,84 @@ def scale_beam(config: BenchmarkConfig) -> list[dict[str, Any]]:
         search_forced(model, build_sources(search, "small"), search, config.arithmetic)
 
     seconds = take_turns({str(beam): lambda beam=beam: translate(beam) for beam in config.beams}, config.repeats)  # type: ignore[misc]
-    return [
-        {"beam": beam, "seconds": statistics.median(values), "tokens/s": 64 * 24 / statistics.median(values)}
-        for beam, values in zip(config.beams, seconds.values(), strict=True)
-    ]
+    return _rows("beam", config.beams, list(seconds.values()), 64 * 24)
 
 
-def _train_with(sender: Connection, threads: int, arithmetic: str, updates: int, repeats: int) -> None:
+class Team:
+    """Runs of so many threads each, in processes of their own, which train whenever they are told to."""
+
+    def __init__(self, runs: int, threads: int, arithmetic: str, updates: int) -> None:
+        context = get_context("spawn")
+        pipes = [context.Pipe() for _ in range(runs)]
+        self._connections = [ours for ours, _ in pipes]
+        self._processes = [
+            context.Process(target=_train_when_told, args=(theirs, threads, arithmetic, updates), daemon=True)
+            for _, theirs in pipes
+        ]
+        for process, (_, theirs) in zip(self._processes, pipes, strict=True):
+            process.start()
+            theirs.close()  # so that its end is seen
+
+    def train(self) -> None:
+        """All begin at once; returns when the last has made its updates."""
+        for connection in self._connections:
+            connection.send("begin")
+        for connection in self._connections:
+            connection.recv()
+
+    def close(self) -> None:
+        """End the processes, and wait for them."""
+        for connection in self._connections:
+            connection.close()
+        for process in self._processes:
+            process.join()
+
+
+def _train_when_told(connection: Connection, threads: int, arithmetic: str, updates: int) -> None:
     torch.set_num_threads(threads)
     step, batch = build(f"ours-{arithmetic}", model_config(10_000), ALPHA), random_batch(10_000)
-    step(batch)
-    best = float("inf")
-    sender.send("ready")
-    for _ in range(repeats):
-        start = time.perf_counter()
-        for _ in range(updates):
-            step(batch)
-        best = min(best, time.perf_counter() - start)
-    sender.send(best)
+    with suppress(EOFError, ConnectionResetError):  # the parent has closed its end
+        while connection.recv():
+            for _ in range(updates):
+                step(batch)
+            connection.send("done")
 
 
 def use_cores(config: BenchmarkConfig) -> list[dict[str, Any]]:
-    """A row a way to use two cores: updates a second of all runs together, at best over the rounds."""
-    rows = []
-    for runs, threads in ((1, 1), (1, 2), (2, 1)):
-        context = get_context("spawn")
-        receivers = []
-        for _ in range(runs):
-            receiver, sender = context.Pipe(duplex=False)
-            arguments = (sender, threads, config.arithmetic, config.updates, config.repeats)
-            context.Process(target=_train_with, args=arguments).start()
-            sender.close()
-            receivers.append(receiver)
-        for receiver in receivers:
-            receiver.recv()
-        rate = sum(config.updates / receiver.recv() for receiver in receivers)
-        rows.append({"runs": runs, "threads of each": threads, "updates/s together": rate})
-    return rows
+    """A row a way to use two cores: updates a second of all runs together, and their ratio to the first way's."""
+    with ExitStack() as stack:
+        teams = {way: Team(*way, config.arithmetic, config.updates) for way in WAYS}
+        for team in teams.values():
+            stack.callback(team.close)
+        seconds = list(take_turns({str(way): team.train for way, team in teams.items()}, config.repeats).values())
+    return [
+        {
+            "runs": runs,
+            "threads of each": threads,
+            "updates/s together": runs * config.updates / statistics.median(taken),
+            "to the first": runs * ratio(seconds[0], taken),
+        }
+        for (runs, threads), taken in zip(WAYS, seconds, strict=True)
+    ]
 
 
 TABLES: dict[str, tuple[Callable[[BenchmarkConfig], list[dict[str, Any]]], tuple[str, ...], dict[str, str]]] = {
     "corpus": (
         scale_corpus,
         ("pairs", "stage"),
-        {"seconds": ".1f", "microseconds/pair": ",.0f", "tokens/s": ",.0f", "peak MiB": ",.0f"}
-        | {"children's peak MiB": ",.0f"},
+        {"seconds": ".1f", "microseconds/pair": ",.0f", "to the first": ".2f", "tokens/s": ",.0f"}
+        | {"peak MiB": ",.0f", "MiB above the first": "+,.0f"},
     ),
-    "vocabulary": (scale_vocabulary, ("vocabulary",), {"seconds": ".3f", "tokens/s": ",.0f"}),
-    "beam": (scale_beam, ("beam",), {"seconds": ".3f", "tokens/s": ",.0f"}),
-    "cores": (use_cores, ("runs", "threads of each"), {"updates/s together": ".2f"}),
+    "vocabulary": (scale_vocabulary, ("vocabulary",), {"seconds": ".3f", "tokens/s": ",.0f", "to the first": ".2f"}),
+    "beam": (scale_beam, ("beam",), {"seconds": ".3f", "tokens/s": ",.0f", "to the first": ".2f"}),
+    "cores": (use_cores, ("runs", "threads of each"), {"updates/s together": ".2f", "to the first": ".2f"}),
 }
 
 
 def main(config: BenchmarkConfig) -> None:
     torch.set_float32_matmul_precision("medium")
-    gemm = best_gemm_rates()
-    print(describe_machine(gemm))
+    products = best_gemm_rates()
+    print(describe_machine(products))
     for part in config.parts:
         measure, keys, columns = TABLES[part]
         rows = measure(config)
@@ -231,7 +271,7 @@ def main(config: BenchmarkConfig) -> None:
             )
             for row in rows
         ]
-        write_records(config.out, f"scaling/{part}", named)
+        write_records(config.out, f"scaling/{part}", named, products, updates=config.updates, repeats=config.repeats)
 
 
 if __name__ == "__main__":

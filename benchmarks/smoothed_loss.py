@@ -29,6 +29,7 @@ from benchmarks.common import (
     best_gemm_rates,
     check_clock,
     describe_machine,
+    medium_is_fp32,
     print_table,
     ratio,
     take_turns,
@@ -38,6 +39,8 @@ from benchmarks.metrics_speed import extra_memory
 from nmt_ls.experiment.command_line import run_command
 from nmt_ls.losses import fused_smoothed_cross_entropy
 
+AGREE, AGREE_IN_BF16 = 1e-4, 3e-2
+"""How far loss and gradients of ours and PyTorch's may lie apart, relative to PyTorch's."""
 ARITHMETIC = ("fp32", "medium", "bf16", "autocast")
 
 
@@ -94,17 +97,31 @@ class Contest:
     def _context(self) -> AbstractContextManager[Any]:
         return torch.autocast("cpu", torch.bfloat16) if self.autocast else nullcontext()
 
-    def ours(self) -> None:
+    def ours(self) -> Tensor:
         self.hidden.grad = self.weight.grad = None
         with self._context():
             loss = fused_smoothed_cross_entropy(self.hidden, self.weight, self.targets, self.alpha)
         torch.autograd.backward(loss)
+        return loss.detach()
 
-    def pytorch(self) -> None:
+    def pytorch(self) -> Tensor:
         self.hidden.grad = self.weight.grad = None
         with self._context():
             loss = F.cross_entropy(F.linear(self.hidden, self.weight), self.targets, label_smoothing=self.alpha)
         torch.autograd.backward(loss)
+        return loss.detach()
+
+    def check_agreement(self, limit: float) -> None:
+        """AssertionError where loss or gradients of ours and PyTorch's are further apart than this, relatively."""
+        found = []
+        for step in (self.ours, self.pytorch):
+            loss = step()
+            assert self.hidden.grad is not None
+            assert self.weight.grad is not None
+            found.append((loss, self.hidden.grad, self.weight.grad))
+        for name, ours, theirs in zip(("loss", "hidden's gradient", "weight's gradient"), *found, strict=True):
+            apart = float((ours.float() - theirs.float()).norm() / theirs.float().norm())
+            assert apart <= limit, f"{name}: ours and PyTorch's are {apart:.1e} apart"
 
     def products(self) -> Callable[[], None]:
         hidden, weight = self._operands()
@@ -130,14 +147,14 @@ class Contest:
     def _operands(self) -> tuple[Tensor, Tensor]:
         return self.hidden.detach().to(self.product_dtype), self.weight.detach().to(self.product_dtype)
 
-    def extra(self, step: Callable[[], None], peak: Callable[[Callable[[], None]], int]) -> float:
+    def extra(self, step: Callable[[], object], peak: Callable[[Callable[[], object]], int]) -> float:
         """Hundredths of the logits by which `peak` says that a step goes beyond its gradients."""
         self.hidden.grad = self.weight.grad = None
         gradients: int = self.hidden.nbytes + self.weight.nbytes
         return 100 * (peak(step) - gradients) / self.logits_bytes
 
 
-def allocated(step: Callable[[], None]) -> int:
+def allocated(step: Callable[[], object]) -> int:
     """The most bytes that PyTorch held at a time during a step, of those that it allocated in it."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
@@ -152,9 +169,13 @@ def allocated(step: Callable[[], None]) -> int:
     return peak
 
 
-def measure(config: BenchmarkConfig, vocabulary: int, arithmetic: str) -> dict[str, float]:
-    """Median milliseconds, medians of the ratios within a round, the products' rate, extra memory."""
+def measure(config: BenchmarkConfig, vocabulary: int, arithmetic: str, limit: float) -> dict[str, float]:
+    """Median milliseconds, medians of the ratios within a round, the products' rate, extra memory.
+
+    AssertionError where ours and PyTorch's compute what is further than `limit` apart.
+    """
     contest = Contest(config, vocabulary, arithmetic)
+    contest.check_agreement(limit)
     contestants: dict[str, Callable[[], object]] = {
         "products": contest.products(),
         "fresh": contest.fresh(),
@@ -178,8 +199,8 @@ def measure(config: BenchmarkConfig, vocabulary: int, arithmetic: str) -> dict[s
 def main(config: BenchmarkConfig) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
-    gemm = best_gemm_rates(config.clock)
-    print(describe_machine(gemm), flush=True)
+    products = best_gemm_rates(config.clock)
+    print(describe_machine(products), flush=True)
     about = {
         "tokens": config.rows,
         "width": config.width,
@@ -188,13 +209,15 @@ def main(config: BenchmarkConfig) -> None:
         "clock": config.clock,
     }
     for arithmetic in config.arithmetic:
+        exact = arithmetic == "fp32" or (arithmetic == "medium" and medium_is_fp32(products))
+        limit = AGREE if exact else AGREE_IN_BF16
         rows = [
-            {"vocabulary": vocabulary, **measure(config, vocabulary, arithmetic)} for vocabulary in config.vocabularies
+            {"vocabulary": vocabulary, **measure(config, vocabulary, arithmetic, limit)}
+            for vocabulary in config.vocabularies
         ]
         print_table(f"{arithmetic}: {config.rows:,} rows of width {config.width}", rows, _COLUMNS)
         named = [({"vocabulary": row.pop("vocabulary"), "precision": arithmetic}, row) for row in rows]
-        rate = {"gemm_gflops": gemm["bf16" if arithmetic == "autocast" else arithmetic]}
-        write_records(config.out, "smoothed_loss", named, **about, **rate)
+        write_records(config.out, "smoothed_loss", named, products, **about)
 
 
 _COLUMNS = {

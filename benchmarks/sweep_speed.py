@@ -21,6 +21,7 @@ from typing import Any, Literal
 import torch
 
 from benchmarks.common import (
+    Products,
     best_gemm_rates,
     check_clock,
     describe_machine,
@@ -162,7 +163,9 @@ def rows_of(seconds: Mapping[str, list[float]]) -> list[dict[str, Any]]:
     ]
 
 
-def report(config: BenchmarkConfig, title: str, rows: list[dict[str, Any]], **about: Any) -> None:
+def report(
+    config: BenchmarkConfig, products: Mapping[str, Products], title: str, rows: list[dict[str, Any]], **about: Any
+) -> None:
     """Print a table, and append its figures to the records."""
     what = config.run or f"{config.size}, random weights, {config.data}"
     columns = {"what": "", "seconds": ".2f", "seconds at best": ".2f", "to one": ".2f", "to one at best": ".2f"}
@@ -174,10 +177,10 @@ def report(config: BenchmarkConfig, title: str, rows: list[dict[str, Any]], **ab
         "repeats": config.repeats,
         "clock": config.clock,
     }
-    write_records(config.out, "sweep_speed", [({**about, "what": row.pop("what")}, row) for row in rows])
+    write_records(config.out, "sweep_speed", [({**about, "what": row.pop("what")}, row) for row in rows], products)
 
 
-def measure_scores(config: BenchmarkConfig) -> None:
+def measure_scores(config: BenchmarkConfig, products: Mapping[str, Products]) -> None:
     """NLL and ECE."""
     torch.set_float32_matmul_precision("medium")
     seconds = take_turns(contest(config), config.repeats, config.clock)
@@ -185,10 +188,10 @@ def measure_scores(config: BenchmarkConfig) -> None:
     rows = rows_of(seconds)
     rows.append({"what": f"{config.temperatures} separately", "seconds": separately, "to one": config.temperatures})
     title = f"NLL and ECE at {config.temperatures} temperatures"
-    report(config, title, rows, temperatures=config.temperatures)
+    report(config, products, title, rows, temperatures=config.temperatures)
 
 
-def measure_decodes(config: BenchmarkConfig) -> None:
+def measure_decodes(config: BenchmarkConfig, products: Mapping[str, Products]) -> None:
     """Translations; and the share of them that is the same together and one after the other."""
     texts: dict[str, list[list[str]]] = {}
 
@@ -205,6 +208,7 @@ def measure_decodes(config: BenchmarkConfig) -> None:
     title = f"Translations of {len(together[0])} sentences, beam {config.beam}, {config.precision}"
     report(
         config,
+        products,
         title,
         rows,
         decodes=config.decodes,
@@ -217,11 +221,12 @@ def measure_decodes(config: BenchmarkConfig) -> None:
 def main(config: BenchmarkConfig) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
-    print(describe_machine(best_gemm_rates(config.clock)))
+    products = best_gemm_rates(config.clock)
+    print(describe_machine(products))
     if config.temperatures:
-        measure_scores(config)
+        measure_scores(config, products)
     if config.decodes and config.run is not None:
-        measure_decodes(config)
+        measure_decodes(config, products)
 
 
 if __name__ == "__main__":

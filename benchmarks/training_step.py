@@ -8,7 +8,7 @@ The second table says where the time of a step of ours goes, by kinds of operati
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.common import CLOCKS, best_gemm_rates, check_clock, describe_machine, print_table, write_records
+from benchmarks.common import (
+    CLOCKS,
+    best_gemm_rates,
+    check_clock,
+    describe_machine,
+    print_table,
+    ratio,
+    write_records,
+)
 from benchmarks.marian import attention_mask, marian
 from benchmarks.profiles import PROFILE_COLUMNS, take_apart
 from nmt_ls.batching import Batch, epoch_batches
@@ -30,7 +38,10 @@ from nmt_ls.vocabulary import PAD
 
 FAIRSEQ = {"tiny": 5300.0, "small": 2200.0}
 """Target tokens a second of fairseq in fp32 on batches of 4,096 tokens of Multi30k, on one 2-core AMD machine with
-AVX-512 (V = 9.6k): quoted from there, not measured here."""
+AVX-512 (V = 9.6k), with two threads: quoted from there, not measured here."""
+FAIRSEQ_GEMM = 230.0
+"""GFLOP/s of the best fp32 product there, with two threads."""
+FAIRSEQ_NOTE = "fairseq quoted, two threads: V 9.6k, dropout not stated"
 CONTESTANTS = ("ours-fp32", "ours-medium", "ours-bf16", "hf-fp32", "hf-medium", "hf-bf16")
 
 
@@ -56,7 +67,7 @@ class BenchmarkConfig:
     data: str = "data/multi30k-en-de"
     sizes: tuple[str, ...] = ("tiny", "small")
     dropouts: tuple[float, ...] = (0.1, 0.3)
-    contestants: tuple[str, ...] = ("ours-fp32", "ours-medium", "ours-bf16", "hf-fp32")
+    contestants: tuple[str, ...] = CONTESTANTS
     batches: int = 6
     repeats: int = 5
     max_tokens: int = 4096
@@ -87,15 +98,16 @@ class Arithmetic:
         return torch.autocast("cpu", torch.bfloat16) if self.name == "bf16" else nullcontext()
 
 
-Step = Callable[[Batch], None]
+Step = Callable[[Batch], float]
+"""Makes an update, and gives the loss before it, in nats a token."""
 
 
-def our_step(config: TransformerConfig, arithmetic: Arithmetic, alpha: float) -> Step:
+def our_step(model: Transformer, arithmetic: Arithmetic, alpha: float) -> Step:
     """An update as nmt_ls.experiment.engine makes it of nmt_ls.training's loss."""
-    model = Transformer(config).train()
+    model.train()
     optimizer = build_optimizer(model, OptimizerConfig())
 
-    def step(batch: Batch) -> None:
+    def step(batch: Batch) -> float:
         arithmetic.apply()
         with arithmetic.autocast():
             hidden_ND = model(batch.source_BS, batch.target_in_BT).flatten(0, 1)
@@ -105,16 +117,17 @@ def our_step(config: TransformerConfig, arithmetic: Arithmetic, alpha: float) ->
             )
         loss.backward()
         _optimise(optimizer, batch.tokens)
+        return float(loss.detach()) / batch.tokens
 
     return step
 
 
-def marian_step(config: TransformerConfig, arithmetic: Arithmetic, alpha: float) -> Step:
+def marian_step(model: Any, arithmetic: Arithmetic, alpha: float) -> Step:
     """The same update of the same model in Hugging Face."""
-    model = marian(config).train()
+    model.train()
     optimizer = build_optimizer(model, OptimizerConfig())
 
-    def step(batch: Batch) -> None:
+    def step(batch: Batch) -> float:
         arithmetic.apply()
         with arithmetic.autocast():
             logits_BTV = model(
@@ -127,6 +140,7 @@ def marian_step(config: TransformerConfig, arithmetic: Arithmetic, alpha: float)
             loss = F.cross_entropy(logits_NV, targets_N, ignore_index=PAD, label_smoothing=alpha, reduction="sum")
         loss.backward()
         _optimise(optimizer, batch.tokens)
+        return float(loss.detach()) / batch.tokens
 
     return step
 
@@ -143,53 +157,66 @@ def build(contestant: str, config: TransformerConfig, alpha: float) -> Step:
     """The step of a contestant."""
     who, arithmetic = contestant.split("-")
     torch.manual_seed(1)
-    return (our_step if who == "ours" else marian_step)(config, Arithmetic(arithmetic), alpha)
+    if who == "ours":
+        return our_step(Transformer(config), Arithmetic(arithmetic), alpha)
+    return marian_step(marian(config), Arithmetic(arithmetic), alpha)
 
 
 def race(
-    steps: dict[str, Step], batches: Sequence[Batch], repeats: int, clock: str = "wall"
-) -> dict[str, list[list[float]]]:
-    """Seconds by contestant, batch and round; the batches are made anew each time, as in training."""
+    steps: Mapping[str, Step], batches: Sequence[Batch], repeats: int, clock: str = "wall"
+) -> dict[str, list[float]]:
+    """Seconds of each contestant in each round, over all batches; they take turns at every batch.
+
+    The batches are made anew each time, as in training; a first round is not counted.
+    """
     now = CLOCKS[clock]
-    seconds: dict[str, list[list[float]]] = {name: [[] for _ in batches] for name in steps}
+    seconds = {name: [0.0] * (repeats + 1) for name in steps}
     for turn in range(repeats + 1):
         for number in range(len(batches)):
             for name, step in steps.items():
                 start = now()
                 step(batches[number])
-                if turn:
-                    seconds[name][number].append(now() - start)
-    return seconds
+                seconds[name][turn] += now() - start
+    return {name: taken[1:] for name, taken in seconds.items()}
 
 
-def rates(seconds: dict[str, list[list[float]]], tokens: int) -> list[dict[str, Any]]:
-    """A row a contestant: target tokens a second by medians and by minima over the rounds."""
-    return [
-        {
+def rates(seconds: Mapping[str, list[float]], tokens: int) -> list[dict[str, Any]]:
+    """A row a contestant: target tokens a second in the median and in the best round, and ratios to Marian.
+
+    The ratios are of rates, medians of those within a round: to Marian in fp32 and in the same arithmetic, where these
+    take part.
+    """
+    rows = []
+    for name, taken in seconds.items():
+        row: dict[str, Any] = {
             "contestant": name,
-            "tokens/s": tokens / sum(map(statistics.median, table)),
-            "tokens/s at best": tokens / sum(map(min, table)),
+            "tokens/s": tokens / statistics.median(taken),
+            "tokens/s at best": tokens / min(taken),
         }
-        for name, table in seconds.items()
-    ]
+        for title, peer in (("to hf-fp32", "hf-fp32"), ("to hf in the same", f"hf-{name.split('-')[1]}")):
+            if peer in seconds:
+                row[title] = ratio(seconds[peer], taken)
+        rows.append(row)
+    return rows
 
 
-def compare(rows: list[dict[str, Any]], size: str) -> None:
-    """Add the ratios to Marian in fp32, where it takes part, and to fairseq's quoted rate, where there is one."""
-    peer = next((row for row in rows if row["contestant"] == "hf-fp32"), None)
+def compare_with_fairseq(rows: list[dict[str, Any]], size: str, threads: int, fp32_gflops: float) -> None:
+    """Add the ratios to fairseq's quoted rate, where there is one for this size and number of threads.
+
+    `by GEMM` divides each rate by the fp32 rate of its machine's products first: another machine may be faster.
+    """
+    if size not in FAIRSEQ or threads != 2:
+        return
     for row in rows:
-        if peer is not None:
-            row["to hf-fp32"] = row["tokens/s"] / peer["tokens/s"]
-            row["to hf-fp32 at best"] = row["tokens/s at best"] / peer["tokens/s at best"]
-        if size in FAIRSEQ:
-            row["to fairseq (quoted)"] = row["tokens/s"] / FAIRSEQ[size]
+        row["to fairseq"] = row["tokens/s"] / FAIRSEQ[size]
+        row["to fairseq by GEMM"] = (row["tokens/s"] / fp32_gflops) / (FAIRSEQ[size] / FAIRSEQ_GEMM)
 
 
 def main(config: BenchmarkConfig) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
-    gemm = best_gemm_rates(config.clock)
-    print(describe_machine(gemm))
+    products = best_gemm_rates(config.clock)
+    print(describe_machine(products))
     corpus = Corpus.load(config.data)
     epoch = epoch_batches(corpus.split("train"), max_tokens=config.max_tokens, seed=1, epoch=1)
     batches = epoch[: config.batches]
@@ -217,18 +244,17 @@ def main(config: BenchmarkConfig) -> None:
             )
             steps = {name: build(name, model, config.alpha) for name in config.contestants}
             rows = rates(race(steps, batches, config.repeats, config.clock), tokens)
-            compare(rows, size)
-            print_table(f"{size}, dropout {dropout}, V {vocabulary}", rows, _RATE_COLUMNS)
+            compare_with_fairseq(rows, size, torch.get_num_threads(), products["fp32"].gflops)
+            print_table(f"{size}, dropout {dropout}, V {vocabulary} ({FAIRSEQ_NOTE})", rows, _RATE_COLUMNS)
             about = {"size": size, "dropout": dropout, **recipe}
             named = [({**about, "contestant": row.pop("contestant")}, row) for row in rows]
-            gemms = [(about, {f"best_gemm_gflops_{name}": rate for name, rate in gemm.items()})]
-            write_records(config.out, "training_step", named + gemms)
+            write_records(config.out, "training_step", named, products, fairseq=FAIRSEQ_NOTE)
             for name in config.contestants if config.profile else ():
                 if name.startswith("ours"):
                     kinds = take_apart(partial(_all, steps[name], batches), config.batches)
                     print_table(f"{size}, dropout {dropout}, {name}: a step", kinds, PROFILE_COLUMNS)
                     figures = {f"ms in {row['kind']}": row["ms"] for row in kinds}
-                    write_records(config.out, "training_step", [({**about, "contestant": name}, figures)])
+                    write_records(config.out, "training_step", [({**about, "contestant": name}, figures)], products)
 
 
 def _all(step: Step, batches: Sequence[Batch]) -> None:
@@ -241,8 +267,9 @@ _RATE_COLUMNS = {
     "tokens/s": ",.0f",
     "tokens/s at best": ",.0f",
     "to hf-fp32": ".2f",
-    "to hf-fp32 at best": ".2f",
-    "to fairseq (quoted)": ".2f",
+    "to hf in the same": ".2f",
+    "to fairseq": ".2f",
+    "to fairseq by GEMM": ".2f",
 }
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks are run from the root of a checkout, not installed
-
-from benchmarks.convergence import BenchmarkConfig, compare
+from benchmarks.convergence import BenchmarkConfig, compare, judge, main
 from nmt_ls.experiment.command_line import UserError
+from nmt_ls.experiment.records import read_records
 
 
 def write_run(folder: Path, precision: str, nlls: list[float], **config: Any) -> str:
@@ -36,6 +34,33 @@ def test_the_mean_difference_of_common_validations(tmp_path: Path) -> None:
     assert nll["standard error"] == pytest.approx(0.1)
     assert nll["difference at the last"] == pytest.approx(0.3)
     assert bleu["difference"] == pytest.approx(2.0)
+    assert (nll["best fp32"], nll["best bf16"], bleu["best bf16"]) == (2.0, 1.0, 40.0)
+
+
+@pytest.mark.parametrize(
+    ("difference", "error", "says"),
+    [
+        (0.0, 0.01, "inside"),
+        (-0.01, 0.005, "inside"),
+        (0.05, 0.01, "outside"),
+        (-0.05, 0.01, "outside"),
+        (0.02, 0.01, "cannot be told"),
+        (0.0, 0.02, "cannot be told"),
+    ],
+)
+def test_an_interval_is_inside_the_limit_or_outside_or_neither(difference: float, error: float, says: str) -> None:
+    assert judge(difference, error, 0.02) == says
+
+
+def test_records_say_what_the_interval_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = {name: write_run(tmp_path / name, name, [2.0, 2.0, 2.0]) for name in ("fp32", "bf16")}
+    main(BenchmarkConfig(**runs, after=0, out=str(tmp_path / "records.jsonl")))
+    assert "inside" in capsys.readouterr().out
+    records = read_records(tmp_path / "records.jsonl")
+    assert {(r.signature["figure"], r.signature["limit"], r.signature["interval"]) for r in records} == {
+        ("nll", 0.02, "inside"),
+        ("bleu", 0.3, "inside"),
+    }
 
 
 def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
@@ -43,6 +68,9 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
     other = write_run(tmp_path / "b", "bf16", [1.0, 2.0], seed=2)
     with pytest.raises(UserError, match="differ in seed"):
         compare(BenchmarkConfig(fp32=fp32, bf16=other, after=0))
+    more = write_run(tmp_path / "e", "bf16", [1.0, 2.0], init_from="x")  # a key that the other has not
+    with pytest.raises(UserError, match="differ in init_from"):
+        compare(BenchmarkConfig(fp32=fp32, bf16=more, after=0))
     twin = write_run(tmp_path / "c", "fp32", [1.0, 2.0])
     with pytest.raises(UserError, match=r"bf16: .* was trained in fp32"):
         compare(BenchmarkConfig(fp32=fp32, bf16=twin, after=0))

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks are run from the root of a checkout, not installed
 
 from benchmarks import common, image_training
 from nmt_ls.experiment.records import read_records
@@ -17,13 +14,16 @@ def test_image_training_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(common, "GEMM_SHAPES", ((4, 4, 4),))
     out = tmp_path / "speed.jsonl"
     config = image_training.BenchmarkConfig(
-        models=("small_cnn",), side=8, contestants=("fp32", "bf16-contiguous"), batch_size=4, steps=1, repeats=1,
+        models=("small_cnn",), side=8, contestants=("fp32", "fp32-contiguous"), batch_size=4, steps=1, repeats=1,
         threads=1, clock="cpu", out=str(out),
     )  # fmt: skip
     image_training.main(config)
-    rates = [record for record in read_records(out) if record.name == "image_training/images_per_second"]
-    assert [record.signature["contestant"] for record in rates] == ["fp32", "bf16-contiguous"]
+    rates = [record for record in read_records(out) if record.name == "image_training/images/s"]
+    assert [record.signature["contestant"] for record in rates] == ["fp32", "fp32-contiguous"]
     assert all(record.value > 0 for record in rates)
+    assert {"gemm_gflops_fp32", "gemm_error_bf16", "medium_is_fp32", "steps", "repeats"} <= set(rates[0].signature)
+    ratios = [record.value for record in read_records(out) if record.name == "image_training/to fp32-contiguous"]
+    assert ratios[1] == 1.0
 
 
 def test_refusals() -> None:

@@ -1,12 +1,9 @@
 """The benchmark of the smoothed loss runs, on shapes too small to say anything about speed."""
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks are run from the root of a checkout, not installed
 
 from benchmarks import smoothed_loss
 from nmt_ls.experiment.records import read_records
@@ -24,6 +21,24 @@ def test_it_measures_every_arithmetic_and_writes_records(tmp_path: Path, capsys:
     ratios = [record.value for record in records if record.name == "smoothed_loss/ours/products"]
     assert len(ratios) == 8
     assert min(ratios) > 0
+
+
+@pytest.mark.parametrize("arithmetic", ["fp32", "bf16"])
+def test_a_wrong_loss_is_not_timed(arithmetic: str) -> None:
+    config = smoothed_loss.BenchmarkConfig(vocabularies=(50,), rows=20, width=8)
+    contest = smoothed_loss.Contest(config, 50, arithmetic)
+    limit = smoothed_loss.AGREE if arithmetic == "fp32" else smoothed_loss.AGREE_IN_BF16
+    contest.check_agreement(limit)
+    right = contest.pytorch
+
+    def wrong() -> torch.Tensor:
+        loss = right()
+        contest.weight.grad[0] *= 2  # type: ignore[index]
+        return loss
+
+    contest.pytorch = wrong  # type: ignore[method-assign]
+    with pytest.raises(AssertionError, match="weight's gradient"):
+        contest.check_agreement(limit)
 
 
 def test_allocated_memory_is_the_peak_and_not_the_sum() -> None:
