@@ -225,7 +225,8 @@ def hugging_face_forced(theirs: Any, source_BS: Tensor, config: BenchmarkConfig)
             do_sample=False,
             early_stopping=True,
         )
-    return (found_BT[:, 1:] != PAD).sum(1).tolist()
+    lengths: list[int] = (found_BT[:, 1:] != PAD).sum(1).tolist()
+    return lengths
 
 
 def contestants(config: BenchmarkConfig, size: str, stack: ExitStack) -> dict[str, Callable[[], list[int]]]:

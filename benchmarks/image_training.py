@@ -120,7 +120,7 @@ def measure(name: ModelName, config: BenchmarkConfig, data: ImageData) -> list[d
     trained = TrainConfig(
         model=ModelConfig(name=name), augment=AugmentConfig(pad=4, flip=True), batch_size=config.batch_size
     )
-    batches = list(torch.arange(config.steps * config.batch_size).split(config.batch_size))
+    batches = list(torch.split(torch.arange(config.steps * config.batch_size), config.batch_size))
 
     def task() -> ClassificationTask:
         model: ImageModel = new_model(trained, data)

@@ -53,7 +53,11 @@ def marian_of(model: Transformer) -> Any:
     """A MarianMTModel that computes what `model` computes."""
     theirs = marian(model.config)
     theirs.model.shared.weight.copy_(model.output_weight)
-    for side, layers in ((theirs.model.encoder, model.encoder_layers), (theirs.model.decoder, model.decoder_layers)):
+    sides: tuple[tuple[Any, Any], ...] = (
+        (theirs.model.encoder, model.encoder_layers),
+        (theirs.model.decoder, model.decoder_layers),
+    )
+    for side, layers in sides:
         side.embed_positions.weight.copy_(sinusoids(POSITIONS, model.config.width))
         for target, layer in zip(side.layers, layers, strict=True):
             _attention(target.self_attn, layer.self_attention.output, layer.self_attention.query_key_value)

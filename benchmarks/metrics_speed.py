@@ -77,13 +77,13 @@ def confidences_contest(config: BenchmarkConfig) -> dict[str, Callable[[], float
 
     def ours() -> float:
         total = CalibrationAccumulator(BINS)
-        for c, y in zip(confidences_N.split(config.chunk), correct_N.split(config.chunk), strict=True):
+        for c, y in zip(torch.split(confidences_N, config.chunk), torch.split(correct_N, config.chunk), strict=True):
             total.update(c, y)
         return total.compute().ece
 
     def torchmetrics_() -> float:
         total = torchmetrics.classification.BinaryCalibrationError(n_bins=BINS, norm="l1", validate_args=False)
-        for c, y in zip(confidences_N.split(config.chunk), labels_N.split(config.chunk), strict=True):
+        for c, y in zip(torch.split(confidences_N, config.chunk), torch.split(labels_N, config.chunk), strict=True):
             total.update(c, y)
         return float(total.compute())
 
@@ -106,7 +106,7 @@ def probabilities_contest(config: BenchmarkConfig) -> dict[str, Callable[[], flo
 
     def ours() -> float:
         total = CalibrationAccumulator(BINS)
-        for p, y in zip(probabilities_NK.split(config.chunk), labels_N.split(config.chunk), strict=True):
+        for p, y in zip(torch.split(probabilities_NK, config.chunk), torch.split(labels_N, config.chunk), strict=True):
             total.update_probabilities(p, y)
         return total.compute().ece
 
@@ -114,7 +114,7 @@ def probabilities_contest(config: BenchmarkConfig) -> dict[str, Callable[[], flo
         total = torchmetrics.classification.MulticlassCalibrationError(
             config.classes, n_bins=BINS, norm="l1", validate_args=False
         )
-        for p, y in zip(probabilities_NK.split(config.chunk), labels_N.split(config.chunk), strict=True):
+        for p, y in zip(torch.split(probabilities_NK, config.chunk), torch.split(labels_N, config.chunk), strict=True):
             total.update(p, y)
         return float(total.compute())
 
@@ -125,7 +125,7 @@ def probabilities_contest(config: BenchmarkConfig) -> dict[str, Callable[[], flo
 
 
 def _softmax_in_place(logits_NK: Tensor) -> Tensor:
-    for block in logits_NK.split(10_000):
+    for block in torch.split(logits_NK, 10_000):
         block.copy_(block.softmax(1))
     return logits_NK
 

@@ -115,7 +115,7 @@ def our_step(model: Transformer, arithmetic: Arithmetic, alpha: float) -> Step:
             loss, _ = fused_loss_and_nll(
                 hidden_ND, model.output_weight, targets_N, alpha, ignore_index=PAD, reduction="sum"
             )
-        loss.backward()
+        torch.autograd.backward(loss)
         _optimise(optimizer, batch.tokens)
         return float(loss.detach()) / batch.tokens
 
@@ -138,7 +138,7 @@ def marian_step(model: Any, arithmetic: Arithmetic, alpha: float) -> Step:
             ).logits
             logits_NV, targets_N = logits_BTV.flatten(0, 1), batch.target_out_BT.flatten()
             loss = F.cross_entropy(logits_NV, targets_N, ignore_index=PAD, label_smoothing=alpha, reduction="sum")
-        loss.backward()
+        torch.autograd.backward(loss)
         _optimise(optimizer, batch.tokens)
         return float(loss.detach()) / batch.tokens
 

@@ -161,7 +161,7 @@ def train(config: TrainConfig) -> Outcome:
     if threads:
         torch.set_num_threads(threads)
     precision = Precision.from_manifest(begun["precision"]) if begun else choose_precision(config.precision, device)
-    attention: dict[str, str] = begun.get("attention") or {"form": config.model.attention}
+    attention: dict[str, Any] = begun.get("attention") or {"form": config.model.attention}
     manifest = {
         **provenance(device),
         "precision": precision.to_dict(),

@@ -364,7 +364,7 @@ def test_scaling_writes_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         return work(*arguments) | {"peak MiB": 100.0}
 
     monkeypatch.setattr(scaling, "in_a_process", here)
-    monkeypatch.setattr(beam_search, "VOCABULARIES", {"small": 200})
+    monkeypatch.setattr(beam_search, "VOCABULARIES", {"small": 200, "base": 200})
     monkeypatch.setattr(scaling, "WAYS", ((1, 1), (2, 1)))
     out = tmp_path / "records.jsonl"
     scaling.main(
