@@ -73,7 +73,7 @@ def test_hugging_face_keeps_a_copy_of_each_type(monkeypatch: pytest.MonkeyPatch)
     pytest.importorskip("transformers")
     monkeypatch.setattr(beam_search, "VOCABULARIES", {"tiny": 200})
     config = beam_search.BenchmarkConfig(
-        contestants=("hf-bf16", "hf-fp32"), sentences=2, source_length=4, steps=3, beam=2
+        sizes=("tiny",), contestants=("hf-bf16", "hf-fp32"), sentences=2, source_length=4, steps=3, beam=2
     )
     with ExitStack() as stack:
         runs = beam_search.contestants(config, "tiny", stack)
