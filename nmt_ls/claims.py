@@ -156,7 +156,7 @@ class _ClaimText:
     numbers: str
     kind: Literal["claim", "question"] = "claim"
     settings: tuple[str, ...] = ()
-    regime: str = ""
+    regime: tuple[str, ...] | str = ()
     tests: dict[str, Any] = field(default_factory=dict)
     not_run: str = ""
 
@@ -166,10 +166,15 @@ class _ClaimText:
         if bool(self.settings) != bool(self.tests):
             raise ValueError("settings: name those in which the tests are made")
 
+    @property
+    def regimes(self) -> tuple[str, ...]:
+        """The names of the regimes, of which the file has one or a list."""
+        return (self.regime,) if isinstance(self.regime, str) else self.regime
+
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """What the paper says (or, of kind `question`, what we ask), where it is tested, in which regime, and how."""
+    """What the paper says (or, of kind `question`, what we ask), where it is tested, in which regimes, and how."""
 
     name: str
     kind: Literal["claim", "question"]
@@ -178,7 +183,7 @@ class Claim:
     sentence: str
     numbers: str
     settings: tuple[str, ...]
-    regime: Regime | None
+    regimes: tuple[Regime, ...]
     tests: Mapping[str, Test]
     not_run: str
 
@@ -257,9 +262,9 @@ class _Reader:
     ) -> Claim:
         """A claim with its tests; names of settings and regimes that the file does not have are problems."""
         key = f"claims.{name}"
-        for entry, known, wanted in (("settings", settings, text.settings), ("regime", regimes, [text.regime])):
+        for entry, known, wanted in (("settings", settings, text.settings), ("regime", regimes, text.regimes)):
             for one in wanted:
-                if one and one not in known:
+                if one not in known:
                     line = self.lines.get(f"{key}.{entry}", 1)
                     self.problems.append(
                         f"{self.path}, line {line}: {key}.{entry}: there is no {one!r}; there are {', '.join(known)}"
@@ -272,7 +277,7 @@ class _Reader:
             sentence=text.sentence,
             numbers=text.numbers,
             settings=text.settings,
-            regime=regimes.get(text.regime),
+            regimes=tuple(regimes[one] for one in text.regimes if one in regimes),
             tests=self.parts(Test, text.tests, f"{key}.tests"),
             not_run=text.not_run,
         )

@@ -210,7 +210,7 @@ def _groups(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
 
 def _verdict_context(one: Verdict) -> dict[str, Any]:
     question = one.claim.kind == "question"
-    regime = one.claim.regime
+    regimes = zip(one.claim.regimes, one.regime_values, strict=False)  # values only where all are recorded
     return {
         "word": word_of(one, question=question),
         "kind": one.word.replace(" ", "-"),
@@ -218,9 +218,9 @@ def _verdict_context(one: Verdict) -> dict[str, Any]:
         "name": one.setting_name or "all",
         "setting": one.setting,
         "why": one.why,
-        "regime": f"{regime} of hard targets {one.regime_value:.4f}, at least {regime.at_least:g} wanted"
-        if regime is not None and one.regime_value is not None
-        else "",
+        "regime": "; ".join(
+            f"{regime} of hard targets {value:.4f}, at least {regime.at_least:g} wanted" for regime, value in regimes
+        ),
         "outcomes": [
             {
                 "name": outcome.name,

@@ -34,7 +34,10 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """A claim's verdict in one setting (None: it is tested in none)."""
+    """A claim's verdict in one setting (None: it is tested in none).
+
+    regime_values: of the claim's regimes, in its order; empty where they are not recorded.
+    """
 
     claim: Claim
     setting_name: str
@@ -42,7 +45,7 @@ class Verdict:
     word: Word
     why: str
     outcomes: tuple[Outcome, ...] = ()
-    regime_value: float | None = None
+    regime_values: tuple[float, ...] = ()
 
 
 def decide(test: Test, finding: Finding) -> Word:
@@ -134,7 +137,7 @@ def regime_value(regime: Regime, results: SettingResults) -> float:
 def verdict(claim: Claim, setting_name: str, setting: Setting, results: SettingResults) -> Verdict:
     """A claim in a setting."""
 
-    def said(word: Word, why: str, outcomes: Sequence[Outcome] = (), value: float | None = None) -> Verdict:
+    def said(word: Word, why: str, outcomes: Sequence[Outcome] = (), values: Sequence[float] = ()) -> Verdict:
         return Verdict(
             claim=claim,
             setting_name=setting_name,
@@ -142,26 +145,28 @@ def verdict(claim: Claim, setting_name: str, setting: Setting, results: SettingR
             word=word,
             why=why,
             outcomes=tuple(outcomes),
-            regime_value=value,
+            regime_values=tuple(values),
         )
 
     if not results.runs():
         silent = f"; {', '.join(results.silent)} do not say their dropout" if results.silent else ""
         return said("not run here", f"no records of {setting.runs} in {results.folder}{silent}")
     outcomes = [judge(name, test, results) for name, test in claim.tests.items()]
-    value = None
-    if claim.regime is not None:
-        try:
-            value = regime_value(claim.regime, results)
-        except NotMeasuredError as error:
-            return said("not run here", str(error), outcomes)
-        if value < claim.regime.at_least:
-            why = f"{claim.regime} of hard targets is {value:.4f}, below {claim.regime.at_least:g}"
-            return said("regime not reached", why, outcomes, value)
+    try:
+        values = [regime_value(regime, results) for regime in claim.regimes]
+    except NotMeasuredError as error:
+        return said("not run here", str(error), outcomes)
+    short = [
+        f"{regime} of hard targets is {value:.4f}, below {regime.at_least:g}"
+        for regime, value in zip(claim.regimes, values, strict=True)
+        if value < regime.at_least
+    ]
+    if short:
+        return said("regime not reached", "; ".join(short), outcomes, values)
     word = combine(outcomes)
     deciding = [outcome for outcome in outcomes if outcome.word == word]
     why = "; ".join(dict.fromkeys(f"{outcome.name}: {outcome.why}" for outcome in deciding))
-    return said(word, why, outcomes, value)
+    return said(word, why, outcomes, values)
 
 
 def verdicts_of(claims: Claims, results: Mapping[str, SettingResults]) -> Iterator[Verdict]:

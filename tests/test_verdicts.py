@@ -203,10 +203,25 @@ def test_a_calm_model_is_not_the_regime(tmp_path: Path) -> None:
     results = results_of(tmp_path, hard_like(gap=lambda _: 0.005), smooth_like())
     found = judged(shipped("nmt-calibration"), results)
     assert found.word == "regime not reached"
-    assert found.regime_value is not None
-    assert found.regime_value < 0.03
+    assert len(found.regime_values) == 1
+    assert found.regime_values[0] < 0.03
     assert "below 0.03" in found.why
     assert judged(shipped("nmt-bleu"), results).word == "reproduced"  # says nothing of calibration
+
+
+def test_every_regime_has_to_be_reached(tmp_path: Path) -> None:
+    results = results_of(tmp_path, hard_like(), smooth_like())
+    (over,) = shipped("nmt-calibration").regimes
+    reached = dataclasses.replace(
+        shipped("nmt-calibration"), regimes=(over, Regime(figure="debiased_ece", at_least=0.01))
+    )
+    assert judged(reached, results).word == "reproduced"
+    missed = dataclasses.replace(reached, regimes=(over, Regime(figure="debiased_ece", at_least=0.9)))
+    found = judged(missed, results)
+    assert found.word == "regime not reached"
+    assert found.why.startswith("debiased ECE of hard targets is ")
+    assert found.why.endswith("below 0.9")
+    assert len(found.regime_values) == 2
 
 
 def test_a_difference_below_resolution_is_unresolved(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ classes of a picture, 2 the coordinates in their plane, R the rank of the class 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _FLAT = 1e-6  # sine of the smallest angle at which two sides of a triangle still span a plane
+_POINT = 1e-30  # variance of what counts as a point
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,3 +197,25 @@ def distance_variation(points_ND: Tensor, corner_D: Tensor) -> float:
     if len(distances_N) == 0 or not (mean := float(distances_N.mean())) > 0:
         raise ValueError("an arc needs points away from its centre")
     return float(distances_N.std(correction=0)) / mean
+
+
+def radial_over_tangential(classes_N2: Sequence[Tensor], corner_2: Tensor) -> float:
+    """How the points of classes spread about their centres, seen from a corner: sd along the distance over sd across.
+
+    1 for an isotropic spread, however tight, far from the corner; towards 0 for an arc around it. Across is measured
+    as an angle at the corner times the mean distance; a class's variances are about its own means, so that where
+    the classes lie does not matter, and are averaged over classes. Classes that have shrunk to points have 1.
+
+    Raises ValueError for no points, and for points on the corner.
+    """
+    radial = tangential = 0.0
+    for points_N2 in classes_N2:
+        offsets_N2 = points_N2.detach().double() - corner_2.detach().double()
+        distances_N = torch.linalg.vector_norm(offsets_N2, dim=1)
+        if not len(distances_N) or not (distances_N > 0).all():
+            raise ValueError("an arc needs points away from its centre")
+        towards_2 = (offsets_N2 / distances_N[:, None]).mean(0)
+        along_N, across_N = offsets_N2 @ towards_2, offsets_N2 @ torch.stack((-towards_2[1], towards_2[0]))
+        radial += float(distances_N.var(correction=0))
+        tangential += float((torch.atan2(across_N, along_N) * distances_N.mean()).var(correction=0))
+    return math.sqrt((radial + _POINT) / (tangential + _POINT))

@@ -18,6 +18,7 @@ __all__ = ["project"]
 HEAD = ("run", "alpha", "split")
 PLANE = (
     "scatter_ratio", "projection_scale", "triangle_regularity", "template_regularity", "template_side", "arc_variation",
+    "arc_ratio",
 )  # fmt: skip
 ALL = ("scatter_ratio_all", "nc1", "nc2_equinorm", "nc2_equiangle", "nc2_maximal_angle", "cosine_own", "cosine_others")
 
@@ -36,7 +37,8 @@ def print_tables(config: ProjectConfig, projected: Sequence[Projected], classes:
     rows = [{**head, **each.of_classes} for head, each in zip(heads, projected, strict=True)]
     print(format_table(rows, [*HEAD, *PLANE]))
     print("\nregularity: shortest over longest side; arc_variation: of the first two classes' distances from the third")
-    print("template, 0 on an exact arc; all classes, in all dimensions:\n")
+    print("template, 0 on an exact arc; arc_ratio: each class's spread along those distances over that across, 1 if")
+    print("isotropic; all classes, in all dimensions:\n")
     rows = [{**head, **each.of_all} for head, each in zip(heads, projected, strict=True)]
     print(format_table(rows, [*HEAD, *ALL]))
     for sentence in outside_the_regime(projected):

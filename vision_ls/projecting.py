@@ -26,18 +26,18 @@ from vision_ls.geometry import (
     Simplex,
     distance_variation,
     mean_side,
+    radial_over_tangential,
     regularity,
     template_cosines,
 )
 from vision_ls.projection_figure import Panel, projection_figure
 from vision_ls.runs import Classifier, find_run
 from vision_ls.scoring import predict
-from vision_ls.training import CheckpointName, training_images
+from vision_ls.training import FITTED_TO_TRAINING, CheckpointName, training_images
 
 SPLITS = ("train", "validation", "test")
 READ_AT_ONCE = 1000  # images
 LEAST = 1e-30  # of what a logarithm is taken: clusters may have shrunk to points
-REGIME = 0.95  # training accuracy from which on a hard-target network counts as over-confident
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +241,7 @@ def plane_figures(coordinates_N2: Tensor, places_N: Tensor, corners_32: Tensor) 
     scatter_ratio: within-class over between-class scatter; projection_scale: mean distance of the examples from the
     centre of their classes; and the logarithms of both. triangle_regularity, triangle_side: of the class means;
     template_regularity, template_side: of the templates. arc_variation: variation coefficient of the first two
-    classes' distances from the third template.
+    classes' distances from the third template; arc_ratio: their spread along those distances over that across.
     """
     means = ClassMeans.of(coordinates_N2, places_N, 3)
     scatter = means.within_over_between()
@@ -256,6 +256,7 @@ def plane_figures(coordinates_N2: Tensor, places_N: Tensor, corners_32: Tensor) 
         "template_regularity": regularity(corners_32),
         "template_side": mean_side(corners_32),
         "arc_variation": distance_variation(coordinates_N2[places_N < 2], corners_32[2]),
+        "arc_ratio": radial_over_tangential([coordinates_N2[places_N == place] for place in (0, 1)], corners_32[2]),
     }
 
 
@@ -294,7 +295,9 @@ def outside_the_regime(projected: Sequence[Projected]) -> list[str]:
     """Sentences about hard-target runs that have not learnt their training images well enough to be over-confident."""
     return [
         f"regime not reached: {each.recipe['run']} has a training accuracy of {each.of_all['train_accuracy']:.3f}, "
-        f"below {REGIME}; what it shows says nothing about over-confident networks"
+        f"below {FITTED_TO_TRAINING}; what it shows says nothing about over-confident networks"
         for each in projected
-        if each.recipe["split"] == "train" and each.recipe["alpha"] == 0 and each.of_all["train_accuracy"] < REGIME
+        if each.recipe["split"] == "train"
+        and each.recipe["alpha"] == 0
+        and each.of_all["train_accuracy"] < FITTED_TO_TRAINING
     ]

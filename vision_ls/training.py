@@ -36,6 +36,8 @@ from vision_ls.scoring import BINS, exact_figures, predict, score_logits
 
 CheckpointName = Literal["last", "best", "averaged"]
 SUBSET_SEED = 0  # one subset of a size, for every run
+FITTED_TO_TRAINING = 0.95
+"""Training accuracy from which on a hard-target network counts as over-confident; that of configs/claims.yaml."""
 REGIME_IMAGES = 10_000  # of the training images on which training accuracy is measured
 
 

@@ -15,6 +15,7 @@ from vision_ls.geometry import (
     distance_variation,
     mean_side,
     project,
+    radial_over_tangential,
     regularity,
     template_cosines,
 )
@@ -146,6 +147,24 @@ def test_an_arc_by_hand() -> None:
     assert distance_variation(torch.tensor([[1.0, 0.0], [0.0, 3.0]]), torch.zeros(2)) == pytest.approx(0.5)
     with pytest.raises(ValueError, match="away from its centre"):
         distance_variation(torch.zeros(3, 2), torch.zeros(2))
+
+
+def test_a_tight_blob_is_no_arc() -> None:
+    angles_N = torch.arange(8) * math.pi / 4
+    blob_N2 = 0.01 * torch.stack((angles_N.cos(), angles_N.sin()), dim=1)
+    blobs = [blob_N2 + torch.tensor([10.0, 0.0]), blob_N2 + torch.tensor([0.0, 10.0])]  # of two classes, far apart
+    assert radial_over_tangential(blobs, torch.zeros(2)) == pytest.approx(1.0, abs=1e-3)
+    assert distance_variation(torch.cat(blobs), torch.zeros(2)) < 1e-3  # which takes it for one
+    wide_N = torch.linspace(-0.2, 0.2, 9)
+    arcs = [torch.stack((10 * (at + wide_N).cos(), 10 * (at + wide_N).sin()), dim=1) for at in (0.0, 3.1)]
+    assert radial_over_tangential(arcs, torch.zeros(2)) == pytest.approx(0.0, abs=1e-6)
+    # at distances 1 and 3 (sd 1) straight ahead, and at ± 0.5 of a right angle at distance 2: sd over angles once each
+    cross_N2 = torch.tensor([[1.0, 0.0], [3.0, 0.0], [math.sqrt(2), math.sqrt(2)], [math.sqrt(2), -math.sqrt(2)]])
+    by_hand = math.sqrt(2 / 4) / (2 * math.sqrt(2 / 4) * math.pi / 4)
+    assert radial_over_tangential([cross_N2], torch.zeros(2)) == pytest.approx(by_hand)
+    assert radial_over_tangential([torch.tensor([[1.0, 0.0]] * 3)], torch.zeros(2)) == 1.0
+    with pytest.raises(ValueError, match="away from its centre"):
+        radial_over_tangential([torch.zeros(1, 2)], torch.zeros(2))
 
 
 @pytest.mark.parametrize(

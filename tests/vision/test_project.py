@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,7 +86,18 @@ def test_plane_figures_by_hand() -> None:
     assert found["log_scatter_ratio"] == pytest.approx(-math.log(between))
     assert (found["triangle_regularity"], found["template_regularity"]) == pytest.approx((0.6, 0.6))
     assert (found["triangle_side"], found["template_side"]) == pytest.approx((8.0, 16.0))
-    assert found["projection_scale"] == pytest.approx(math.exp(found["log_projection_scale"]))
+    # the mean class is at (2, 8/3), which every example is off by its corner's place and ±1 along the first axis
+    distances = [math.hypot(x + sign - 2, y - 8 / 3) for x, y in ((0, 0), (6, 0), (0, 8)) for sign in (-1, 1)]
+    assert found["projection_scale"] == pytest.approx(sum(distances) / 6)
+    assert found["log_projection_scale"] == pytest.approx(math.log(sum(distances) / 6))
+    # from the third template, at (0, 16): to (±1, 0) and to (5, 0) and (7, 0)
+    near, far = math.hypot(1, 16), (math.hypot(5, 16), math.hypot(7, 16))
+    from_third = [near, near, *far]
+    assert found["arc_variation"] == pytest.approx(statistics.pstdev(from_third) / statistics.mean(from_third))
+    radial = statistics.pvariance(far)
+    apart = (2 * math.atan(1 / 16), math.atan(7 / 16) - math.atan(5 / 16))  # angles; of two, the sd is half
+    tangential = sum((angle / 2 * each) ** 2 for angle, each in zip(apart, (near, statistics.mean(far)), strict=True))
+    assert found["arc_ratio"] == pytest.approx(math.sqrt(radial / tangential))
 
 
 def test_collapsed_classes_have_logarithms() -> None:

@@ -20,7 +20,7 @@ from vision_ls.evaluate import main as evaluate_command
 from vision_ls.evaluation import EvaluateConfig
 from vision_ls.project import main as project_command
 from vision_ls.projecting import ProjectConfig
-from vision_ls.training import train
+from vision_ls.training import FITTED_TO_TRAINING, train
 
 CLAIMS = read_claims(Path(__file__).parents[2] / "configs" / "claims.yaml")
 VISION = [claim for claim in CLAIMS.claims if claim.name.startswith("vision-") and not claim.not_run]
@@ -38,7 +38,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         engine = EngineConfig(max_updates=60, validate_every=30, log_every=30, monitor="accuracy", average_last=0)
         images = str(place / "images")
         train(small_training(Path(run), loss=LossConfig(alpha=alpha), engine=engine, data=images))
-        for split in ("validation", "test"):
+        for split in ("train", "validation", "test"):
             evaluate_command(EvaluateConfig(run=run, checkpoint="last", split=split, results=results, figure=False))  # type: ignore[arg-type]
         for name in ("", "near"):
             project_command(ProjectConfig(runs=(run,), checkpoint="last", results=results, figure=False, name=name))
@@ -55,10 +55,14 @@ def test_every_figure_is_recorded(root: Path, claim: Claim) -> None:
     for setting_name in claim.settings:
         results = results_of(root, setting_name)
         (hard,) = results.runs(0.0)
-        if claim.regime is not None:
-            assert claim.regime.figure in hard.scored[False]
+        assert {regime.figure for regime in claim.regimes} <= set(hard.scored[False])
         for name, test in claim.tests.items():
             assert test.statistic in OF_RECORDS
             outcome = judge(name, test, results)
             assert outcome.finding is not None, outcome.why
             assert outcome.finding.seeds == (1, 1)
+
+
+def test_projection_and_claims_mean_one_regime() -> None:
+    (fitted,) = {regime for claim in VISION for regime in claim.regimes if regime.figure == "train_accuracy"}
+    assert fitted.at_least == FITTED_TO_TRAINING
