@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from nmt_ls.claim_statistics import chosen_temperature
+from nmt_ls.image_calibration import reliabilities
 from nmt_ls.metrics.calibration import MOMENTS, Calibration, calibration_from_sums
 from nmt_ls.metrics.plots import (
     Curve,
@@ -47,6 +48,14 @@ def setting_figures(results: SettingResults) -> Iterator[tuple[str, str, Figure]
             f"seeds pooled. The fitted temperature is that of lowest NLL on {results.setting.choose_on}."
         )
         yield "reliability", caption, reliability_diagram(diagrams, title=f"{split} split")
+    if of_images := reliabilities(results):
+        caution = f" ({results.setting.caution})" if results.setting.caution else ""
+        caption = (
+            f"{title}{caution}, {split} split, as Figure 2 of the paper: accuracy against confidence, seeds pooled. "
+            f"Temperatures are fitted to each run on {results.setting.choose_on} by NLL, and α above 0 is the one of "
+            "lowest NLL there."
+        )
+        yield "reliability", caption, reliability_diagram(of_images, title=f"{split} split")
     if panels := _against_alpha(results):
         caption = f"{title}, {split} split, T = 1, {results.setting.checkpoint} checkpoint: a dot is a seed."
         yield "alpha", caption, alpha_figure(panels, title=title)

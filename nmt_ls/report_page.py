@@ -18,9 +18,19 @@ from nmt_ls.claims import Claims, Setting
 from nmt_ls.experiment.atomic import atomic_write
 from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.records import provenance
+from nmt_ls.image_calibration import scaling_rows
 from nmt_ls.metrics.plots import figure_svg, save_figure
 from nmt_ls.report_figures import setting_figures
-from nmt_ls.report_tables import FIGURES, RECIPE, TEMPERATURES, Column, present, recipe_rows, temperature_rows
+from nmt_ls.report_tables import (
+    FIGURES,
+    RECIPE,
+    SCALING,
+    TEMPERATURES,
+    Column,
+    present,
+    recipe_rows,
+    temperature_rows,
+)
 from nmt_ls.study_results import SettingResults, read_results
 from nmt_ls.verdicts import Outcome, Verdict, Word, verdicts_of
 
@@ -53,6 +63,7 @@ class Part:
     results: SettingResults
     rows: list[dict[str, Any]]
     temperatures: list[dict[str, Any]]
+    scaling: list[dict[str, Any]]
     figures: list[tuple[str, str, Figure]]
 
     @property
@@ -115,6 +126,7 @@ class Report:
                 results=found,
                 rows=list(recipe_rows(found)),
                 temperatures=list(temperature_rows(found)),
+                scaling=list(scaling_rows(found)),
                 figures=list(setting_figures(found)),
             )
             for name, found in results.items()
@@ -251,6 +263,11 @@ def _part_context(part: Part) -> dict[str, Any]:
                     TEMPERATURES,
                     part.temperatures,
                 ),
+                _table_context(
+                    f"As Table 3 of the paper: α of lowest NLL on {part.setting.choose_on}, temperatures fitted there",
+                    SCALING,
+                    part.scaling,
+                ),
             )
             if table["rows"]
         ],
@@ -329,7 +346,11 @@ def _study_markdown(parts: Sequence[Part], verdicts: Sequence[Verdict]) -> Itera
     for part in parts:
         caution = f" ({part.setting.caution})" if part.setting.caution else ""
         yield f"\n## {part.setting.title}{caution}\n"
-        for columns, rows in (([*RECIPE, *FIGURES], part.rows), (TEMPERATURES, part.temperatures)):
+        for columns, rows in (
+            ([*RECIPE, *FIGURES], part.rows),
+            (TEMPERATURES, part.temperatures),
+            (SCALING, part.scaling),
+        ):
             if rows:
                 shown = present(columns, rows)
                 yield _markdown_row([column.heading for column in shown])

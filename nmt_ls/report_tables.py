@@ -66,6 +66,22 @@ TEMPERATURES = [
     Column(key="bleu at it", heading="BLEU, T by BLEU", format=".2f"),
 ]
 
+SCALING = [
+    Column(key="system", heading="trained with"),
+    RECIPE[0],
+    *RECIPE[2:],
+    *(column for column in FIGURES if column.key in ("accuracy", "nll")),
+    *(
+        each
+        for key, heading in (("ece", "ECE"), ("debiased_ece", "debiased ECE"), ("squared_l2", "squared L2"))
+        for each in (
+            Column(key=key, heading=heading, format=".4f"),
+            Column(key=f"{key} sd", heading="its sd over seeds", format=".4f"),
+        )
+    ),
+]
+"""Of Table 3 as images have it (nmt_ls.image_calibration)."""
+
 
 def recipe_rows(results: SettingResults) -> Iterator[dict[str, Any]]:
     """Of every α, checkpoint and temperature (1, or fitted): each scored figure's mean over seeds, and its sd.

@@ -1,0 +1,110 @@
+"""Table 3 and Figure 2 of images, from records and examples.parquet: hard targets, the same at their fitted
+temperature, and smoothed ones, with the α that is best on the split where things are chosen.
+
+Shapes: N images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from nmt_ls.metrics.calibration import Calibration, CalibrationAccumulator
+from nmt_ls.study_results import Run, SettingResults
+
+EXAMPLES = "examples.parquet"
+"""The folder in which evaluation leaves what belongs to each image."""
+FIGURES = ("accuracy", "nll", "ece", "debiased_ece", "squared_l2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """Runs of one α at temperature 1, or at the one fitted to each (`temperature`: their mean)."""
+
+    name: str
+    alpha: float
+    fitted: bool
+    temperature: float
+    runs: Sequence[Run]
+
+    def scored(self) -> list[dict[str, float]]:
+        """The figures of each seed."""
+        return [run.scored[self.fitted] for run in self.runs]
+
+
+def systems(results: SettingResults) -> list[System]:
+    """Those that are recorded, hard targets first; empty where no image was scored, or the split is trained on."""
+    found = list[System]()
+    if results.setting.split == "train" or not (results.folder / EXAMPLES).is_dir():
+        return found
+    hard = results.runs(0.0)
+    alpha = best_alpha(results)
+    smoothed = results.runs(alpha) if alpha is not None else []
+    for name, runs, fitted in (
+        ("hard targets", hard, False),
+        ("hard targets, temperature fitted", hard, True),
+        ("label smoothing", smoothed, False),
+    ):
+        kept = [run for run in runs if fitted in run.scored and (run.fitted_temperature or not fitted)]
+        if kept:
+            mean = float(np.mean([run.fitted_temperature[0] for run in kept])) if fitted else 1.0
+            found.append(System(name=name, alpha=kept[0].alpha, fitted=fitted, temperature=mean, runs=kept))
+    return found
+
+
+def best_alpha(results: SettingResults) -> float | None:
+    """The α above 0 of lowest NLL, mean over seeds, on the split where things are chosen; None where there is none."""
+    chosen_on = [run for run in results.runs(split=results.setting.choose_on) if run.alpha > 0]
+    values = {
+        alpha: [run.scored[False]["nll"] for run in chosen_on if run.alpha == alpha and False in run.scored]
+        for alpha in sorted({run.alpha for run in chosen_on})
+    }
+    means = {alpha: float(np.mean(nll)) for alpha, nll in values.items() if nll}
+    return min(means, key=means.__getitem__) if means else None
+
+
+def scaling_rows(results: SettingResults) -> Iterator[dict[str, Any]]:
+    """Table 3: each system's figures, means over seeds, and their sd (left out for one seed)."""
+    for system in systems(results):
+        row: dict[str, Any] = {
+            "system": system.name,
+            "alpha": system.alpha,
+            "temperature": f"fitted, {system.temperature:.3f}" if system.fitted else "1",
+            "seeds": len(system.runs),
+        }
+        for name in FIGURES:
+            values = [figures[name] for figures in system.scored() if name in figures]
+            if values:
+                row[name] = float(np.mean(values))
+                if len(values) > 1:
+                    row[f"{name} sd"] = float(np.std(values, ddof=1))
+        yield row
+
+
+def reliabilities(results: SettingResults) -> dict[str, Calibration]:
+    """Figure 2: the calibration of each system, its seeds pooled, by its name."""
+    found = {}
+    for system in systems(results):
+        total = CalibrationAccumulator()
+        for run in system.runs:
+            table = pq.read_table(
+                results.folder / EXAMPLES,
+                columns=["confidence", "correct"],
+                filters=[
+                    ("run", "=", run.name),
+                    ("checkpoint", "=", results.setting.checkpoint),
+                    ("weights", "=", run.signature["weights"]),
+                    ("split", "=", results.setting.split),
+                    ("temperature_is", "=", "fitted" if system.fitted else "given"),
+                ],
+            )
+            if len(table):
+                total.update(table["confidence"].to_numpy(), table["correct"].to_numpy())
+        if total.sums.any():
+            temperature = f", T = {system.temperature:.2f}" if system.fitted else ""
+            found[f"α = {system.alpha:g}{temperature}"] = total.compute()
+    return found
