@@ -72,6 +72,8 @@ def describe(directory: Path, manifest: Mapping[str, Any]) -> str:
     kind = "greyscale" if channels == 1 else "colour"
     lines = [f"{directory}: {width} x {height} {kind} images of {len(about['classes'])} classes, "
              f"licence: {manifest['licence']}"]  # fmt: skip
+    if manifest.get("note"):
+        lines.append(f"  note       {manifest['note']}")
     for name, split in manifest["splits"].items():
         converted = split["greyscale_converted"]
         also = f", {converted:,} greyscale ones converted" if converted else ""

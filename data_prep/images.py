@@ -27,9 +27,9 @@ from data_prep.image_files import Decoder, Picture
 from data_prep.image_report import DuplicateCount, PixelMoments, describe
 from data_prep.parallel import local_folder, without_log
 from data_prep.reporting import file_checksum
-from nmt_ls.encoding import without_bars
 from nmt_ls.experiment.array_store import existing_store, new_array, write_store
 from nmt_ls.experiment.command_line import UserError, run_command
+from nmt_ls.experiment.progress import without_bars
 from nmt_ls.experiment.staging import terminate_as_exit
 from nmt_ls.vocabulary import first_line
 
@@ -82,6 +82,8 @@ class ImagesConfig:
     """auto: 1 where the first training images are all greyscale"""
     licence: str = ""
     """terms of the data, for the manifest"""
+    note: str = ""
+    """what to say beside every figure of these images, such as "own split": at load, in titles and in signatures"""
     workers: int = 4
     """threads that decode; the result does not depend on it"""
 
@@ -101,6 +103,8 @@ class ImagesConfig:
     def recipe(self) -> dict[str, Any]:
         """All that decides what the prepared data hold; where files are local, the source may move."""
         settings = {key: value for key, value in asdict(self).items() if key not in ("out", "licence", "workers")}
+        if not self.note:
+            del settings["note"]
         folder = local_folder(self.source)
         if folder is not None:
             files = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("."))
@@ -284,6 +288,7 @@ class StoreBuilder:
             "about": {"classes": source.classes, "image_shape": list(self.decoder.shape)},
             "source": config.source,
             "licence": config.licence or "not stated",
+            "note": config.note,
             "splits": {name: self.splits[name] for name in SPLITS},
             "duplicates": self.duplicates.figures(),
             "train_pixels": self.moments.figures(),

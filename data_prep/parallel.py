@@ -16,8 +16,8 @@ from typing import Any
 
 from data_prep.reporting import file_checksum, prepare
 from nmt_ls.corpus_writer import CorpusConfig, Origin, existing_corpus
-from nmt_ls.encoding import without_bars
 from nmt_ls.experiment.command_line import UserError, run_command
+from nmt_ls.experiment.progress import without_bars
 from nmt_ls.experiment.staging import terminate_as_exit
 from nmt_ls.staged_texts import text_fault
 from nmt_ls.vocabulary import first_line

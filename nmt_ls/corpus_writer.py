@@ -25,8 +25,9 @@ import pyarrow.compute
 
 from nmt_ls.batching import random_draws
 from nmt_ls.corpus import FORMAT, MANIFEST, Corpus, Split, corpus_checksum
-from nmt_ls.encoding import encode_texts, without_bars
+from nmt_ls.encoding import encode_texts
 from nmt_ls.experiment.command_line import UserError
+from nmt_ls.experiment.progress import without_bars
 from nmt_ls.experiment.staging import staging_directory
 from nmt_ls.staged_texts import FilterConfig, StagedTexts, stage_held_out, stage_training
 from nmt_ls.vocabulary import (

@@ -6,16 +6,16 @@ and their parent can be ended too. (The pool of `datasets` hangs when a signal h
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Mapping, MutableSequence
+from collections.abc import Callable, Mapping, MutableSequence
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from nmt_ls.experiment.progress import without_bars
 from nmt_ls.vocabulary import load_vocabularies
 
 # below this many pairs a second process costs more than it saves
@@ -69,20 +69,6 @@ def _encode_part(path: Path, directory: Path, rows: range, file: Path, advance: 
             cache_file_name=str(file),
             new_fingerprint=file.name,  # or it would hash the vocabularies
         )
-
-
-@contextlib.contextmanager
-def without_bars() -> Iterator[None]:
-    """Without the progress bars of `datasets`, which it draws into log files too."""
-    import datasets
-
-    shown = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
 
 
 def _encode_in_processes(path: Path, directory: Path, parts: list[range], files: list[Path], bar: Any) -> None:

@@ -60,6 +60,12 @@ class ImageSplit:
         posteriors_BK = None if self.posteriors_NK is None else self.posteriors_NK[rows_B]
         return ImageSplit(self.images_NCHW[rows_B.to(self.images_NCHW.device)], self.labels_N[rows_B], posteriors_BK)
 
+    def first(self, count: int) -> ImageSplit:
+        """Its first `count` (0: all), without a copy."""
+        end = count or len(self)
+        posteriors_NK = None if self.posteriors_NK is None else self.posteriors_NK[:end]
+        return ImageSplit(self.images_NCHW[:end], self.labels_N[:end], posteriors_NK)
+
     def on(self, device: torch.device) -> ImageSplit:
         """On the device, where it is small enough to stay there; else as it is, to be moved a batch at a time."""
         if self.images_NCHW.nbytes > RESIDENT_BYTES:
@@ -72,7 +78,8 @@ class ImageData:
     """A data set: classes, the shape (C, H, W) of its images, a checksum, and splits train, validation and test.
 
     place: its directory, or EMBEDDED. mean, std: of the training pixels, from 0 to 1, a number a channel.
-    remarks: what there is to know about its images (copies, greyscale ones), as sentences.
+    remarks: what there is to know about its images (a note, copies, greyscale ones), as sentences.
+    note: what was said when they were prepared, to stand beside every figure of them.
     """
 
     def __init__(
@@ -87,11 +94,12 @@ class ImageData:
         checksum: str,
         remarks: Sequence[str],
         read: Callable[[str], ImageSplit],
+        note: str = "",
     ) -> None:
         self.place, self.source, self.checksum = place, source, checksum
         self.classes, self.image_shape = tuple(classes), image_shape
         self.mean, self.std = tuple(mean), tuple(std)
-        self.remarks = tuple(remarks)
+        self.remarks, self.note = tuple(remarks), note
         self._read = read
         self._splits: dict[str, ImageSplit] = {}
 
@@ -152,11 +160,12 @@ def load_images(directory: str | Path) -> ImageData:
         checksum=store.checksum,
         remarks=_remarks(manifest),
         read=read,
+        note=manifest.get("note", ""),
     )
 
 
 def _remarks(manifest: Mapping[str, Any]) -> list[str]:
-    remarks = []
+    remarks = [manifest["note"]] if manifest.get("note") else []
     copies = manifest["duplicates"]
     if copies["groups"]:
         remarks.append(

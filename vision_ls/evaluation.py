@@ -157,14 +157,17 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
     return Evaluated(classifier=classifier, split=config.split, plain=plain, fitted=fitted, gaps=gaps)
 
 
-def classifier_logits(classifier: Classifier, split: ImageSplit, name: str) -> Tensor:
-    """The logits of a split, NK in fp32, with a bar on a terminal."""
+def classifier_logits(classifier: Classifier, split: ImageSplit, name: str, rows_N: Tensor | None = None) -> Tensor:
+    """The logits of a split, or of these rows of it, NK in fp32, with a bar on a terminal."""
     device = classifier.device.type
-    with tqdm(total=len(split), unit=" images", desc=name, leave=False, disable=None) as bar:
+    with tqdm(
+        total=len(split if rows_N is None else rows_N), unit=" images", desc=name, leave=False, disable=None
+    ) as bar:
         return predict(
             classifier.model,
             classifier.augmentation,
             split,
+            rows_N=rows_N,
             autocast=lambda: classifier.precision.autocast(device),
             on_progress=bar.update,
         )
@@ -172,9 +175,9 @@ def classifier_logits(classifier: Classifier, split: ImageSplit, name: str) -> T
 
 def training_accuracy(classifier: Classifier, training: ImageSplit) -> float:
     """Accuracy on training images, not augmented: what says whether the run is in the over-confident regime."""
-    seen = training.select(regime_rows(len(training)))
-    predicted_N = classifier_logits(classifier, seen, "train").argmax(1)
-    return float((predicted_N == seen.labels_N).double().mean())
+    rows_N = regime_rows(len(training))
+    predicted_N = classifier_logits(classifier, training, "train", rows_N).argmax(1)
+    return float((predicted_N == training.labels_N[rows_N].cpu()).double().mean())
 
 
 def gap_figures(gaps: LogitGaps, classifier: Classifier) -> dict[str, float]:
@@ -211,7 +214,8 @@ def diagrams(evaluated: Evaluated) -> dict[str, Figure]:
     ideals: dict[str, float] = {}
     if loss.alpha > 0 and loss.prior == "uniform":
         ideals[name] = values["logit_gap_ideal"]
-    what = f"{evaluated.split}, {evaluated.classifier.checkpoint} checkpoint"
+    note = evaluated.classifier.data.note
+    what = f"{evaluated.split}, {evaluated.classifier.checkpoint} checkpoint" + (f" ({note})" if note else "")
     return {
         f"reliability-{stem}": reliability_diagram(
             systems,

@@ -50,8 +50,9 @@ def store(config: ProjectConfig, projected: Sequence[Projected], classes: Sequen
     results = Path(str(config.results))
     if config.figure:
         first = projected[0].recipe
+        title = ", ".join(filter(None, (first["data"], first.get("note"), first["model"])))
         stem = "-".join(["projection", *(Path(run).name for run in config.runs), *filter(None, [config.name])])
-        for unit, figure in pictures(projected, classes, f"{first['data']}, {first['model']}").items():
+        for unit, figure in pictures(projected, classes, title).items():
             for path in save_figure(figure, results / "figures" / f"{stem}-{unit}"):
                 print(f"wrote {path}", file=sys.stderr)
     records = [record for each in projected for record in each.records(classes, config.name)]

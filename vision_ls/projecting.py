@@ -36,7 +36,6 @@ from vision_ls.scoring import predict
 from vision_ls.training import FITTED_TO_TRAINING, CheckpointName, training_images
 
 SPLITS = ("train", "validation", "test")
-READ_AT_ONCE = 1000  # images
 LEAST = 1e-30  # of what a logarithm is taken: clusters may have shrunk to points
 
 
@@ -207,17 +206,14 @@ def penultimate(run: Classifier, images: ImageSplit, rows_N: Tensor, title: str)
     """The activations ND (on the CPU) of these images, with a bar on a terminal."""
     run.precision.apply()
     with tqdm(total=len(rows_N), unit=" images", desc=title, leave=False, disable=None) as bar:
-        parts = [  # images that lie mapped on the disk are read a part at a time
-            predict(
-                run.model,
-                run.augmentation,
-                images.select(rows),
-                forward=run.model.penultimate,
-                on_progress=bar.update,
-            )
-            for rows in torch.split(rows_N, READ_AT_ONCE)
-        ]
-    return torch.cat(parts)
+        return predict(
+            run.model,
+            run.augmentation,
+            images,
+            rows_N=rows_N,
+            forward=run.model.penultimate,
+            on_progress=bar.update,
+        )
 
 
 def spread_rows(labels_N: Tensor, chosen: Sequence[int], most: int) -> Tensor:

@@ -114,6 +114,7 @@ class Classifier:
             "weights": self.weights,
             "dropout": self.config.model.dropout_probability,
             "updates": self.updates,
+            **({"note": self.data.note} if self.data.note else {}),
             "training_commit": self.manifest["commit"],
             "training_precision": self.manifest["precision"]["kind"],
         }

@@ -44,19 +44,23 @@ def predict(
     augmentation: Augmentation,
     split: ImageSplit,
     *,
+    rows_N: Tensor | None = None,
     forward: Callable[[Tensor], Tensor] | None = None,
     autocast: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
     on_progress: Callable[[int], object] | None = None,
 ) -> Tensor:
     """The logits of a split's images, not augmented, in eval mode: fp32 NK on the CPU. The model's mode is kept.
 
-    forward: what else to compute of a batch, such as `model.penultimate`.
+    rows_N: of these images alone, read a batch at a time. forward: what else to compute of a batch, such as
+    `model.penultimate`.
     """
     device, training = next(model.parameters()).device, model.training
     model.eval()
     parts = []
-    for start in range(0, len(split), EVALUATION_BATCH):
-        images = split.images_NCHW[start : start + EVALUATION_BATCH].to(device)
+    for start in range(0, len(split if rows_N is None else rows_N), EVALUATION_BATCH):
+        part = slice(start, start + EVALUATION_BATCH)
+        chosen = part if rows_N is None else rows_N[part].to(split.images_NCHW.device)
+        images = split.images_NCHW[chosen].to(device)
         with autocast():
             parts.append((forward or model)(augmentation.evaluate(images)).float().cpu())
         if on_progress is not None:

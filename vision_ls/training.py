@@ -134,10 +134,7 @@ class ClassificationTask:
         self.config, self.data, self.model, self.precision, self.device = config, data, model, precision, device
         self.augmentation = augmentation_of(config, data)
         self.training = training_images(config, data).on(device)
-        validation = data.split("validation")
-        if config.validation_images:
-            validation = validation.select(torch.arange(min(config.validation_images, len(validation))))
-        self.validation = validation.on(device)
+        self.validation = data.split("validation").first(config.validation_images).on(device)
         self.prior = label_prior(config.loss, self.training, len(data.classes)).to(device)
         self._penalised = penalised_weights(model, config.l2)
 
@@ -332,14 +329,15 @@ def summarise(run: RunDirectory, task: ClassificationTask) -> dict[str, Any]:
     """
     config, model, data = task.config, task.model, task.data
     test = data.split("test")
-    seen = task.training.select(regime_rows(len(task.training)))
+    seen_N = regime_rows(len(task.training))
     figures: dict[str, dict[str, float]] = {}
     for name in config.checkpoints:
         model.load_state_dict(load_weights(run.checkpoints / name))
         print(f"scoring the {name} checkpoint on {len(test):,} test images", file=sys.stderr)
         logits_NK = predict(model, task.augmentation, test)
         scores = score_logits(logits_NK, test.labels_N, loss=config.loss, prior=task.prior.cpu())
-        learnt = predict(model, task.augmentation, seen).argmax(1) == seen.labels_N.cpu()
+        predicted_N = predict(model, task.augmentation, task.training, rows_N=seen_N).argmax(1)
+        learnt = predicted_N == task.training.labels_N.cpu()[seen_N]
         figures[name] = {**scores.figures(), "train_accuracy": float(learnt.double().mean())}
         if test.posteriors_NK is not None:
             figures[name] |= exact_figures(scores, test.posteriors_NK)
@@ -352,7 +350,8 @@ def summarise(run: RunDirectory, task: ClassificationTask) -> dict[str, Any]:
         "checkpoints": figures,
         "signature": run_signature(
             config, data.checksum, replace(task.precision, kind="fp32"), split="test", device=task.device
-        ).to_dict(),
+        ).to_dict()
+        | ({"note": data.note} if data.note else {}),
     }
 
 

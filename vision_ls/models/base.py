@@ -34,17 +34,23 @@ class ModelConfig:
     """Which classifier.
 
     widths: of its layers; empty takes the model's own: mnist_teacher 1200 1200, mnist_student 800 800, alexnet 64 64
-    (convolutions) 384 192 (dense), resnet20 and resnet56 16 32 64 (the stages; tensor2tensor's are 32 64 128),
+    (convolutions) 384 192 (dense), resnet20 and resnet56 16 32 64 (the stages; tensor2tensor's are 32 64 128,
+    with a stem of 16 and projections),
     small_cnn 32 64 128. Inception-v4's are fixed.
     dropout: share of activations dropped before the last layer, in the fully connected networks after the first hidden
     layer too; None takes the model's own: mnist_teacher 0.5, inception_v4 0.2, the others none.
     stem_stride: of a ResNet's first convolution; 2 treats 64-pixel images at the cost of 32-pixel ones.
+    stem_width: of a ResNet's first convolution; 0: that of its first stage.
+    shortcut: of a ResNet's blocks where a stage begins. pad: every second position, padded with zero channels, without
+        parameters (He et al. 2016a); projection: a 1x1 convolution of the normalised, rectified input (tensor2tensor).
     """
 
     name: ModelName = "small_cnn"
     widths: tuple[int, ...] = ()
     dropout: float | None = None
     stem_stride: int = 1
+    stem_width: int = 0
+    shortcut: Literal["pad", "projection"] = "pad"
 
     def __post_init__(self) -> None:
         if self.name not in _WIDTHS:
@@ -63,6 +69,17 @@ class ModelConfig:
             raise ValueError(f"stem_stride must be 1 or 2, not {self.stem_stride}")
         if self.stem_stride != 1 and not self.name.startswith("resnet"):
             raise ValueError(f"stem_stride belongs to the ResNets; {self.name} has none")
+        if self.stem_width < 0:
+            raise ValueError(f"stem_width must not be negative, not {self.stem_width}")
+        if self.shortcut not in ("pad", "projection"):
+            raise ValueError(f"shortcut must be pad or projection, not {self.shortcut!r}")
+        if (self.stem_width or self.shortcut != "pad") and not self.name.startswith("resnet"):
+            raise ValueError(f"stem_width and shortcut belong to the ResNets; {self.name} has none")
+        first = self.layer_widths[0] if self.layer_widths else 0
+        if self.shortcut == "pad" and self.stem_width > first:
+            raise ValueError(
+                f"stem_width ({self.stem_width}) above the first stage's ({first}) needs shortcut projection"
+            )
 
     @property
     def layer_widths(self) -> tuple[int, ...]:

@@ -20,11 +20,13 @@ class Block(nn.Module):
     """Normalise, rectify, 3x3 convolution, twice; added to the input (He et al. 2016b, figure 1b).
 
     Where a stage begins, the input is taken at every second position and padded with zero channels: the parameter-free
-    shortcut A of He et al. (2016a), which their counts for CIFAR assume.
+    shortcut A of He et al. (2016a), which their counts for CIFAR assume. Or (projected) a 1x1 convolution of what the
+    first convolution reads takes its place, in the first stage too.
     """
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, *, projected: bool = False) -> None:
         super().__init__()
+        self.projection = nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False) if projected else None
         self.stride, self.new_channels = stride, outputs - inputs
         self.norm1 = nn.BatchNorm2d(inputs)
         self.conv1 = _convolution(inputs, outputs, stride)
@@ -32,11 +34,11 @@ class Block(nn.Module):
         self.conv2 = _convolution(outputs, outputs, 1)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        update_NCHW: Tensor = self.conv1(F.relu(self.norm1(x_NCHW), inplace=True))
-        update_NCHW = self.conv2(F.relu(self.norm2(update_NCHW), inplace=True))
-        return update_NCHW + self._shortcut(x_NCHW)
+        active_NCHW = F.relu(self.norm1(x_NCHW), inplace=True)
+        update_NCHW: Tensor = self.conv2(F.relu(self.norm2(self.conv1(active_NCHW)), inplace=True))
+        return update_NCHW + (self._padded(x_NCHW) if self.projection is None else self.projection(active_NCHW))
 
-    def _shortcut(self, x_NCHW: Tensor) -> Tensor:
+    def _padded(self, x_NCHW: Tensor) -> Tensor:
         if self.stride > 1:  # a pool of one, since the gradient of a slice is not channels-last
             x_NCHW = F.avg_pool2d(x_NCHW, 1, self.stride)
         return F.pad(x_NCHW, (0, 0, 0, 0, 0, self.new_channels)) if self.new_channels else x_NCHW
@@ -55,8 +57,10 @@ class ResNet(ImageModel):
         if any(later < earlier for earlier, later in itertools.pairwise(widths)):
             raise ValueError(f"widths of {config.name} must not fall from stage to stage, but are {widths}")
         super().__init__(widths[-1], classes, config.dropout_probability)
-        self.stem = _convolution(image_shape[0], widths[0], config.stem_stride)
-        self.blocks = nn.ModuleList(_blocks(widths, _BLOCKS_A_STAGE[config.name]))
+        stem_width = config.stem_width or widths[0]
+        self.stem = _convolution(image_shape[0], stem_width, config.stem_stride)
+        projected = config.shortcut == "projection"
+        self.blocks = nn.ModuleList(_blocks(stem_width, widths, _BLOCKS_A_STAGE[config.name], projected))
         self.norm = nn.BatchNorm2d(widths[-1])
         self.apply(he_normal)
         last_layer(self.last)
@@ -69,11 +73,12 @@ class ResNet(ImageModel):
         return global_mean(F.relu(self.norm(x_NCHW), inplace=True))
 
 
-def _blocks(widths: tuple[int, ...], each: int) -> Iterator[Block]:
-    inputs = widths[0]
+def _blocks(stem_width: int, widths: tuple[int, ...], each: int, projected: bool) -> Iterator[Block]:
+    inputs = stem_width
     for stage, outputs in enumerate(widths):
         for index in range(each):
-            yield Block(inputs, outputs, stride=2 if stage > 0 and index == 0 else 1)
+            begins = index == 0
+            yield Block(inputs, outputs, stride=2 if stage > 0 and begins else 1, projected=projected and begins)
             inputs = outputs
 
 
