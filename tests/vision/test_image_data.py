@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +12,10 @@ import torch
 from made_images import CLASSES, made_folder
 
 from data_prep.images import ImagesConfig, main
+from nmt_ls.experiment.array_store import array_checksum
 from nmt_ls.experiment.command_line import UserError
 from vision_ls import data as data_module
-from vision_ls.data import EmbeddedSizes, balanced_rows, embedded_images, epoch_batches, load_images
+from vision_ls.data import EmbeddedSizes, _remarks, balanced_rows, embedded_images, epoch_batches, load_images
 
 
 @pytest.fixture
@@ -55,6 +58,59 @@ def test_damage_and_labels_outside_are_refused(prepared: Path) -> None:
     labels.flush()
     with pytest.raises(UserError, match=r"labels\.npy: changed since"):
         load_images(prepared).split("test")
+
+
+def test_a_label_outside_the_classes_is_named(prepared: Path) -> None:
+    """Where checksums agree: a store that was written so."""
+    labels = np.load(prepared / "test" / "labels.npy", mmap_mode="r+")
+    labels[2] = 7
+    labels.flush()
+    manifest = json.loads((prepared / "manifest.json").read_text(encoding="utf-8"))
+    manifest["splits"]["test"]["columns"]["labels"]["sha256"] = array_checksum(np.array(labels))
+    (prepared / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(UserError, match=r"test: image 2 has the label 7, none of 0 to 2; prepare the data again"):
+        load_images(prepared).split("test")
+
+
+def test_remarks_are_what_preparation_found() -> None:
+    manifest = {
+        "note": "own split",
+        "duplicates": {
+            "groups": 3,
+            "groups_under_several_labels": 2,
+            "validation_images_in_train": 1,
+            "test_images_in_train": 4,
+        },
+        "splits": {"train": {"greyscale_converted": 5}, "test": {"greyscale_converted": 0}},
+    }
+    note, copies, grey = _remarks(manifest)
+    assert note == "own split"
+    assert copies == (
+        "3 groups of identical images, 2 of them under several labels; in train too are 1 images of validation and "
+        "4 of test"
+    )
+    assert grey == "greyscale images that were given three channels: train 5, test 0"
+    clean = {"duplicates": {"groups": 0}, "splits": {"train": {"greyscale_converted": 0}}}
+    assert _remarks(clean) == []
+
+
+def test_a_note_goes_with_the_images(prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert load_images(prepared).note == ""
+    noted = ImagesConfig(source=str(tmp_path / "made"), out=str(tmp_path / "noted"), note="JPEG re-encoded")
+    main(noted)
+    assert "JPEG re-encoded" in capsys.readouterr().out
+    data = load_images(tmp_path / "noted")
+    assert data.note == data.remarks[0] == "JPEG re-encoded"
+    assert data.checksum == load_images(prepared).checksum
+    with pytest.raises(UserError, match="note is 'JPEG re-encoded' there, not 'own split'"):
+        main(replace(noted, note="own split"))
+
+
+def test_the_first_of_a_split_are_no_copy(prepared: Path) -> None:
+    whole = load_images(prepared).split("train")
+    assert whole.first(3).images_NCHW.data_ptr() == whole.images_NCHW.data_ptr()
+    assert len(whole.first(3)) == 3
+    assert len(whole.first(0)) == len(whole)
 
 
 def test_class_names(prepared: Path) -> None:

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vision_ls.models import ImageModel, ImageShape, ModelConfig, ModelName, build_model
-from vision_ls.models.alexnet import ALPHA, local_response_norm
+from vision_ls.models.alexnet import ALPHA, _pool, local_response_norm
+from vision_ls.models.resnet import Block
 
 CIFAR = (3, 32, 32)
 
@@ -101,6 +102,63 @@ def test_dropout_is_for_training_alone() -> None:
     torch.testing.assert_close(student(x_NCHW), student(x_NCHW), rtol=0, atol=0)
 
 
+def test_tensor2tensors_network_by_count() -> None:
+    model = model_of("resnet20", CIFAR, widths=(32, 64, 128), stem_width=16, shortcut="projection")
+    blocks = [(16, 32), (32, 32), (32, 32), (32, 64), (64, 64), (64, 64), (64, 128), (128, 128), (128, 128)]
+    convolutions = 3 * 16 * 9 + sum(9 * (a * b + b * b) for a, b in blocks)
+    projections = 16 * 32 + 32 * 64 + 64 * 128
+    norms = 2 * (sum(a + b for a, b in blocks) + 128)
+    assert parameters(model) == convolutions + projections + norms + 10 * (128 + 1)
+    with torch.no_grad():
+        assert model.eval().penultimate(torch.randn(2, *CIFAR)).shape == (2, 128)
+
+
+@torch.no_grad()
+def test_a_block_of_zeroed_convolutions_is_its_shortcut() -> None:
+    x_NCHW = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+    padded, projected = Block(3, 5, 2).eval(), Block(3, 5, 2, projected=True).eval()
+    for block in (padded, projected):
+        torch.nn.init.zeros_(block.conv1.weight)
+        torch.nn.init.zeros_(block.conv2.weight)
+    expected_NCHW = torch.cat((x_NCHW[:, :, ::2, ::2], torch.zeros(2, 2, 3, 3)), dim=1)
+    assert torch.equal(padded(x_NCHW), expected_NCHW)  # as it came, neither normalised nor rectified
+    assert projected.projection is not None
+    active_NCHW = F.relu(x_NCHW / (1 + 1e-5) ** 0.5)[:, :, ::2, ::2]
+    weight = projected.projection.weight[:, :, 0, 0]
+    torch.testing.assert_close(projected(x_NCHW), torch.einsum("oc,nchw->nohw", weight, active_NCHW))
+
+
+@torch.no_grad()
+def test_convolutions_read_what_was_normalised_and_rectified() -> None:
+    block = Block(1, 1, 1).eval()
+    for convolution in (block.conv1, block.conv2):
+        torch.nn.init.dirac_(convolution.weight)
+    block.norm1.bias.fill_(-1.0)
+    block.norm2.bias.fill_(0.5)
+    x_NCHW = torch.tensor([-3.0, 0.5, 3.0]).view(1, 1, 1, 3)
+    # relu(x - 1) = 0, 0, 2; relu of that + 0.5; added to x
+    expected = torch.tensor([-2.5, 1.0, 5.5]).view(1, 1, 1, 3)
+    torch.testing.assert_close(block(x_NCHW), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_pools_hang_over_the_side_that_tensorflow_pads() -> None:
+    even, odd = (torch.arange(1.0, side + 1).expand(1, 1, side, side) for side in (4, 5))
+    assert _pool(even)[0, 0].tolist() == [[3.0, 4.0]] * 2  # windows 1 2 3 and 3 4, nothing before the first
+    assert _pool(odd)[0, 0].tolist() == [[2.0, 4.0, 5.0]] * 3  # 1 2, 2 3 4 and 4 5
+    falling = torch.arange(4.0, 0.0, -1).expand(1, 1, 4, 4)
+    assert _pool(falling)[0, 0].tolist() == [[4.0, 2.0]] * 2  # padding before would give 4 3
+
+
+def test_maps_of_inception_are_35_17_and_8() -> None:
+    with torch.device("meta"):
+        model = build_model(ModelConfig(name="inception_v4"), 1000, (3, 299, 299)).eval()
+        shapes = []
+        for layer in model.layers:  # type: ignore[union-attr, operator]
+            layer.register_forward_hook(lambda *arguments: shapes.append(tuple(arguments[2].shape[1:])))
+        model.penultimate(torch.empty(1, 3, 299, 299))
+    assert list(dict.fromkeys(shapes[-18:])) == [(384, 35, 35), (1024, 17, 17), (1536, 8, 8)]
+
+
 def test_a_stem_of_stride_two_halves_every_map() -> None:
     seen = []
     model = model_of("resnet20", (3, 64, 64), stem_stride=2)
@@ -141,6 +199,9 @@ def test_normalisation_is_pytorchs_and_so_is_its_gradient() -> None:
         ({"name": "alexnet", "widths": (64, 64, 0, 192)}, "widths must be positive"),
         ({"dropout": 1.0}, "dropout must lie"),
         ({"name": "resnet20", "stem_stride": 3}, "stem_stride must be 1 or 2"),
+        ({"name": "resnet20", "stem_width": 17}, r"stem_width \(17\) above the first stage's \(16\)"),
+        ({"name": "resnet20", "shortcut": "none"}, "shortcut must be pad or projection"),
+        ({"name": "alexnet", "shortcut": "projection"}, "stem_width and shortcut belong to the ResNets"),
         ({"name": "alexnet", "stem_stride": 2}, "stem_stride belongs to the ResNets"),
     ],
 )

@@ -50,6 +50,22 @@ def test_nothing_of_the_embedded_shapes_recipe_is_left_in_the_papers() -> None:
     assert (alexnet.engine.clip_norm, resnet.engine.clip_norm) == (0, 1)
 
 
+def test_the_papers_hyper_parameters() -> None:
+    """As they were set down when these studies were planned."""
+    alexnet = read("cifar10-alexnet.yaml")
+    assert (alexnet.optimizer.kind, alexnet.optimizer.learning_rate, alexnet.batch_size) == ("sgd", 0.1, 128)
+    assert (alexnet.schedule.milestones, alexnet.schedule.gamma) == ((130_000, 260_000), 0.1)
+    assert (alexnet.engine.max_updates, alexnet.loss_weight) == (390_000, 3)
+    assert (alexnet.l2.weight, alexnet.l2.layers) == (0.04, ("dense3", "dense4"))
+    for name in ("cifar10-resnet20", "cifar10-resnet56", "cifar100-resnet56"):
+        resnet = read(f"{name}.yaml")
+        assert (resnet.optimizer.kind, resnet.optimizer.learning_rate, resnet.batch_size) == ("sgd", 0.1, 128)
+        assert (resnet.optimizer.momentum, resnet.optimizer.nesterov) == (0.9, True)
+        assert (resnet.optimizer.weight_decay, resnet.engine.clip_norm, resnet.loss_weight) == (1e-4, 1, 3)
+        assert (resnet.schedule.milestones, resnet.schedule.gamma) == ((32_000, 48_000), 0.1)
+        assert resnet.engine.max_updates == 64_000
+
+
 @pytest.mark.parametrize(
     ("recipe", "tier", "images"),
     [
