@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from nmt_ls.experiment.records import read_records
 from nmt_ls.experiment.run_directory import RunDirectory
 from nmt_ls.losses import LossConfig
 from nmt_ls.metrics import expected_calibration_error, fit_temperature
+from nmt_ls.metrics.plots import figure_svg
 from nmt_ls.runs import find_run as find_translator
 from vision_ls.evaluate import main as evaluate_command
 from vision_ls.evaluation import EvaluateConfig, diagrams, evaluate, template_figures
@@ -30,6 +32,26 @@ from vision_ls.training import train
 
 def evaluated(run: RunDirectory, **settings: object) -> EvaluateConfig:
     return EvaluateConfig(run=str(run.path), checkpoint="last", **settings)  # type: ignore[arg-type]
+
+
+def test_chosen_rows_are_predicted_as_they_are_among_all(telling_classifier: RunDirectory) -> None:
+    classifier = Classifier.open(telling_classifier.path, "last")
+    test = classifier.data.split("test")
+    rows_N = torch.tensor([3, 0, 5])
+    all_NK = predict(classifier.model, classifier.augmentation, test)
+    some_NK = predict(classifier.model, classifier.augmentation, test, rows_N=rows_N)
+    torch.testing.assert_close(some_NK, all_NK[rows_N])
+
+
+def test_a_note_is_in_signatures_and_titles(telling_classifier: RunDirectory) -> None:
+    classifier = Classifier.open(telling_classifier.path, "last")
+    assert "note" not in classifier.recipe("test")
+    classifier.data.note = "own split"
+    assert classifier.recipe("test")["note"] == "own split"
+    found = replace(evaluate(evaluated(telling_classifier)), classifier=classifier)
+    drawn = diagrams(found)
+    assert len(drawn) == 3
+    assert all("own split" in str(figure_svg(figure)) for figure in drawn.values())
 
 
 def test_figures_are_those_of_the_library(telling_classifier: RunDirectory) -> None:

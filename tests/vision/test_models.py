@@ -156,7 +156,7 @@ def test_maps_of_inception_are_35_17_and_8() -> None:
         for layer in model.layers:  # type: ignore[union-attr, operator]
             layer.register_forward_hook(lambda *arguments: shapes.append(tuple(arguments[2].shape[1:])))
         model.penultimate(torch.empty(1, 3, 299, 299))
-    assert list(dict.fromkeys(shapes[-18:])) == [(384, 35, 35), (1024, 17, 17), (1536, 8, 8)]
+    assert list(dict.fromkeys(shapes[-17:])) == [(384, 35, 35), (1024, 17, 17), (1536, 8, 8)]
 
 
 def test_a_stem_of_stride_two_halves_every_map() -> None:
