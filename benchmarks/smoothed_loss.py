@@ -39,7 +39,7 @@ from benchmarks.metrics_speed import extra_memory
 from nmt_ls.experiment.command_line import run_command
 from nmt_ls.losses import fused_smoothed_cross_entropy
 
-AGREE, AGREE_IN_BF16 = 1e-4, 3e-2
+AGREE, AGREE_IN_BF16 = 1e-4, 1e-2
 """How far loss and gradients of ours and PyTorch's may lie apart, relative to PyTorch's."""
 ARITHMETIC = ("fp32", "medium", "bf16", "autocast")
 
