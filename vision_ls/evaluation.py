@@ -1,7 +1,7 @@
 """What `evaluate` does: a classifier's figures on a split, with and without a fitted temperature, and what is kept.
 
-Figures become records, one a figure; what belongs to each image goes into the folder examples.parquet, a file a cell
-(run, checkpoint, split), all of one schema, for paired tests; diagrams into figures/.
+Figures become records, one a figure; what belongs to each held-out image goes into the folder examples.parquet, a file
+a cell (run, checkpoint, split), all of one schema, for paired tests; diagrams into figures/.
 
 Shape suffixes: N images, K classes.
 """
@@ -232,12 +232,13 @@ def diagrams(evaluated: Evaluated) -> dict[str, Figure]:
 def store(results: Path, evaluated: Evaluated, *, figure: bool) -> None:
     """Write examples and diagrams, then append the records that are not there yet; say so on standard error."""
     everything = [evaluated.plain, *([evaluated.fitted] if evaluated.fitted is not None else [])]
-    examples = results / "examples.parquet"
-    examples.mkdir(parents=True, exist_ok=True)
-    file = pa.BufferOutputStream()
-    table = pa.concat_tables([example_table(figures) for figures in everything])
-    pq.write_table(table, file, compression="zstd", compression_level=9)
-    atomic_write(examples / f"{evaluated.stem}.parquet", file.getvalue().to_pybytes())
+    if evaluated.split != "train":  # megabytes a run, and no test is made image by image on what was trained on
+        examples = results / "examples.parquet"
+        examples.mkdir(parents=True, exist_ok=True)
+        file = pa.BufferOutputStream()
+        table = pa.concat_tables([example_table(figures) for figures in everything])
+        pq.write_table(table, file, compression="zstd", compression_level=9)
+        atomic_write(examples / f"{evaluated.stem}.parquet", file.getvalue().to_pybytes())
     for name, drawn in diagrams(evaluated).items() if figure else ():
         for path in save_figure(drawn, results / "figures" / name):
             print(f"wrote {path}", file=sys.stderr)

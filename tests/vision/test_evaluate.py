@@ -197,3 +197,10 @@ def test_runs_of_the_other_package_are_refused_in_one_line(
 def test_missing_checkpoint(small_classifier: RunDirectory) -> None:
     with pytest.raises(UserError, match="no such checkpoint"):
         evaluate(EvaluateConfig(run=str(small_classifier.path), checkpoint="averaged"))
+
+
+def test_training_images_leave_figures_alone(telling_classifier: RunDirectory, tmp_path: Path) -> None:
+    evaluate_command(evaluated(telling_classifier, split="train", results=str(tmp_path), figure=False))
+    names = {record.name for record in read_records(tmp_path / "records.jsonl")}
+    assert {"logit_gap_mean", "logit_gap_ideal", "train_accuracy"} <= names
+    assert not (tmp_path / "examples.parquet").exists()
