@@ -8,22 +8,23 @@ Shapes: A seeds, S sentences, J temperatures of NLL and calibration, D those of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
 from nmt_ls.claims import Side, Test
 from nmt_ls.findings import Finding, compared_runs, pooled_sd
 from nmt_ls.metrics.calibration import MOMENTS, ece_from_sums, unbiased_squared_l2_from_sums
+from nmt_ls.metrics.distributions import student_t_quantile
 from nmt_ls.metrics.inputs import FloatArray
 from nmt_ls.metrics.statistics import Figure, combined_bootstrap, ratio_of_sums
 from nmt_ls.metrics.temperature_grid import lowest_point
 from nmt_ls.metrics.translation import bleu_from_statistics
 from nmt_ls.record_statistics import record, record_distance, record_error
 from nmt_ls.study_results import NotMeasuredError, Run, SettingResults
-
-NORMAL_95, NORMAL_90 = 1.959964, 1.644854
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,7 @@ class _Sums:
     runs: list[Run]
     temperature: float
     sums: FloatArray
+    edge: bool = False
 
     def name(self) -> str:
         if isinstance(self.side.temperature, str):
@@ -46,7 +48,14 @@ def evaluate(test: Test, results: SettingResults) -> Finding:
     return _STATISTICS[test.statistic](test, results)
 
 
-def chosen_temperature(results: SettingResults, runs: Sequence[Run], by: str, without: float | None = None) -> float:
+class Choice(NamedTuple):
+    """A temperature that was chosen on a grid; edge: it is the first or last there, and a better one may lie beyond."""
+
+    temperature: float
+    edge: bool
+
+
+def choose_temperature(results: SettingResults, runs: Sequence[Run], by: str, without: float | None = None) -> Choice:
     """The temperature that is best for a recipe's mean over seeds on the split where temperatures are chosen, among
     those that were also measured on the split that is reported, and other than `without`.
 
@@ -62,11 +71,18 @@ def chosen_temperature(results: SettingResults, runs: Sequence[Run], by: str, wi
         here: dict[float, dict[str, float]] = getattr(run, kind)
         there: dict[float, dict[str, float]] = getattr(other, kind)
         curves.append({t: there[t][by] for t in here if by in there.get(t, {}) and by in here[t]})
-    common = sorted(set.intersection(*(set(curve) for curve in curves)) - {without})
+    grid = sorted(set.intersection(*(set(curve) for curve in curves)))
+    common = [temperature for temperature in grid if temperature != without]
     if len(common) < 2:
         raise NotMeasuredError(f"{', '.join(names)} have no temperatures in common to choose from")
     means = [float(np.mean([curve[t] for curve in curves])) for t in common]
-    return common[int(np.argmax(means) if by == "bleu" else np.argmin(means))]
+    chosen = common[int(np.argmax(means) if by == "bleu" else np.argmin(means))]
+    return Choice(chosen, chosen in (grid[0], grid[-1]))
+
+
+def chosen_temperature(results: SettingResults, runs: Sequence[Run], by: str, without: float | None = None) -> float:
+    """The temperature of `choose_temperature`, wherever on the grid it lies."""
+    return choose_temperature(results, runs, by, without).temperature
 
 
 def _measured(
@@ -86,18 +102,18 @@ def _measured(
 
 
 def _side_sums(results: SettingResults, side: Side, runs: Sequence[Run], column: str, without: float | None) -> _Sums:
-    temperature = side.temperature
+    temperature, edge = side.temperature, False
     if isinstance(temperature, str):
         swept = [run for run in runs if run.decoded] if temperature == "bleu" else [run for run in runs if run.swept]
         if not swept:
             raise NotMeasuredError(f"no run with α = {side.alpha:g} was swept on {results.setting.split}")
-        runs, temperature = swept, chosen_temperature(results, swept, temperature, without)
+        runs, (temperature, edge) = swept, choose_temperature(results, swept, temperature, without)
     columns = [("nll", [temperature]), ("tokens", [temperature])] if column == "nll" else [(column, [temperature])]
     kept, arrays = _measured(results, runs, columns)
     sums = np.concatenate([array[:, 0].astype(np.float64) for array in arrays], -1)
     if column == "bin_sums":
         sums = sums.reshape(*sums.shape[:2], MOMENTS, -1)
-    return _Sums(side=side, runs=kept, temperature=temperature, sums=sums)
+    return _Sums(side=side, runs=kept, temperature=temperature, sums=sums, edge=edge)
 
 
 def _paired(
@@ -115,14 +131,16 @@ def _paired(
         for side, runs in zip(test.sides, compared_runs(test, results), strict=True)
     ]
     ours = " → ".join(f"{shown(side.sums.sum(1))} ({side.name()})" for side in sides)
+    edge = ", ".join(side.name() for side in sides if side.edge)
     runs = [side.runs for side in sides]
     if test.within_runs:  # the seeds are the same ones: they are resampled together
         common = [run.name for run in runs[0] if run.name in {other.name for other in runs[1]}]
         both = [side.sums[[run.name in common for run in side.runs]] for side in sides]
         arrays, figure_of = [np.stack(both, 2)], _difference_of(figure)
         per_seed = [figure_of(arrays[0].sum(1))]
-        return _finding(arrays, figure_of, lambda means: means[0], per_seed=per_seed, ours=ours, unit=unit, runs=runs)
-    return _finding(
+        found = _finding(arrays, figure_of, lambda means: means[0], per_seed=per_seed, ours=ours, unit=unit, runs=runs)
+        return replace(found, edge=edge)
+    found = _finding(
         [side.sums for side in sides],
         figure,
         lambda means: means[1] - means[0],
@@ -131,6 +149,7 @@ def _paired(
         unit=unit,
         runs=runs,
     )
+    return replace(found, edge=edge)
 
 
 def _difference_of(figure: Figure) -> Figure:
@@ -157,20 +176,52 @@ def _finding(
     if len({array.shape[1] for array in arrays}) > 1:
         raise NotMeasuredError("the two sides have different numbers of sentences: they are of different corpora")
     whole = combined_bootstrap(arrays, figure, combine)
-    alone = combined_bootstrap(arrays, figure, combine, resample_seeds=False)
+    reach, reach_90 = (whole.sd * student_t_quantile(p, _degrees(whole.sd, per_seed)) for p in (0.975, 0.95))
     return Finding(
         difference=whole.value,
-        low=whole.low,
-        high=whole.high,
-        low_90=whole.value - NORMAL_90 * whole.sd,
-        high_90=whole.value + NORMAL_90 * whole.sd,
+        low=whole.value - reach,
+        high=whole.value + reach,
+        low_90=whole.value - reach_90,
+        high_90=whole.value + reach_90,
         ours=ours,
         unit=unit,
         seeds=tuple(len(values) for values in per_seed),
         seed_sd=pooled_sd(per_seed),
-        sentence_sd=alone.sd,
+        sentence_sd=_sentence_sd(arrays, figure, combine),
         runs=tuple(run for side in runs for run in side),
     )
+
+
+def _degrees(sd: float, per_seed: Sequence[FloatArray]) -> float:
+    """Degrees of freedom of a variance of which the seeds' part is estimated from few of them (Satterthwaite 1946).
+
+    The sentences' part counts as known. A side with one seed adds nothing here: it decides nothing either.
+    """
+    parts = [(float(values.var(ddof=1)) / len(values), len(values) - 1) for values in per_seed if len(values) > 1]
+    known = sum(part * part / degrees for part, degrees in parts)
+    if known == 0:
+        return math.inf
+    return max(sd * sd, sum(part for part, _ in parts)) ** 2 / known
+
+
+def _sentence_sd(
+    arrays: Sequence[FloatArray], figure: Figure, combine: Callable[[Sequence[FloatArray]], FloatArray]
+) -> float:
+    """The sd that no number of seeds makes smaller.
+
+    With seeds held fixed a resample of sentences varies by V(A) = s^2 + i^2 / A, where i^2 is how sentences and seeds
+    act together. One seed a side has V(1) = s^2 + i^2; hence s^2 = (A V(A) - V(1)) / (A - 1).
+    """
+
+    def variance(part: Sequence[FloatArray]) -> float:
+        return combined_bootstrap(part, figure, combine, resample_seeds=False).sd ** 2
+
+    seeds = min(len(array) for array in arrays)
+    one = float(np.mean([variance([array[index : index + 1] for array in arrays]) for index in range(seeds)]))
+    if seeds == 1:
+        return math.sqrt(one)
+    several = variance([array[:seeds] for array in arrays])
+    return math.sqrt(max((seeds * several - one) / (seeds - 1), 0.0))
 
 
 def bleu(test: Test, results: SettingResults) -> Finding:
@@ -282,8 +333,18 @@ def best_temperature_distance(test: Test, results: SettingResults) -> Finding:
         return np.asarray(np.abs(by_nll - by_bleu) - np.abs(by_error - by_bleu))
 
     per_seed = figure(sums.sum(1))
-    shown = [float(t[0]) for t in best(per_seed.mean(0)[None])]
-    return _finding(
+    mean = per_seed.mean(0)
+    shown = [float(t[0]) for t in best(mean[None])]
+    curves_of_mean = np.split(mean, [count, 2 * count])
+    lowest = [int(at) for at in (curves_of_mean[0].argmin(), curves_of_mean[1].argmin(), curves_of_mean[2].argmax())]
+    edge = ", ".join(
+        f"α = {test.treated.alpha:g} at the best T by {name}, {t:.3g}"
+        for name, at, t, size in zip(
+            ("NLL", "calibration error", "BLEU"), lowest, shown, (count, count, len(decoded)), strict=True
+        )
+        if at in (0, size - 1)
+    )
+    found = _finding(
         [sums],
         figure,
         combine,
@@ -292,6 +353,7 @@ def best_temperature_distance(test: Test, results: SettingResults) -> Finding:
         unit="in T",
         runs=[runs],
     )
+    return replace(found, edge=edge)
 
 
 _STATISTICS: dict[str, Callable[[Test, SettingResults], Finding]] = {

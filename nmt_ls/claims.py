@@ -36,10 +36,19 @@ Part = TypeVar("Part")
 
 @dataclass(frozen=True, kw_only=True)
 class Regime:
-    """Where a claim applies: to hard-target models whose `figure`, on the reported split, is at least `at_least`."""
+    """Where a claim applies: to hard-target models whose `figure`, on the reported split, is at least `at_least`.
+
+    over, under: names of two figures, where the first also has to be the larger (over- and under-confidence).
+    """
 
     figure: str
     at_least: float
+    over: str = ""
+    under: str = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.over) != bool(self.under):
+            raise ValueError("over, under: name both or neither")
 
     def __str__(self) -> str:
         return self.figure.replace("ece", "ECE").replace("_", " ")
@@ -51,7 +60,8 @@ class Setting:
 
     results: folder of a study, below --results. runs: a pattern of the runs' names. dropout: what they were trained
     with, said even where it is 0. caution: what to remember when reading a figure of these runs. beam, length_penalty:
-    of the translations that count, as records name them.
+    of the translations that count, as records name them. seeds: how many are planned of every recipe that is compared;
+    with fewer a verdict is provisional (0: none are planned).
     """
 
     title: str
@@ -65,8 +75,11 @@ class Setting:
     checkpoint: str = "last"
     beam: int = 5
     length_penalty: str = "average:1"
+    seeds: int = 0
 
     def __post_init__(self) -> None:
+        if self.seeds < 0:
+            raise ValueError(f"seeds must not be negative, got {self.seeds}")
         if self.beam < 2:
             raise ValueError(f"beam: {self.beam} is greedy search, whose translations no temperature changes")
         if not 0 <= self.dropout < 1:

@@ -19,7 +19,8 @@ class Finding:
 
     ours: the figures it is a difference of, in words. seeds: how many on each side; one number where it is a difference
     within every run. seed_sd: of one side's figure over seeds, or of that difference; sentence_sd: of the difference,
-    due to the sentences alone. Where a side has one seed, nothing is known of seeds: seed_sd is NaN.
+    due to the sentences alone, however many seeds there are. Where a side has one seed, nothing is known of seeds:
+    seed_sd is NaN. edge: which chosen temperatures lie at the edge of the grid, so that better ones may lie beyond.
     """
 
     difference: float
@@ -33,6 +34,7 @@ class Finding:
     seed_sd: float
     sentence_sd: float
     runs: tuple[Run, ...]
+    edge: str = ""
 
 
 def side_runs(results: SettingResults, side: Side) -> list[Run]:

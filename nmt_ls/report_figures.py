@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from nmt_ls.claim_statistics import chosen_temperature
 from nmt_ls.image_calibration import reliabilities
 from nmt_ls.metrics.calibration import MOMENTS, Calibration, calibration_from_sums
+from nmt_ls.metrics.inputs import FloatArray
+from nmt_ls.metrics.null import null_distribution_from_sums
 from nmt_ls.metrics.plots import (
     Curve,
     SweepSeries,
@@ -42,12 +44,16 @@ def setting_figures(results: SettingResults) -> Iterator[tuple[str, str, Figure]
             "Means over seeds with bands of one sd. Best temperatures are marked on the split that is shown."
         )
         yield "sweep", caption, sweep_figure(systems, title=title)
-    if diagrams := _reliabilities(results):
+    diagrams, sums_of_first = _reliabilities(results)
+    if diagrams:
         caption = (
             f"{title}, {split} split, as Figure 3 of the paper: accuracy against confidence given the correct prefix, "
-            f"seeds pooled. The fitted temperature is that of lowest NLL on {results.setting.choose_on}."
+            "seeds pooled. Within the band a calibrated model with the confidences of the first would lie (95%, its "
+            "sentences counted once for every seed). The fitted temperature is that of lowest NLL on "
+            f"{results.setting.choose_on}."
         )
-        yield "reliability", caption, reliability_diagram(diagrams, title=f"{split} split")
+        band = null_distribution_from_sums(sums_of_first).accuracy_band()
+        yield "reliability", caption, reliability_diagram(diagrams, band, title=f"{split} split")
     if of_images := reliabilities(results):
         caution = f" ({results.setting.caution})" if results.setting.caution else ""
         caption = (
@@ -102,9 +108,10 @@ def _curve(runs: Sequence[Run], name: str) -> Curve:
     return Curve(temperatures=common, values=np.array([[run[t][name] for t in common] for run in cells]))
 
 
-def _reliabilities(results: SettingResults) -> dict[str, Calibration]:
-    """Of hard targets at 1 and at their fitted temperature, and of smoothed ones, seeds pooled."""
+def _reliabilities(results: SettingResults) -> tuple[dict[str, Calibration], FloatArray]:
+    """Of hard targets at 1 and at their fitted temperature, and of smoothed ones, seeds pooled; the first's sums."""
     found: dict[str, Calibration] = {}
+    first: FloatArray = np.zeros((MOMENTS, 0))
     for alpha, fitted in ((0.0, False), (0.0, True), (SMOOTHED, False)):
         runs = [run for run in results.runs(alpha) if run.swept]
         try:
@@ -114,8 +121,10 @@ def _reliabilities(results: SettingResults) -> dict[str, Calibration]:
             continue
         if runs:
             name = f"α = {alpha:g}" + (f", T = {temperature:.2f}" if fitted else "")
-            found[name] = calibration_from_sums(np.reshape(sums, (MOMENTS, -1)))
-    return found
+            pooled = np.reshape(sums, (MOMENTS, -1))
+            first = first if found else pooled
+            found[name] = calibration_from_sums(pooled)
+    return found, first
 
 
 def _against_alpha(results: SettingResults) -> dict[str, dict[float, list[float]]]:

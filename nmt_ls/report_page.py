@@ -142,8 +142,10 @@ class Report:
 
 
 def word_of(one: Verdict | Outcome, *, question: bool) -> str:
-    """The verdict as it is called."""
-    return ANSWERS.get(one.word, one.word) if question else one.word
+    """The verdict as it is called; with fewer seeds than are planned it says so."""
+    word = ANSWERS.get(one.word, one.word) if question else one.word
+    provisional = one.provisional if isinstance(one, Verdict) else ""
+    return f"{word} (provisional, {provisional})" if provisional else word
 
 
 _DIGITS = {"BLEU": "+.2f", "squared L2": "+.5f", "nats": "+.4f", "in T": "+.2f", "": "+.3g"}

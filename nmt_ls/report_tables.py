@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from nmt_ls.claim_statistics import chosen_temperature
+from nmt_ls.claim_statistics import choose_temperature
 from nmt_ls.claims import Chosen
 from nmt_ls.study_results import NotMeasuredError, Run, SettingResults
 
@@ -33,14 +33,17 @@ RECIPE = [
     Column(key="checkpoint", heading="checkpoint"),
     Column(key="temperature", heading="T"),
     Column(key="seeds", heading="seeds"),
+    Column(key="updates", heading="updates"),
 ]
 FIGURES = [
     Column(key="bleu", heading="BLEU", format=".2f"),
     Column(key="chrf", heading="chrF", format=".2f"),
     Column(key="accuracy", heading="accuracy", format=".4f"),
     Column(key="nll", heading="NLL", format=".4f"),
+    Column(key="perplexity", heading="perplexity", format=".3f"),
     Column(key="ece", heading="ECE", format=".4f"),
     Column(key="ece_floor", heading="ECE floor", format=".4f"),
+    Column(key="ece_p_value", heading="p, if calibrated", format=".3f"),
     Column(key="debiased_ece", heading="debiased ECE", format=".4f"),
     Column(key="squared_l2", heading="squared L2", format=".5f"),
     Column(key="inference_ece", heading="inference ECE", format=".4f"),
@@ -131,10 +134,10 @@ def temperature_rows(results: SettingResults) -> Iterator[dict[str, Any]]:
             if not runs:
                 continue
             try:
-                chosen = chosen_temperature(results, runs, by)
+                chosen, edge = choose_temperature(results, runs, by)
             except NotMeasuredError:
                 continue
-            row["seeds"], row[f"T by {by}"] = len(runs), chosen
+            row["seeds"], row[f"T by {by}"] = len(runs), f"{chosen:.3g}, at the edge of the grid" if edge else chosen
             for name, at_it in figures:
                 at = [run.decoded if by == "bleu" else run.swept for run in runs]
                 if all(name in cells.get(1.0, {}) for cells in at):

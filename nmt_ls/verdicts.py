@@ -16,6 +16,8 @@ from nmt_ls.study_results import NotMeasuredError, SettingResults
 Word = Literal["reproduced", "not reproduced", "unresolved", "regime not reached", "not run here"]
 LEAST_SEEDS = 2
 """On each side: one seed does not show how much seeds differ."""
+NO_GAIN = "there is a gain to recover"
+"""The test that asks first whether there is anything to explain."""
 POWER_REACH = 1.959964 + 0.841621
 """Standard errors that a difference must span to be found with probability 80% at 5%, two-sided."""
 
@@ -46,11 +48,12 @@ class Verdict:
     why: str
     outcomes: tuple[Outcome, ...] = ()
     regime_values: tuple[float, ...] = ()
+    provisional: str = ""  # or "3 of 5 seeds"
 
 
 def decide(test: Test, finding: Finding) -> Word:
     """What a finding means for what the test expects."""
-    if min(finding.seeds) < LEAST_SEEDS:
+    if min(finding.seeds) < LEAST_SEEDS or finding.edge:
         return "unresolved"
     expect, effect = test.expect, test.effect
     if expect == "similar":
@@ -88,12 +91,20 @@ def judge(name: str, test: Test, results: SettingResults) -> Outcome:
     if word == "unresolved":
         if min(finding.seeds) < LEAST_SEEDS:
             seeds, why = LEAST_SEEDS, "one seed does not show how much seeds differ"
+        elif finding.edge:
+            why = f"at the edge of the grid of temperatures: {finding.edge}"
         elif (seeds := seeds_to_resolve(test, finding)) is None:
             why = "the split has too few sentences to tell a difference that small, whatever the number of seeds"
         elif seeds <= min(finding.seeds):
             why, seeds = "there are seeds enough, but the difference lies too near the smallest that matters", None
         else:
             why = f"{seeds} seeds a side would tell a difference of {test.effect:g} from none"
+    if name == NO_GAIN and word == "not reproduced":
+        why = f"no gain to recover: {why}"
+    used = {run.name for run in finding.runs}
+    lacking = [run.name for side in test.sides for run in results.runs(side.alpha) if run.name not in used]
+    if lacking:
+        why += f"; without {', '.join(dict.fromkeys(lacking))}, which lack figures or sentences"
     return Outcome(name=name, test=test, word=word, why=why, finding=finding, seeds=seeds)
 
 
@@ -126,24 +137,46 @@ def combine(outcomes: Sequence[Outcome]) -> Word:
 
 def regime_value(regime: Regime, results: SettingResults) -> float:
     """The regime's figure, mean over the hard-target runs at temperature 1 on the reported split."""
-    values = [
-        run.scored[False][regime.figure] for run in results.runs(0.0) if regime.figure in run.scored.get(False, {})
-    ]
+    return _hard_mean(regime.figure, str(regime), results)
+
+
+def _hard_mean(figure: str, title: str, results: SettingResults) -> float:
+    values = [run.scored[False][figure] for run in results.runs(0.0) if figure in run.scored.get(False, {})]
     if not values:
-        raise NotMeasuredError(f"{regime} of hard targets, which says whether the regime is reached, is not recorded")
+        raise NotMeasuredError(f"{title} of hard targets, which says whether the regime is reached, is not recorded")
     return sum(values) / len(values)
+
+
+def outside(regime: Regime, value: float, results: SettingResults) -> str:
+    """Why the hard-target runs, of which `value` is the regime's figure, are not in the regime; empty if they are."""
+    if value < regime.at_least:
+        return f"{regime} of hard targets is {value:.4f}, below {regime.at_least:g}"
+    if regime.over:
+        over, under = (_hard_mean(name, name.replace("_", "-"), results) for name in (regime.over, regime.under))
+        if over <= under:
+            names = regime.over.replace("_", "-"), regime.under.replace("_", "-")
+            return f"{names[0]} of hard targets is {over:.4f}, no more than {names[1]}, {under:.4f}"
+    return ""
+
+
+def seeds_missing(setting: Setting, outcomes: Sequence[Outcome]) -> str:
+    """'3 of 5 seeds' where fewer were found than are planned."""
+    found = [min(outcome.finding.seeds) for outcome in outcomes if outcome.finding is not None]
+    return f"{min(found)} of {setting.seeds} seeds" if found and min(found) < setting.seeds else ""
 
 
 def verdict(claim: Claim, setting_name: str, setting: Setting, results: SettingResults) -> Verdict:
     """A claim in a setting."""
 
     def said(word: Word, why: str, outcomes: Sequence[Outcome] = (), values: Sequence[float] = ()) -> Verdict:
+        provisional = "" if word == "not run here" else seeds_missing(setting, outcomes)
         return Verdict(
             claim=claim,
             setting_name=setting_name,
             setting=setting,
             word=word,
-            why=why,
+            why=f"provisional, {provisional}: {why}" if provisional else why,
+            provisional=provisional,
             outcomes=tuple(outcomes),
             regime_values=tuple(values),
         )
@@ -154,15 +187,11 @@ def verdict(claim: Claim, setting_name: str, setting: Setting, results: SettingR
     outcomes = [judge(name, test, results) for name, test in claim.tests.items()]
     try:
         values = [regime_value(regime, results) for regime in claim.regimes]
+        short = [outside(regime, value, results) for regime, value in zip(claim.regimes, values, strict=True)]
     except NotMeasuredError as error:
         return said("not run here", str(error), outcomes)
-    short = [
-        f"{regime} of hard targets is {value:.4f}, below {regime.at_least:g}"
-        for regime, value in zip(claim.regimes, values, strict=True)
-        if value < regime.at_least
-    ]
-    if short:
-        return said("regime not reached", "; ".join(short), outcomes, values)
+    if any(short):
+        return said("regime not reached", "; ".join(why for why in short if why), outcomes, values)
     word = combine(outcomes)
     deciding = [outcome for outcome in outcomes if outcome.word == word]
     why = "; ".join(dict.fromkeys(f"{outcome.name}: {outcome.why}" for outcome in deciding))

@@ -14,7 +14,12 @@ import numpy as np
 import pyarrow as pa
 
 from nmt_ls.experiment.records import Record, append_records
-from nmt_ls.metrics.calibration import debiased_l1_from_sums, ece_from_sums, unbiased_squared_l2_from_sums
+from nmt_ls.metrics.calibration import (
+    calibration_from_sums,
+    debiased_l1_from_sums,
+    ece_from_sums,
+    unbiased_squared_l2_from_sums,
+)
 from nmt_ls.metrics.slices import sliced_sums
 from nmt_ls.metrics.translation import bleu_from_statistics
 from nmt_ls.sweep_cells import Ledger, list_column, part_stem, rounded_temperature, sentence_table
@@ -95,7 +100,11 @@ def _write_run(
         add("squared_l2", float(unbiased_squared_l2_from_sums(total)), temperature=t, bins=15)
         if t == 1.0:
             score = {"temperature": 1.0, "temperature_is": "given", "beam": 5, "length_penalty": "average:1"}
-            figures = {"ece": float(ece_from_sums(total)), "debiased_ece": float(debiased_l1_from_sums(total))}
+            binned = calibration_from_sums(total)
+            figures = {
+                "ece": float(ece_from_sums(total)), "debiased_ece": float(debiased_l1_from_sums(total)),
+                "over_confidence": binned.over_confidence, "under_confidence": binned.under_confidence,
+            }  # fmt: skip
             for name, value in {**figures, **translator.scored}.items():
                 kind, *parts = name.split(" ")
                 part = {"estimator": parts[0], "sample_tokens": int(parts[1])} if parts else {}

@@ -40,8 +40,23 @@ def test_every_claim_of_the_paper_is_there(shipped: Claims) -> None:
     for claim in shipped.claims:
         if claim.name in translation:
             assert set(claim.settings) == {"multi30k-de", "multi30k-de-d0.1", "multi30k-fr", "tatoeba"}
-        if "calibrat" in claim.name and not claim.not_run:  # what is said of over-confident networks
-            assert ("debiased_ece", 0.03) in [(regime.figure, regime.at_least) for regime in claim.regimes]
+        for regime in claim.regimes:
+            if regime.figure == "debiased_ece":
+                assert regime.at_least == 0.03
+                assert (regime.over, regime.under) == ("over_confidence", "under_confidence")
+    of_over_confidence = {  # what is said of over-confident networks
+        "nmt-calibration",
+        "nmt-calibration-as-temperature",
+        "nmt-smoothed-temperature-hurts",
+        "nmt-best-temperatures",
+        "embedded-exact-calibration",
+        "vision-calibration",
+        "vision-calibration-as-temperature",
+        "vision-calibration-many-classes",
+    }
+    assert of_over_confidence <= {
+        claim.name for claim in shipped.claims if "debiased_ece" in [regime.figure for regime in claim.regimes]
+    }
 
 
 def test_settings_find_the_cells_of_their_study(shipped: Claims) -> None:
@@ -57,6 +72,8 @@ def test_settings_find_the_cells_of_their_study(shipped: Claims) -> None:
         alphas = {cell.values["alpha"] for cell in found}
         assert {0.0, 0.1} <= alphas
         assert {cell.values.get("dropout", 0.0) for cell in found} == {setting.dropout}
+        for alpha in (0.0, 0.1):
+            assert len({cell.values["seed"] for cell in found if cell.values["alpha"] == alpha}) == setting.seeds
 
 
 GOOD: dict[str, Any] = {
@@ -134,6 +151,8 @@ TEST = ("claims", "one", "tests", "it falls")
             r"choose_on: temperatures chosen on test may not be reported on it; .* \(\S*claims.yaml, line 12\)",
         ),
         (("settings", "here", "beam"), 1, r"beam: 1 is greedy search, whose translations no temperature changes"),
+        (("settings", "here", "seeds"), -1, r"seeds must not be negative"),
+        (("regimes", "over", "over"), "over_confidence", r"over, under: name both or neither"),
         ((*TEST, "effect"), 0.0, r"effect must be above 0"),
         ((*TEST, "treated", "temperature"), 0.0, r"temperature"),
         ((*TEST, "treated", "temperature"), "ece", r"line 30: treated.temperature: expected a number or"),

@@ -280,15 +280,16 @@ class Progress:
 
 
 class Estimate:
-    """Cost of what is left, from the measured cost of finished commands of the same block."""
+    """Cost of what is left, from the measured cost of finished commands of the same text in the file, in any block."""
 
     def __init__(self, study: Study, costs: Costs) -> None:
         self.study, self.costs = study, costs
-        measured: dict[tuple[str, int], list[float]] = {}
+        measured: dict[str, list[float]] = {}
         for cell in study.cells:
             for number, step in enumerate(cell.steps):
                 if costs.ended(cell, step):
-                    measured.setdefault((cell.block, number), []).append(costs.seconds[cell.name, step.line])
+                    template = study.blocks[cell.block].commands[number]
+                    measured.setdefault(template, []).append(costs.seconds[cell.name, step.line])
         self._means = {key: sum(values) / len(values) for key, values in measured.items()}
 
     def left(self, cell: Cell) -> float | None:
@@ -299,7 +300,7 @@ class Estimate:
         for number, step in enumerate(cell.steps):
             if self.costs.ended(cell, step):
                 continue
-            mean = self._means.get((cell.block, number))
+            mean = self._means.get(self.study.blocks[cell.block].commands[number])
             if mean is None:
                 whole = 60 * self.study.blocks[cell.block].minutes
                 return max(whole - sum(progress.spent.values()), 0.0) if whole else None

@@ -90,6 +90,9 @@ def combined_bootstrap(
 
     `figure` maps summed statistics [..., *] of one seed to a value or a curve [..., F]; `combine` maps the recipes'
     means over seeds, each [R, F], to [R]. The other arguments are those of `crossed_bootstrap`.
+
+    Resampling both sentences and seeds counts the part in which they act together more than once (Owen 2007, "The
+    pigeonhole bootstrap"): the sd is too large by it rather than too small.
     """
     checked = [_checked(recipe, name) for recipe, name in zip(recipes, ("first", "second", "third"), strict=False)]
     if len(checked) < len(recipes) or not checked:
