@@ -376,6 +376,19 @@ def test_estimates_come_from_what_was_measured(write_study: Callable[..., Study]
     assert estimate.total(study.cells) == (900.0, 1)
 
 
+def test_blocks_of_one_command_share_what_it_costs(write_study: Callable[..., Study]) -> None:
+    command = {"commands": ["train {seed}"]}
+    study = write_study(
+        {
+            "a": {"cell": "a{seed}", "axes": {"seed": [1]}, **command},
+            "b": {"cell": "b{seed}", "axes": {"seed": [2]}, **command},
+        }
+    )
+    cost = Record(name="seconds", value=90.0, signature={"study": "small", "cell": "a1"}, command="train 1")
+    append_records(study.records, [cost])
+    assert Estimate(study, Costs.read(study)).total(study.cells) == (90.0, 0)
+
+
 def test_of_equal_recipes_the_last_counts() -> None:
     def figure(value: float, **recipe: Any) -> Record:
         return Record(name="ece", value=value, signature=recipe, command="")
