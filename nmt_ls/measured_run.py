@@ -53,6 +53,15 @@ class MeasuredRun:
             weights=weights,
         )
 
+    def best_validation_step(self) -> int | None:
+        """Where the NLL of the validation log is lowest, up to the checkpoint; None where nothing was validated yet."""
+        lines = [
+            line
+            for line in RunDirectory(self.path).read_metrics()
+            if line["split"] == "validation" and line["step"] <= self.updates and line.get("nll") is not None
+        ]
+        return int(min(lines, key=lambda line: float(line["nll"]))["step"]) if lines else None
+
     def identity(self, split: str) -> dict[str, Any]:
         """What tells the figures of this run on a split from those of any other."""
         return {"run": self.path.name, "checkpoint": self.checkpoint, "weights": self.weights, "split": split}

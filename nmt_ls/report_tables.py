@@ -36,6 +36,7 @@ RECIPE = [
     Column(key="updates", heading="updates"),
 ]
 FIGURES = [
+    Column(key="best_validation_step", heading="best step", format=".0f"),
     Column(key="bleu", heading="BLEU", format=".2f"),
     Column(key="chrf", heading="chrF", format=".2f"),
     Column(key="accuracy", heading="accuracy", format=".4f"),

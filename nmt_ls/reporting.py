@@ -217,6 +217,11 @@ class Found:
         evaluation = self.evaluation
         return [
             forced_figures(evaluation.teacher_forced),
+            *(
+                []
+                if (step := self.run.best_validation_step()) is None
+                else [Figures(values={"best_validation_step": step})]
+            ),
             translation_figures(evaluation),
             gap_figures(self.gaps, self.run.config.loss),
             *([self.outputs.figures()] if len(self.outputs.confidences) else []),

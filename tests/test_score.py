@@ -56,6 +56,8 @@ def test_records_say_what_was_measured_and_how(
     assert "beam" not in records["ece"].signature  # nothing is searched for it
     assert {"commit", "seed", "corpus", "device", "threads", "training_command", "precision"} <= set(signature)
     assert 0 <= records["ece_p_value"].value <= 1
+    log = {line["nll"]: line["step"] for line in small_run.read_metrics() if line["split"] == "validation"}
+    assert records["best_validation_step"].value == log[min(log)]
     pictures = sorted(path.suffix for path in (tmp_path / "results" / "figures").glob("reliability-*"))
     assert pictures == [".png", ".svg"]
     shown = capsys.readouterr().out
