@@ -276,6 +276,16 @@ def test_text_is_utf8_whatever_the_locale(small_run: RunDirectory, tmp_path: Pat
     assert done.stdout.startswith("schön".encode())
 
 
+def feed_a_line(process: subprocess.Popen[bytes], folder: Path) -> None:
+    """Write a line to its standard input, and wait until something of its output lies in the folder."""
+    assert process.stdin is not None
+    process.stdin.write(b"A dog.\n")
+    process.stdin.flush()
+    while not any(path.stat().st_size for path in folder.glob("*.partial")):
+        assert process.poll() is None
+        time.sleep(0.02)
+
+
 def test_an_interrupt_leaves_quietly_and_nothing_behind(small_run: RunDirectory, tmp_path: Path) -> None:
     """Also while a thread waits for standard input."""
     output = tmp_path / "hyp"
@@ -285,12 +295,7 @@ def test_an_interrupt_leaves_quietly_and_nothing_behind(small_run: RunDirectory,
         stderr=subprocess.PIPE,
         env=ENVIRONMENT,
     )
-    assert process.stdin is not None
-    process.stdin.write(b"A dog.\n")
-    process.stdin.flush()
-    while not any(path.stat().st_size for path in tmp_path.glob("*.partial")):
-        assert process.poll() is None
-        time.sleep(0.02)
+    feed_a_line(process, tmp_path)
     process.send_signal(signal.SIGINT)
     assert process.stderr is not None
     assert process.wait(timeout=60) == 130
@@ -355,12 +360,7 @@ def test_no_worker_outlives_the_command(number: signal.Signals, small_run: RunDi
         stderr=subprocess.DEVNULL,
         env=ENVIRONMENT,
     )
-    assert process.stdin is not None
-    process.stdin.write(b"A dog.\n")
-    process.stdin.flush()
-    while not any(path.stat().st_size for path in tmp_path.glob("*.partial")):
-        assert process.poll() is None
-        time.sleep(0.02)
+    feed_a_line(process, tmp_path)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert len(children) >= 2
     process.send_signal(number)
