@@ -6,7 +6,8 @@ from typing import Any
 
 from nmt_ls.experiment.command_line import run_command
 from nmt_ls.experiment.tables import format_table
-from nmt_ls.training import Outcome, TrainConfig, train
+from nmt_ls.experiment.training_run import Outcome
+from nmt_ls.training import TrainConfig, train
 
 SHORT_NAMES = {
     "ls": "loss.alpha",

@@ -16,12 +16,13 @@ from nmt_ls.corpus import Corpus, Split
 from nmt_ls.embedded import EmbeddedSizes, embedded_directory, prepare_embedded
 from nmt_ls.experiment.checkpoint import checkpoint_exists, load_weights
 from nmt_ls.experiment.command_line import UserError, config_to_dict
-from nmt_ls.experiment.engine import Engine, EngineConfig, StepLoss
-from nmt_ls.experiment.precision import Precision, choose_precision
+from nmt_ls.experiment.engine import EngineConfig, StepLoss
+from nmt_ls.experiment.precision import Precision
 from nmt_ls.experiment.processor import choose_device
 from nmt_ls.experiment.records import Signature, provenance
-from nmt_ls.experiment.run_directory import RunDirectory, begun_manifest
-from nmt_ls.experiment.schedule import OptimizerConfig, ScheduleConfig, build_optimizer
+from nmt_ls.experiment.run_directory import RunDirectory
+from nmt_ls.experiment.schedule import OptimizerConfig, ScheduleConfig
+from nmt_ls.experiment.training_run import Outcome, fit_and_summarise, settle, train_in
 from nmt_ls.losses import LossConfig, fused_loss_and_nll
 from nmt_ls.scoring import BINS, evaluate, label_prior, score_batches, split_batches, translate_split
 from nmt_ls.search import SearchConfig
@@ -136,16 +137,6 @@ class TranslationTask:
         return figures
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How `train` ended: the run, its summary (None where a signal stopped it first), the signal, and what was new."""
-
-    run: RunDirectory
-    summary: dict[str, Any] | None
-    signal: int = 0
-    already_finished: bool = False
-
-
 def train(config: TrainConfig) -> Outcome:
     """Train, or go on with, the run that `config` describes, and score it on the test split.
 
@@ -156,11 +147,7 @@ def train(config: TrainConfig) -> Outcome:
     config = replace(config, model=with_vocabularies(config.model, corpus.source_vocabulary, corpus.target_vocabulary))
     name = "grammar" if is_embedded(corpus) and config.data is None else corpus.directory.name
     path = Path(config.out or f"runs/{name}-ls{config.loss.alpha:g}-s{config.seed}")
-    begun = begun_manifest(path)
-    threads = int(begun.get("threads", 0)) or config.threads
-    if threads:
-        torch.set_num_threads(threads)
-    precision = Precision.from_manifest(begun["precision"]) if begun else choose_precision(config.precision, device)
+    begun, precision = settle(path, threads=config.threads, precision=config.precision, device=device)
     attention: dict[str, Any] = begun.get("attention") or {"form": config.model.attention}
     manifest = {
         **provenance(device),
@@ -170,23 +157,19 @@ def train(config: TrainConfig) -> Outcome:
         "corpus_checksum": corpus.checksum,
         "corpus_source": corpus.manifest["source"],
     }
-    run, state = RunDirectory.open(path, config_to_dict(config), manifest, may_differ=("threads",))
-    with run:
-        if state == "finished":
-            return Outcome(run=run, summary=run.read_summary(), already_finished=True)
-        try:
-            pairs = len(corpus.split("train"))
-            print(f"{run.path}: {corpus.directory}, {pairs:,} pairs; {precision.reason}", file=sys.stderr)
-            corpus.copy_vocabulary(run.path)
-            torch.manual_seed(config.seed)
-            model = Transformer(replace(config.model, attention=attention["form"])).to(device)
-            if config.init_from is not None and not checkpoint_exists(run.checkpoints / "last"):
-                start_from(model, corpus, Path(config.init_from), config.init_checkpoint)
-            return fit_and_summarise(TranslationTask(config, corpus, model, precision), run)
-        except UserError:
-            if state == "new":
-                run.forget()
-            raise
+
+    def work(run: RunDirectory) -> Outcome:
+        pairs = len(corpus.split("train"))
+        print(f"{run.path}: {corpus.directory}, {pairs:,} pairs; {precision.reason}", file=sys.stderr)
+        corpus.copy_vocabulary(run.path)
+        torch.manual_seed(config.seed)
+        model = Transformer(replace(config.model, attention=attention["form"])).to(device)
+        if config.init_from is not None and not checkpoint_exists(run.checkpoints / "last"):
+            start_from(model, corpus, Path(config.init_from), config.init_checkpoint)
+        task = TranslationTask(config, corpus, model, precision)
+        return fit_and_summarise(task, run, lambda: summarise(run, task), unit="tokens")
+
+    return train_in(path, config_to_dict(config), manifest, work)
 
 
 def open_corpus(config: TrainConfig) -> Corpus:
@@ -199,37 +182,6 @@ def open_corpus(config: TrainConfig) -> Corpus:
         corpus = Corpus.load(config.data)
     corpus.verify()
     return corpus
-
-
-def fit_and_summarise(task: TranslationTask, run: RunDirectory) -> Outcome:
-    """Train to the end, or until a signal; then score the checkpoints and finish the run."""
-    config, model = task.config, task.model
-    engine = Engine(
-        model,
-        batches=task.batches,
-        loss=task.loss,
-        validate=task.validate,
-        optimizer=build_optimizer(model, config.optimizer),
-        optimizer_config=config.optimizer,
-        schedule_config=config.schedule,
-        config=config.engine,
-        run=run,
-        precision=task.precision,
-        seed=config.seed,
-        unit="tokens",
-    )
-    result = engine.fit()
-    if result.stopped_by == "signal":
-        return Outcome(run=run, summary=None, signal=result.signal)
-    summary = {
-        **summarise(run, task),
-        "updates": result.update,
-        "stopped_by": result.stopped_by,
-        "training_seconds": round(result.seconds, 1),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-    }
-    run.write_summary(summary)
-    return Outcome(run=run, summary=summary)
 
 
 def summarise(run: RunDirectory, task: TranslationTask) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from nmt_ls.experiment.command_line import run_command
 from nmt_ls.experiment.tables import format_table
-from vision_ls.training import Outcome, TrainConfig, train_all
+from nmt_ls.experiment.training_run import Outcome
+from vision_ls.training import TrainConfig, train_all
 
 SHORT_NAMES = {
     "ls": "loss.alpha",

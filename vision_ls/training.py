@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from nmt_ls.experiment.checkpoint import load_weights
 from nmt_ls.experiment.command_line import UserError, config_to_dict
-from nmt_ls.experiment.engine import Engine, EngineConfig, StepLoss
-from nmt_ls.experiment.precision import Precision, choose_precision
+from nmt_ls.experiment.engine import EngineConfig, StepLoss
+from nmt_ls.experiment.precision import Precision
 from nmt_ls.experiment.processor import choose_device
 from nmt_ls.experiment.records import Signature, provenance
-from nmt_ls.experiment.run_directory import RunDirectory, begun_manifest
-from nmt_ls.experiment.schedule import OptimizerConfig, ScheduleConfig, build_optimizer
+from nmt_ls.experiment.run_directory import RunDirectory
+from nmt_ls.experiment.schedule import OptimizerConfig, ScheduleConfig
+from nmt_ls.experiment.training_run import Outcome, fit_and_summarise, settle, train_in
 from nmt_ls.losses import LossConfig, smoothed_cross_entropy
 from vision_ls.augment import Augmentation, AugmentConfig
 from vision_ls.data import (
@@ -173,16 +174,6 @@ class ClassificationTask:
         return {name: figures[name] for name in ("loss", "nll", "accuracy", "ece")}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How `train` ended: the run, its summary (None where a signal stopped it first), the signal, and what was new."""
-
-    run: RunDirectory
-    summary: dict[str, Any] | None
-    signal: int = 0
-    already_finished: bool = False
-
-
 def train_all(config: TrainConfig) -> list[Outcome]:
     """A run for each of `config.seeds`, or the one of `config.seed`; a signal ends the one it meets, and the list.
 
@@ -208,11 +199,7 @@ def train(config: TrainConfig, data: ImageData | None = None) -> Outcome:
     data = open_images(config) if data is None else data
     named = "shapes" if data.embedded else f"{Path(data.place).name}-{config.model.name}"
     path = Path(config.out or f"runs/{named}-ls{config.loss.alpha:g}-s{config.seed}")
-    begun = begun_manifest(path)
-    threads = int(begun.get("threads", 0)) or config.threads
-    if threads:
-        torch.set_num_threads(threads)
-    precision = Precision.from_manifest(begun["precision"]) if begun else choose_precision(config.precision, device)
+    _, precision = settle(path, threads=config.threads, precision=config.precision, device=device)
     manifest = {
         **provenance(device),
         "precision": precision.to_dict(),
@@ -221,20 +208,15 @@ def train(config: TrainConfig, data: ImageData | None = None) -> Outcome:
         "corpus_source": data.source,
         "classes": list(data.classes),
     }
-    run, state = RunDirectory.open(path, config_to_dict(config), manifest, may_differ=("threads",))
-    with run:
-        if state == "finished":
-            return Outcome(run=run, summary=run.read_summary(), already_finished=True)
-        try:
-            torch.manual_seed(config.seed)
-            model = new_model(config, data).to(device)
-            task = ClassificationTask(config, data, model, precision, device)
-            print(f"{run.path}: {len(task.training):,} images of {data.place}; {precision.reason}", file=sys.stderr)
-            return fit_and_summarise(task, run)
-        except UserError:
-            if state == "new":
-                run.forget()
-            raise
+
+    def work(run: RunDirectory) -> Outcome:
+        torch.manual_seed(config.seed)
+        model = new_model(config, data).to(device)
+        task = ClassificationTask(config, data, model, precision, device)
+        print(f"{run.path}: {len(task.training):,} images of {data.place}; {precision.reason}", file=sys.stderr)
+        return fit_and_summarise(task, run, lambda: {**summarise(run, task), **steps_to_reach(run)}, unit="images")
+
+    return train_in(path, config_to_dict(config), manifest, work)
 
 
 def open_images(config: TrainConfig) -> ImageData:
@@ -287,38 +269,6 @@ def penalised_weights(model: nn.Module, config: L2Config) -> list[nn.Parameter]:
         if layer not in weights:
             raise UserError(f"l2.layers: the model has no layer {layer!r}; choose among {', '.join(weights)}")
     return [weights[layer] for layer in config.layers]
-
-
-def fit_and_summarise(task: ClassificationTask, run: RunDirectory) -> Outcome:
-    """Train to the end, or until a signal; then score the checkpoints and finish the run."""
-    config, model = task.config, task.model
-    engine = Engine(
-        model,
-        batches=task.batches,
-        loss=task.loss,
-        validate=task.validate,
-        optimizer=build_optimizer(model, config.optimizer),
-        optimizer_config=config.optimizer,
-        schedule_config=config.schedule,
-        config=config.engine,
-        run=run,
-        precision=task.precision,
-        seed=config.seed,
-        unit="images",
-    )
-    result = engine.fit()
-    if result.stopped_by == "signal":
-        return Outcome(run=run, summary=None, signal=result.signal)
-    summary = {
-        **summarise(run, task),
-        **steps_to_reach(run),
-        "updates": result.update,
-        "stopped_by": result.stopped_by,
-        "training_seconds": round(result.seconds, 1),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-    }
-    run.write_summary(summary)
-    return Outcome(run=run, summary=summary)
 
 
 def summarise(run: RunDirectory, task: ClassificationTask) -> dict[str, Any]:

@@ -1,0 +1,120 @@
+"""A training run round the engine, whatever is trained: machine settled, directory opened, summary written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import nn
+
+from nmt_ls.experiment.command_line import UserError
+from nmt_ls.experiment.engine import Engine, EngineConfig, StepLoss
+from nmt_ls.experiment.precision import Precision, choose_precision
+from nmt_ls.experiment.run_directory import RunDirectory, begun_manifest
+from nmt_ls.experiment.schedule import OptimizerConfig, ScheduleConfig, build_optimizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How training ended: the run, its summary (None where a signal stopped it first), the signal, and what was new."""
+
+    run: RunDirectory
+    summary: dict[str, Any] | None
+    signal: int = 0
+    already_finished: bool = False
+
+
+class TrainingConfig(Protocol):
+    """What of a package's configuration the engine is given."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def optimizer(self) -> OptimizerConfig: ...
+    @property
+    def schedule(self) -> ScheduleConfig: ...
+    @property
+    def engine(self) -> EngineConfig: ...
+
+
+class Task(Protocol):
+    """What a package trains; batches, loss and validate as `Engine` describes them."""
+
+    @property
+    def config(self) -> TrainingConfig: ...
+    @property
+    def model(self) -> nn.Module: ...
+    @property
+    def precision(self) -> Precision: ...
+    def batches(self, epoch: int, /) -> Sequence[Any]: ...
+    def loss(self, model: nn.Module, batch: Any, /) -> StepLoss: ...
+    def validate(self, model: nn.Module, /) -> dict[str, float]: ...
+
+
+def settle(
+    path: Path, *, threads: int, precision: Literal["auto", "fp32", "bf16"], device: torch.device
+) -> tuple[dict[str, Any], Precision]:
+    """The manifest of a run that was begun at `path` (empty for a new one), and the arithmetic of training.
+
+    Threads (0 leaves PyTorch's choice; set process-wide) and precision are the begun run's, so that it goes on alike.
+    """
+    begun = begun_manifest(path)
+    if threads := int(begun.get("threads", 0)) or threads:
+        torch.set_num_threads(threads)
+    return begun, Precision.from_manifest(begun["precision"]) if begun else choose_precision(precision, device)
+
+
+def train_in(
+    path: Path, config: Mapping[str, Any], manifest: Mapping[str, Any], work: Callable[[RunDirectory], Outcome]
+) -> Outcome:
+    """Do the work in a run's directory, opened for it, or leave a finished run alone.
+
+    Raises UserError where the directory does not fit; a new one in which the work raises it is forgotten.
+    """
+    run, state = RunDirectory.open(path, dict(config), dict(manifest), may_differ=("threads",))
+    with run:
+        if state == "finished":
+            return Outcome(run=run, summary=run.read_summary(), already_finished=True)
+        try:
+            return work(run)
+        except UserError:
+            if state == "new":
+                run.forget()
+            raise
+
+
+def fit_and_summarise(task: Task, run: RunDirectory, summarise: Callable[[], dict[str, Any]], *, unit: str) -> Outcome:
+    """Train to the end, or until a signal; then finish the run with what `summarise` says of its checkpoints.
+
+    unit: what is counted, for the progress display.
+    """
+    config, model = task.config, task.model
+    engine = Engine(
+        model,
+        batches=task.batches,
+        loss=task.loss,
+        validate=task.validate,
+        optimizer=build_optimizer(model, config.optimizer),
+        optimizer_config=config.optimizer,
+        schedule_config=config.schedule,
+        config=config.engine,
+        run=run,
+        precision=task.precision,
+        seed=config.seed,
+        unit=unit,
+    )
+    result = engine.fit()
+    if result.stopped_by == "signal":
+        return Outcome(run=run, summary=None, signal=result.signal)
+    summary = {
+        **summarise(),
+        "updates": result.update,
+        "stopped_by": result.stopped_by,
+        "training_seconds": round(result.seconds, 1),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
+    run.write_summary(summary)
+    return Outcome(run=run, summary=summary)
