@@ -1,7 +1,8 @@
 """python -m benchmarks.image_training: training images a second of the classifiers, by arithmetic and memory layout.
 
-A step is what training does: rows gathered, augmentation (pad, random crop, flip), forward pass, smoothed loss,
-backward pass, norm of the gradient, optimiser. Contestants take turns; the share of augmentation stands beside.
+A step is what training does by a recipe of configs/vision: rows gathered, its augmentation, forward pass, smoothed loss
+and penalty, backward pass, norm of the gradient, its optimiser. Contestants take turns; the share of augmentation
+stands beside.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ from benchmarks.common import (
     take_turns,
     write_records,
 )
-from nmt_ls.experiment.command_line import run_command
+from nmt_ls.experiment.command_line import parse, run_command
 from nmt_ls.experiment.precision import Precision
 from nmt_ls.experiment.schedule import build_optimizer
-from vision_ls.augment import AugmentConfig
 from vision_ls.data import ImageData, ImageSplit
-from vision_ls.models import ImageModel, ModelConfig, ModelName
+from vision_ls.models import ImageModel
 from vision_ls.training import ClassificationTask, TrainConfig, new_model
 
 CONTESTANTS = ("fp32", "medium", "bf16", "fp32-contiguous", "medium-contiguous", "bf16-contiguous")
+PROGRAM = "python -m benchmarks.image_training"
 PLAIN = "fp32-contiguous"
 """What PyTorch does unless asked otherwise: the rates' ratios are to it."""
 
@@ -42,10 +43,10 @@ class BenchmarkConfig:
     """What is measured.
 
     Attributes:
-        models: by name, at their own widths.
-        side: of the images, in pixels; three channels.
+        recipes: training configurations, each on random images of ten classes, with smoothing 0.1.
+        side: of the images, in pixels, before augmentation; three channels.
         contestants: fp32 (PyTorch's default kernels), medium (fp32 by oneDNN's) or bf16; channels last unless named so.
-        batch_size: images of a step.
+        batch_size: images of a step, in place of the recipe's.
         steps: of a round.
         repeats: rounds, interleaved.
         threads: 0 leaves PyTorch's choice.
@@ -53,7 +54,11 @@ class BenchmarkConfig:
         out: where the records go; empty for nowhere.
     """
 
-    models: tuple[ModelName, ...] = ("resnet20", "resnet56", "alexnet")
+    recipes: tuple[str, ...] = (
+        "configs/vision/cifar10-resnet20.yaml",
+        "configs/vision/cifar10-resnet56.yaml",
+        "configs/vision/cifar10-alexnet.yaml",
+    )
     side: int = 32
     contestants: tuple[str, ...] = CONTESTANTS
     batch_size: int = 128
@@ -115,11 +120,14 @@ def step_of(task: ClassificationTask, contestant: str, batches: list[Tensor]) ->
     return run
 
 
-def measure(name: ModelName, config: BenchmarkConfig, data: ImageData) -> list[dict[str, Any]]:
+def read_recipe(path: str, batch_size: int) -> TrainConfig:
+    """The configuration of a training run, with smoothing 0.1."""
+    argv = ["--config", path, "--loss.alpha", "0.1", "--batch_size", str(batch_size)]
+    return parse(TrainConfig, argv, program=PROGRAM, description="")
+
+
+def measure(trained: TrainConfig, config: BenchmarkConfig, data: ImageData) -> list[dict[str, Any]]:
     """A row a contestant: images a second, the ratio to PyTorch's defaults, the share of its time in augmentation."""
-    trained = TrainConfig(
-        model=ModelConfig(name=name), augment=AugmentConfig(pad=4, flip=True), batch_size=config.batch_size
-    )
     batches = list(torch.split(torch.arange(config.steps * config.batch_size), config.batch_size))
 
     def task() -> ClassificationTask:
@@ -137,7 +145,7 @@ def measure(name: ModelName, config: BenchmarkConfig, data: ImageData) -> list[d
     count = config.steps * config.batch_size
     rows = []
     for contestant, taken in seconds.items():
-        row: dict[str, Any] = {"model": name, "contestant": contestant, "images/s": count / median(taken)}
+        row: dict[str, Any] = {"model": trained.model.name, "contestant": contestant, "images/s": count / median(taken)}
         row["images/s at best"] = count / min(taken)
         if PLAIN in seconds:
             row[f"to {PLAIN}"] = ratio(seconds[PLAIN], taken)
@@ -154,7 +162,8 @@ def main(config: BenchmarkConfig) -> None:
     products = best_gemm_rates(config.clock)
     print(describe_machine(products))
     data = noise(config.side, config.steps * config.batch_size)
-    rows = [row for name in config.models for row in measure(name, config, data)]
+    recipes = [read_recipe(path, config.batch_size) for path in config.recipes]
+    rows = [row for recipe in recipes for row in measure(recipe, config, data)]
     torch.set_float32_matmul_precision(switch)
     columns = {"images/s": ",.0f", "images/s at best": ",.0f", f"to {PLAIN}": ".2f", "share of augmentation": ".3f"}
     print_table("training images a second", rows, {"model": "", "contestant": ""} | columns)
@@ -164,6 +173,7 @@ def main(config: BenchmarkConfig) -> None:
         "image_training",
         named,
         products,
+        recipes=list(config.recipes),
         side=config.side,
         batch_size=config.batch_size,
         steps=config.steps,
@@ -176,6 +186,6 @@ if __name__ == "__main__":
     run_command(
         main,
         BenchmarkConfig,
-        program="python -m benchmarks.image_training",
+        program=PROGRAM,
         description="Measure training images a second of the classifiers, by arithmetic and memory layout.",
     )

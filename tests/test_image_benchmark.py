@@ -12,9 +12,10 @@ from nmt_ls.experiment.records import read_records
 
 def test_image_training_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(common, "GEMM_SHAPES", ((4, 4, 4),))
-    out = tmp_path / "speed.jsonl"
+    out, recipe = tmp_path / "speed.jsonl", tmp_path / "recipe.yaml"
+    recipe.write_text("model: {name: small_cnn}\naugment: {pad: 1, flip: true}\n")
     config = image_training.BenchmarkConfig(
-        models=("small_cnn",), side=8, contestants=("fp32", "fp32-contiguous"), batch_size=4, steps=1, repeats=1,
+        recipes=(str(recipe),), side=8, contestants=("fp32", "fp32-contiguous"), batch_size=4, steps=1, repeats=1,
         threads=1, clock="cpu", out=str(out),
     )  # fmt: skip
     image_training.main(config)
