@@ -1,9 +1,10 @@
 """The statistics by which claims are tested, computed from a study's results (configs/claims.yaml says what each is).
 
-Differences of translators are taken over sentences that both translated: one resample of sentences serves both sides
-and all seeds, and seeds are resampled apart. Figures that were only recorded are compared by their values of seeds.
+Differences of translators are taken over sentences that both translated, those of classifiers over images: one resample
+of them serves both sides and all seeds, and seeds are resampled apart. Figures that were only recorded are compared by
+their values of seeds.
 
-Shapes: A seeds, S sentences, J temperatures of NLL and calibration, D those of translations, R resamples.
+Shapes: A seeds, S sentences or images, J temperatures of NLL and calibration, D those of translations, R resamples.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from nmt_ls.study_results import NotMeasuredError, Run, SettingResults
 
 @dataclass(frozen=True, kw_only=True)
 class _Sums:
-    """A side's sums by sentence, [A, S, ...], at the side's temperature."""
+    """A side's sums by sentence or image, [A, S, ...], at the side's temperature."""
 
     side: Side
     runs: list[Run]
@@ -101,7 +102,28 @@ def _measured(
     return kept, [np.stack(arrays) for arrays in zip(*found, strict=True)]
 
 
+def _image_sums(results: SettingResults, side: Side, runs: Sequence[Run], column: str) -> _Sums:
+    fitted = side.temperature == "nll"
+    if not fitted and side.temperature != 1.0:
+        raise NotMeasuredError("images are scored at temperature 1, and at one fitted to each run by NLL")
+    kept, found, problem = list[Run](), list[FloatArray](), "nothing is measured"
+    for run in runs:
+        try:
+            found.append(results.image_sums(run, column, fitted=fitted))
+            kept.append(run)
+        except NotMeasuredError as error:
+            problem = str(error)
+    if not kept:
+        raise NotMeasuredError(problem)
+    fits = [run.fitted_temperature[0] for run in kept if run.fitted_temperature]
+    return _Sums(side=side, runs=kept, temperature=float(np.mean(fits)) if fitted else 1.0, sums=np.stack(found))
+
+
 def _side_sums(results: SettingResults, side: Side, runs: Sequence[Run], column: str, without: float | None) -> _Sums:
+    if results.of_images:
+        return _image_sums(results, side, runs, column)
+    if column == "correct":
+        raise NotMeasuredError("accuracy is compared of images")
     temperature, edge = side.temperature, False
     if isinstance(temperature, str):
         swept = [run for run in runs if run.decoded] if temperature == "bleu" else [run for run in runs if run.swept]
@@ -255,6 +277,18 @@ def nll(test: Test, results: SettingResults) -> Finding:
     )
 
 
+def accuracy(test: Test, results: SettingResults) -> Finding:
+    """Difference of accuracy on images."""
+    return _paired(
+        test,
+        results,
+        "correct",
+        ratio_of_sums,
+        "",
+        lambda sums_A: f"accuracy {float(np.mean(ratio_of_sums(sums_A))):.4f}",
+    )
+
+
 def _curves(
     results: SettingResults, sides: Sequence[Sequence[Run]], columns: Sequence[str]
 ) -> tuple[list[float], list[list[Run]], list[list[FloatArray]]]:
@@ -360,6 +394,7 @@ _STATISTICS: dict[str, Callable[[Test, SettingResults], Finding]] = {
     "bleu": bleu,
     "squared_l2": squared_l2,
     "nll": nll,
+    "accuracy": accuracy,
     "nll_at_every_temperature": nll_at_every_temperature,
     "best_temperature_distance": best_temperature_distance,
     "record": record,

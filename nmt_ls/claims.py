@@ -18,6 +18,7 @@ Statistic = Literal[
     "bleu",
     "squared_l2",
     "nll",
+    "accuracy",
     "nll_at_every_temperature",
     "best_temperature_distance",
     "record",

@@ -7,17 +7,15 @@ Shapes: N images.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from nmt_ls.metrics.calibration import Calibration, CalibrationAccumulator
-from nmt_ls.study_results import Run, SettingResults
+from nmt_ls.study_results import NotMeasuredError, Run, SettingResults
 
-EXAMPLES = "examples.parquet"
-"""The folder in which evaluation leaves what belongs to each image."""
 FIGURES = ("accuracy", "nll", "ece", "debiased_ece", "squared_l2")
 
 
@@ -39,7 +37,7 @@ class System:
 def systems(results: SettingResults) -> list[System]:
     """Those that are recorded, hard targets first; empty where no image was scored, or the split is trained on."""
     found = list[System]()
-    if results.setting.split == "train" or not (results.folder / EXAMPLES).is_dir():
+    if results.setting.split == "train" or not results.of_images:
         return found
     hard = results.runs(0.0)
     alpha = best_alpha(results)
@@ -91,19 +89,9 @@ def reliabilities(results: SettingResults) -> dict[str, Calibration]:
     for system in systems(results):
         total = CalibrationAccumulator()
         for run in system.runs:
-            table = pq.read_table(
-                results.folder / EXAMPLES,
-                columns=["confidence", "correct"],
-                filters=[
-                    ("run", "=", run.name),
-                    ("checkpoint", "=", results.setting.checkpoint),
-                    ("weights", "=", run.signature["weights"]),
-                    ("split", "=", results.setting.split),
-                    ("temperature_is", "=", "fitted" if system.fitted else "given"),
-                ],
-            )
-            if len(table):
-                total.update(table["confidence"].to_numpy(), table["correct"].to_numpy())
+            with suppress(NotMeasuredError):
+                kept = results.images(run, fitted=system.fitted)
+                total.update(kept["confidence"], kept["correct"])
         if total.sums.any():
             temperature = f", T = {system.temperature:.2f}" if system.fitted else ""
             found[f"α = {system.alpha:g}{temperature}"] = total.compute()

@@ -1,11 +1,11 @@
 """What a study left, as claims and tables read it: figures of runs from records.jsonl, and the sums that belong to
-sentences from sentences.parquet. No run, corpus or model is opened.
+sentences from sentences.parquet, or to images from examples.parquet. No run, corpus or model is opened.
 
 Two kinds of records. *Scored* (`score`): all figures of a checkpoint at one temperature, which was given or fitted.
 *Swept* (`sweep`): NLL and calibration at many temperatures, and translations at some. Both name the run, the weights
 and the dropout; of a run that was trained on, only the newest weights count.
 
-Shapes: J temperatures, S sentences.
+Shapes: J temperatures, S sentences, N images, B bins.
 """
 
 from __future__ import annotations
@@ -17,11 +17,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
+
 from nmt_ls.claims import Setting
 from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.records import Record, read_records
 from nmt_ls.experiment.study import last_of_each
 from nmt_ls.metrics.inputs import FloatArray
+from nmt_ls.metrics.slices import sliced_sums
 from nmt_ls.sweep_cells import DIGITS, read_sentences
 
 RECIPE = ("corpus", "updates", "training_precision")
@@ -30,6 +34,8 @@ FRESH = "fresh"
 """The split of figures on targets drawn afresh from a known distribution: they stand beside those of the test split."""
 APART = ("slice", "estimator", "sample_tokens")
 """What tells figures of one name apart: it becomes part of the name."""
+EXAMPLES = "examples.parquet"
+"""The folder in which the evaluation of classifiers leaves what belongs to each image."""
 LOSS = ("spread", "prior")
 """What has to be the same in all runs of one α."""
 
@@ -87,6 +93,7 @@ class SettingResults:
             for checkpoint in sorted({str(record.signature.get("checkpoint")) for record in ours})
         }
         self._sentences = cache(self._read_sentences)
+        self.of_images = (folder / EXAMPLES).is_dir()
 
     def _read(self, records: Iterable[Record], split: str, checkpoint: str) -> dict[str, Run]:
         found: dict[str, Run] = {}
@@ -180,6 +187,38 @@ class SettingResults:
         if sentences == 0 or len(rows) != len(temperatures) * sentences:
             raise NotMeasuredError(f"the {setting.split} sentences of {name} are not (all) in {folder}")
         return rows.reshape(len(temperatures), sentences, -1)
+
+    def images(self, run: Run, *, fitted: bool) -> dict[str, FloatArray]:
+        """What is kept of each image of the reported split, by its row, at temperature 1 or at the one fitted to the
+        run: confidence, correct and NLL, each [N].
+
+        Raises NotMeasuredError where it is not there.
+        """
+        table = pq.read_table(
+            self.folder / EXAMPLES,
+            columns=["image", "confidence", "correct", "nll"],
+            filters=[
+                ("run", "=", run.name),
+                ("checkpoint", "=", self.setting.checkpoint),
+                ("weights", "=", run.signature["weights"]),
+                ("split", "=", self.setting.split),
+                ("temperature_is", "=", "fitted" if fitted else "given"),
+            ],
+        ).sort_by("image")
+        if len(table) == 0:
+            how = " at a fitted temperature" if fitted else ""
+            raise NotMeasuredError(
+                f"the {self.setting.split} images of {run.name} are not in {self.folder / EXAMPLES}{how}"
+            )
+        return {name: table[name].to_numpy() for name in ("confidence", "correct", "nll")}
+
+    def image_sums(self, run: Run, column: str, *, fitted: bool) -> FloatArray:
+        """The same as sums of one image each: bin_sums [N, 6, B], or nll or correct beside a count of 1, [N, 2]."""
+        kept = self.images(run, fitted=fitted)
+        count = len(kept["correct"])
+        if column == "bin_sums":
+            return sliced_sums(kept["confidence"], kept["correct"], np.arange(count), count)
+        return np.stack([kept[column].astype(np.float64), np.ones(count)], -1)
 
 
 def read_results(setting: Setting, root: Path) -> SettingResults:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from made_images import telling_folder
 from small_classifiers import small_training
 
 from data_prep.images import ImagesConfig
 from data_prep.images import main as prepare
-from nmt_ls.claims import OF_RECORDS, Claim, read_claims
+from nmt_ls.claim_statistics import evaluate
+from nmt_ls.claims import OF_RECORDS, Claim, Side, Test, read_claims
 from nmt_ls.experiment.engine import EngineConfig
+from nmt_ls.experiment.records import read_records
 from nmt_ls.losses import LossConfig
-from nmt_ls.study_results import SettingResults, read_results
+from nmt_ls.study_results import NotMeasuredError, SettingResults, read_results
 from nmt_ls.verdicts import judge
 from vision_ls.evaluate import main as evaluate_command
 from vision_ls.evaluation import EvaluateConfig
@@ -24,6 +30,7 @@ from vision_ls.training import FITTED_TO_TRAINING, train
 
 CLAIMS = read_claims(Path(__file__).parents[2] / "configs" / "claims.yaml")
 VISION = [claim for claim in CLAIMS.claims if claim.name.startswith("vision-") and not claim.not_run]
+OF_EXAMPLES = ("accuracy", "squared_l2")
 NEEDED = {side.alpha for claim in VISION for test in claim.tests.values() for side in test.sides}
 
 
@@ -57,10 +64,57 @@ def test_every_figure_is_recorded(root: Path, claim: Claim) -> None:
         (hard,) = results.runs(0.0)
         assert {regime.figure for regime in claim.regimes} <= set(hard.scored[False])
         for name, test in claim.tests.items():
-            assert test.statistic in OF_RECORDS
+            assert test.statistic in (*OF_RECORDS, *OF_EXAMPLES)
             outcome = judge(name, test, results)
             assert outcome.finding is not None, outcome.why
             assert outcome.finding.seeds == (1, 1)
+            if test.statistic in OF_EXAMPLES:  # what is computed of examples is what was recorded
+                recorded = [results.runs(side.alpha)[0].scored[side.temperature == "nll"] for side in test.sides]
+                values = [figures[test.statistic] for figures in recorded]
+                assert outcome.finding.difference == pytest.approx(values[1] - values[0], abs=1e-9)
+
+
+def every_run_twice(root: Path, place: Path) -> SettingResults:
+    """Each run, and once more as if another seed had led to the same; smoothed ones with every fifth image wrong."""
+    folder = place / "study"
+    (folder / "examples.parquet").mkdir(parents=True)
+    records = read_records(root / "study" / "records.jsonl")
+    for record in list(records):
+        again = {**record.signature, "run": f"{record.signature['run']}-again", "seed": 2}
+        records.append(dataclasses.replace(record, signature=again))
+    for file in (root / "study" / "examples.parquet").iterdir():
+        table = pq.read_table(file)
+        right = pc.or_(pc.equal(table["alpha"], 0.0), pa.array([row % 5 > 0 for row in table["image"].to_pylist()]))
+        table = table.set_column(table.schema.get_field_index("correct"), "correct", right)
+        names = pa.array([f"{name}-again" for name in table["run"].to_pylist()])
+        pq.write_table(table, folder / "examples.parquet" / file.name)
+        again_table = table.set_column(table.schema.get_field_index("run"), "run", names)
+        pq.write_table(again_table, folder / "examples.parquet" / f"again-{file.name}")
+    setting = dataclasses.replace(CLAIMS.settings["mnist"], results="study", runs="run-*")
+    return SettingResults(setting, folder, records)
+
+
+def test_intervals_are_of_other_images_too(root: Path, tmp_path: Path) -> None:
+    """Where seeds vary by nothing the interval is that of a paired comparison over images."""
+    results = every_run_twice(root, tmp_path)
+    test = Test(
+        statistic="accuracy", expect="higher", effect=0.01, baseline=Side(alpha=0.0), treated=Side(alpha=0.1)
+    )  # fmt: skip
+    found = evaluate(test, results)
+    hard_N, smooth_N = (results.images(results.runs(a)[0], fitted=False)["correct"].astype(float) for a in (0.0, 0.1))
+    change_N = smooth_N - hard_N
+    assert found.seeds == (2, 2)
+    assert found.seed_sd == 0
+    assert found.difference == pytest.approx(change_N.mean())
+    assert change_N.std() > 0
+    assert found.high - found.low == pytest.approx(2 * 1.96 * change_N.std() / math.sqrt(len(change_N)), rel=0.15)
+
+
+def test_images_have_two_temperatures(root: Path) -> None:
+    hard, warm = Side(alpha=0.0), Side(alpha=0.1, temperature=1.5)
+    test = Test(statistic="squared_l2", expect="lower", effect=0.01, baseline=hard, treated=warm)
+    with pytest.raises(NotMeasuredError, match="one fitted to each run by NLL"):
+        evaluate(test, results_of(root, "mnist"))
 
 
 def test_projection_and_claims_mean_one_regime() -> None:
