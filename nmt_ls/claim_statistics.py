@@ -19,9 +19,8 @@ import numpy as np
 from nmt_ls.claims import Side, Test
 from nmt_ls.findings import Finding, compared_runs, pooled_sd
 from nmt_ls.metrics.calibration import MOMENTS, ece_from_sums, unbiased_squared_l2_from_sums
-from nmt_ls.metrics.distributions import student_t_quantile
 from nmt_ls.metrics.inputs import FloatArray
-from nmt_ls.metrics.statistics import Figure, combined_bootstrap, ratio_of_sums
+from nmt_ls.metrics.statistics import Figure, combined_bootstrap, ratio_of_sums, seed_degrees
 from nmt_ls.metrics.temperature_grid import lowest_point
 from nmt_ls.metrics.translation import bleu_from_statistics
 from nmt_ls.record_statistics import record, record_distance, record_error
@@ -198,13 +197,13 @@ def _finding(
     if len({array.shape[1] for array in arrays}) > 1:
         raise NotMeasuredError("the two sides have different numbers of sentences: they are of different corpora")
     whole = combined_bootstrap(arrays, figure, combine)
-    reach, reach_90 = (whole.sd * student_t_quantile(p, _degrees(whole.sd, per_seed)) for p in (0.975, 0.95))
+    whole = replace(whole, degrees=seed_degrees(whole.sd, per_seed))
     return Finding(
         difference=whole.value,
-        low=whole.value - reach,
-        high=whole.value + reach,
-        low_90=whole.value - reach_90,
-        high_90=whole.value + reach_90,
+        low=whole.low,
+        high=whole.high,
+        low_90=whole.value - whole.reach(0.9),
+        high_90=whole.value + whole.reach(0.9),
         ours=ours,
         unit=unit,
         seeds=tuple(len(values) for values in per_seed),
@@ -212,18 +211,6 @@ def _finding(
         sentence_sd=_sentence_sd(arrays, figure, combine),
         runs=tuple(run for side in runs for run in side),
     )
-
-
-def _degrees(sd: float, per_seed: Sequence[FloatArray]) -> float:
-    """Degrees of freedom of a variance of which the seeds' part is estimated from few of them (Satterthwaite 1946).
-
-    The sentences' part counts as known. A side with one seed adds nothing here: it decides nothing either.
-    """
-    parts = [(float(values.var(ddof=1)) / len(values), len(values) - 1) for values in per_seed if len(values) > 1]
-    known = sum(part * part / degrees for part, degrees in parts)
-    if known == 0:
-        return math.inf
-    return max(sd * sd, sum(part for part, _ in parts)) ** 2 / known
 
 
 def _sentence_sd(

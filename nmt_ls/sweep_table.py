@@ -224,7 +224,7 @@ def difference_row(recipe: Recipe, baseline: Recipe) -> dict[str, Any]:
         "against": baseline.label,
         "seeds": f"{len(recipe.runs)} and {len(baseline.runs)}",
         "squared L2": calibration.value,
-        "± L2": 1.96 * calibration.sd,
+        "± L2": calibration.reach(),
         "p, L2": calibration.p_value,
         "resolved, L2": _resolved(calibration),
     }
@@ -234,7 +234,7 @@ def difference_row(recipe: Recipe, baseline: Recipe) -> dict[str, Any]:
         )
         row |= {
             "BLEU": bleu.value,
-            "± BLEU": 1.96 * bleu.sd,
+            "± BLEU": bleu.reach(),
             "p, BLEU": bleu.p_value,
             "resolved, BLEU": _resolved(bleu),
         }

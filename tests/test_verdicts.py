@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from made_up_study import INVERSES, Translator, write_study
 
-from nmt_ls import claim_statistics
 from nmt_ls.claim_statistics import chosen_temperature, evaluate
 from nmt_ls.claims import Claim, Claims, Regime, Setting, Side, Test, read_claims
 from nmt_ls.experiment.command_line import UserError
-from nmt_ls.findings import Finding
-from nmt_ls.metrics.statistics import ratio_of_sums
-from nmt_ls.metrics.temperature_grid import lowest_point
 from nmt_ls.report_tables import temperature_rows
 from nmt_ls.study_results import NotMeasuredError, SettingResults, read_results
-from nmt_ls.verdicts import Verdict, decide, judge, seeds_to_resolve, verdict, verdicts_of
+from nmt_ls.verdicts import Verdict, judge, verdict, verdicts_of
 
 SETTING = Setting(title="made up", results="fake", runs="fake-de-*", dropout=0.3, command="python -m made_up")
 SHIPPED = read_claims(Path(__file__).parents[1] / "configs" / "claims.yaml")
@@ -275,36 +269,6 @@ def test_runs_without_sentences_are_named(tmp_path: Path) -> None:
     assert "without fake-de-ls0.1-s3" in found.why
 
 
-@pytest.mark.parametrize("seeds", [2, 3])
-def test_intervals_of_few_seeds_cover(seeds: int) -> None:
-    """Without noise of sentences all is due to seeds: the normal quantile would cover too seldom, Student's does."""
-    rng, covered, normal, rounds = np.random.default_rng(3), 0, 0, 200
-    for _ in range(rounds):
-        sides = [np.ones((seeds, 3, 2)) for _ in range(2)]
-        for side in sides:
-            side[:, :, 0] = rng.normal(size=(seeds, 1))
-        found = claim_statistics._finding(
-            sides, ratio_of_sums, lambda means: means[1] - means[0], runs=[[], []], ours="", unit="",
-            per_seed=[ratio_of_sums(side.sum(1)) for side in sides],
-        )  # fmt: skip
-        covered += found.low <= 0 <= found.high
-        error = math.sqrt(sum(np.var(side[:, 0, 0], ddof=1) / seeds for side in sides))
-        normal += abs(found.difference) <= 1.96 * error
-        assert found.high - found.low >= 2 * 1.9 * error
-    assert normal < 0.92 * rounds
-    assert covered >= 0.93 * rounds
-
-
-def test_sentences_alone_are_told_from_what_they_do_with_seeds() -> None:
-    rng = np.random.default_rng(1)
-    common, own = rng.normal(0, 1, 400), rng.normal(0, 3, (4, 400))
-    for noise, expected in ((common + own, 1 / 20), (own, 0.0)):
-        sums = np.stack([noise, np.ones_like(own)], -1)
-        found = claim_statistics._sentence_sd([sums], ratio_of_sums, lambda means: means[0])
-        assert found == pytest.approx(expected, abs=0.04)
-        assert found < 1.3 / 20 + 0.02  # with four seeds held fixed, 0.09
-
-
 def test_a_difference_below_resolution_is_unresolved(tmp_path: Path) -> None:
     hard = hard_like(precision=lambda _: 0.40, between_seeds=0.01)
     smooth = smooth_like(precision=lambda _: 0.404, between_seeds=0.01)
@@ -426,60 +390,6 @@ def test_estimators_of_samples_are_found_by_name(tmp_path: Path) -> None:
         assert judged(shipped("embedded-ece"), results).word == word
 
 
-def finding(difference: float, reach: float, **changes: Any) -> Finding:
-    values: dict[str, Any] = {
-        "difference": difference, "low": difference - reach, "high": difference + reach,
-        "low_90": difference - 0.84 * reach, "high_90": difference + 0.84 * reach, "ours": "", "unit": "",
-        "seeds": (3, 3), "seed_sd": 0.4, "sentence_sd": 0.0, "runs": (),
-    }  # fmt: skip
-    return Finding(**{**values, **changes})
-
-
-@pytest.mark.parametrize(
-    ("expect", "difference", "reach", "word"),
-    [
-        ("higher", 0.5, 0.4, "reproduced"),
-        ("higher", 0.5, 0.6, "unresolved"),  # 0 is inside
-        ("higher", 0.2, 0.15, "unresolved"),  # above 0, less than matters, though it might be more
-        ("higher", 0.1, 0.05, "not reproduced"),  # above 0, and surely less than matters
-        ("higher", 0.0, 0.2, "not reproduced"),
-        ("higher", -0.5, 0.2, "not reproduced"),
-        ("lower", -0.5, 0.4, "reproduced"),
-        ("lower", -0.5, 0.6, "unresolved"),
-        ("lower", 0.5, 0.4, "not reproduced"),
-        ("not higher", 0.0, 0.2, "reproduced"),
-        ("not higher", -1.0, 0.2, "reproduced"),
-        ("not higher", 0.0, 0.4, "unresolved"),
-        ("not higher", 0.5, 0.4, "not reproduced"),
-        ("not lower", 0.0, 0.2, "reproduced"),
-        ("not lower", 1.0, 0.2, "reproduced"),
-        ("not lower", -0.5, 0.4, "not reproduced"),
-        ("not lower", -0.5, 0.6, "unresolved"),
-        ("similar", 0.0, 0.29, "reproduced"),
-        ("similar", 0.0, 0.34, "reproduced"),  # two one-sided tests at 5% are an interval of 90%
-        ("similar", 0.0, 0.4, "unresolved"),
-        ("similar", 0.5, 0.4, "not reproduced"),
-        ("similar", -0.5, 0.4, "not reproduced"),
-        ("similar", 0.29, 0.1, "unresolved"),
-    ],
-)
-def test_the_rules(expect: Any, difference: float, reach: float, word: str) -> None:
-    one_sided = Test(statistic="bleu", expect=expect, effect=0.3, baseline=Side(alpha=0.0), treated=Side(alpha=0.1))
-    assert decide(one_sided, finding(difference, reach)) == word
-    assert decide(one_sided, finding(difference, reach, seeds=(1, 3))) == "unresolved"
-
-
-def test_seeds_that_would_resolve() -> None:
-    test = Test(statistic="bleu", expect="higher", effect=0.5, baseline=Side(alpha=0.0), treated=Side(alpha=0.1))
-    few = seeds_to_resolve(test, finding(0.1, 0.6))
-    assert few is not None
-    assert 10 <= few <= 13  # sd 0.4, a difference of 0.5, power 80%
-    more = seeds_to_resolve(test, finding(0.1, 0.6, sentence_sd=0.1))
-    assert more is not None
-    assert more > few
-    assert seeds_to_resolve(test, finding(0.1, 0.6, sentence_sd=0.2)) is None
-
-
 def test_claims_in_order(tmp_path: Path) -> None:
     write_study(tmp_path / "fake", [hard_like(), smooth_like()])
     elsewhere = dataclasses.replace(SETTING, results="nothing")
@@ -490,13 +400,6 @@ def test_claims_in_order(tmp_path: Path) -> None:
     found = list(verdicts_of(claims, results))
     assert [one.word for one in found] == ["not run here", "reproduced", "not run here"]
     assert found[0].why == untested.not_run
-
-
-def test_the_lowest_point_of_a_curve() -> None:
-    x = np.array([1.0, 0.7, 0.8, 0.9, 1.3])
-    curves = np.stack([(x - 0.86) ** 2, (x - 0.2) ** 2, (x - 2) ** 2, np.abs(x - 0.9)])
-    assert lowest_point(x, curves) == pytest.approx([0.86, 0.7, 1.3, 0.9])
-    assert not math.isnan(float(lowest_point(x, np.zeros((1, 5)))[0]))
 
 
 def test_statistics_say_what_is_missing(tmp_path: Path) -> None:

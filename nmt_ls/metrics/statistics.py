@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from nmt_ls.metrics.distributions import NORMAL, student_t_cdf, student_t_quantile, t_test_power
+from nmt_ls.metrics.distributions import student_t_cdf, student_t_quantile, t_test_power
 from nmt_ls.metrics.inputs import FloatArray, as_array, same_shape
 
 Figure = Callable[[FloatArray], FloatArray]
@@ -27,28 +27,47 @@ _WEIGHTS_AT_ONCE = 1 << 21
 class Estimate:
     """A figure or a difference of figures, with its bootstrap standard deviation.
 
-    The interval is value +- 1.96 sd. There are no percentile intervals: for ECE, which is biased upwards and more so
-    in resamples, they would not cover.
+    The interval is value +- t sd, with Student's quantile of `degrees` degrees of freedom: infinite (t = 1.96), or
+    `seed_degrees` where few seeds were resampled. There are no percentile intervals: for ECE, which is biased upwards
+    and more so in resamples, they would not cover.
     """
 
     value: float
     sd: float
     resamples: int
+    degrees: float = math.inf
+
+    def reach(self, level: float = 0.95) -> float:
+        """Half the width of the interval of this level."""
+        return self.sd * student_t_quantile((1 + level) / 2, self.degrees)
 
     @property
     def low(self) -> float:
-        return self.value - 1.96 * self.sd
+        return self.value - self.reach()
 
     @property
     def high(self) -> float:
-        return self.value + 1.96 * self.sd
+        return self.value + self.reach()
 
     @property
     def p_value(self) -> float:
-        """Two-sided, of the hypothesis that the true value is 0 (normal approximation)."""
+        """Two-sided, of the hypothesis that the true value is 0."""
         if self.sd == 0:
             return 1.0 if self.value == 0 else 0.0
-        return 2 * NORMAL.cdf(-abs(self.value) / self.sd)
+        return 2 * student_t_cdf(-abs(self.value) / self.sd, self.degrees)
+
+
+def seed_degrees(sd: float, per_seed: Sequence[FloatArray]) -> float:
+    """Degrees of freedom of a variance of which the seeds' part is estimated from few of them (Satterthwaite 1946).
+
+    per_seed: each recipe's figure, one value a seed. The sentences' part counts as known. A recipe with one seed adds
+    nothing: nothing is known of its seeds.
+    """
+    parts = [(float(values.var(ddof=1)) / len(values), len(values) - 1) for values in per_seed if len(values) > 1]
+    known = sum(part * part / degrees for part, degrees in parts)
+    if known == 0:
+        return math.inf
+    return max(sd * sd, sum(part for part, _ in parts)) ** 2 / known
 
 
 def bootstrap(statistics_AS: Any, figure: Figure, *, resamples: int = 1000, seed: int = 0) -> Estimate:
@@ -56,7 +75,9 @@ def bootstrap(statistics_AS: Any, figure: Figure, *, resamples: int = 1000, seed
 
     `statistics_AS` is [A, S, ...]; `figure` maps summed statistics [..., *] to values [...].
     """
-    return combined_bootstrap([statistics_AS], figure, lambda means: means[0], resamples=resamples, seed=seed)
+    recipe = _checked(statistics_AS, "statistics")
+    found = combined_bootstrap([recipe], figure, lambda means: means[0], resamples=resamples, seed=seed)
+    return replace(found, degrees=seed_degrees(found.sd, [_figures(figure, recipe.sum(1), 1)]))
 
 
 def crossed_bootstrap(
@@ -67,14 +88,17 @@ def crossed_bootstrap(
     `first_AS` is [A, S, ...] and `second_CS` [C, S, ...], of the same sentences in the same order. Without
     `resample_seeds` the sd is that due to the sentences alone, which no number of seeds makes smaller.
     """
-    return combined_bootstrap(
-        [first_AS, second_CS],
+    recipes = [_checked(recipe, name) for recipe, name in ((first_AS, "first"), (second_CS, "second"))]
+    found = combined_bootstrap(
+        recipes,
         figure,
         lambda means: means[1] - means[0],
         resamples=resamples,
         seed=seed,
         resample_seeds=resample_seeds,
     )
+    per_seed = [_figures(figure, recipe.sum(1), 1) for recipe in recipes] if resample_seeds else []
+    return replace(found, degrees=seed_degrees(found.sd, per_seed))
 
 
 def combined_bootstrap(

@@ -31,7 +31,21 @@ def test_bootstrap_of_a_mean_equals_its_standard_error():
     result = bootstrap(statistics, ratio_of_sums, resamples=4000)
     assert result.value == pytest.approx(values.mean())
     assert result.sd == pytest.approx(values.std() / math.sqrt(300), rel=0.05)
-    assert result.high - result.low == pytest.approx(2 * 1.96 * result.sd)
+    assert result.high - result.low == pytest.approx(2 * 1.96 * result.sd, rel=1e-4)
+
+
+def test_few_seeds_widen_the_interval():
+    # all that varies is the seed: the interval is Welch's, wider than 1.96 sd by Student's quantile
+    first, second = np.array([1.0, 2.0, 4.0]), np.array([3.0, 5.5, 5.0])
+    sides = [np.stack([np.repeat(s[:, None], 50, 1), np.ones((3, 50))], -1) for s in (first, second)]
+    result = crossed_bootstrap(*sides, ratio_of_sums, resamples=4000)
+    parts = np.array([first.var(ddof=1) / 3, second.var(ddof=1) / 3])
+    assert result.sd == pytest.approx(math.sqrt(parts.sum()), rel=0.05)
+    assert result.degrees == pytest.approx(parts.sum() ** 2 / (parts**2 / 2).sum(), rel=0.25)
+    assert result.reach() > 2.5 * result.sd
+    assert result.p_value > 2 * (1 - 0.5 * (1 + math.erf(result.value / result.sd / math.sqrt(2))))
+    alone = crossed_bootstrap(*sides, ratio_of_sums, resample_seeds=False)
+    assert math.isinf(alone.degrees)
 
 
 def test_seeds_contribute_their_own_standard_error():
