@@ -30,6 +30,7 @@ from nmt_ls.batching import Batch, epoch_batches
 from nmt_ls.corpus import Corpus
 from nmt_ls.embedded import EmbeddedSizes, prepare_embedded
 from nmt_ls.experiment.command_line import run_command
+from nmt_ls.experiment.training_run import bound_kernel_cache
 from nmt_ls.transformer import TransformerConfig
 
 PARTS = ("corpus", "vocabulary", "beam", "cores")
@@ -108,6 +109,7 @@ def model_config(rows: int) -> TransformerConfig:
 
 def train_epoch(directory: Path, arithmetic: str, updates: int = 0) -> dict[str, float]:
     """One epoch of the tiny model (or so many updates of it)."""
+    bound_kernel_cache()
     corpus = Corpus.load(directory)
     step = build(f"ours-{arithmetic}", model_config(corpus.source_vocabulary.size), ALPHA)
     start = time.perf_counter()

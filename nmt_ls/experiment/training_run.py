@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,18 @@ class Task(Protocol):
     def validate(self, model: nn.Module, /) -> dict[str, float]: ...
 
 
+KERNELS_KEPT = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+
+
+def bound_kernel_cache() -> None:
+    """Keep few of oneDNN's compiled kernels, unless the environment says how many.
+
+    By default it keeps 1,024, each with memory of its own, and batches of many shapes fill them: a third of what a
+    translator's training took. To be called before the first product of matrices, where the library reads it.
+    """
+    os.environ.setdefault(*KERNELS_KEPT)
+
+
 def settle(
     path: Path, *, threads: int, precision: Literal["auto", "fp32", "bf16"], device: torch.device
 ) -> tuple[dict[str, Any], Precision]:
@@ -61,6 +74,7 @@ def settle(
 
     Threads (0 leaves PyTorch's choice; set process-wide) and precision are the begun run's, so that it goes on alike.
     """
+    bound_kernel_cache()
     begun = begun_manifest(path)
     if threads := int(begun.get("threads", 0)) or threads:
         torch.set_num_threads(threads)
