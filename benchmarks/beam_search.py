@@ -31,6 +31,7 @@ from benchmarks.common import (
     print_table,
     ratio,
     take_turns,
+    threads_kept,
     write_records,
 )
 from benchmarks.free_running import HUGGING_FACE, PEERS_MAX_TOKENS, PRECISIONS, race_on_text
@@ -192,10 +193,10 @@ def ctranslate2_forced(
     """CTranslate2 on the exported weights."""
     import ctranslate2
 
-    threads = max(1, torch.get_num_threads() // workers)
-    translator = ctranslate2.Translator(
-        directory, compute_type=compute_type, inter_threads=workers, intra_threads=threads
-    )
+    with threads_kept() as threads:
+        translator = ctranslate2.Translator(
+            directory, compute_type=compute_type, inter_threads=workers, intra_threads=max(1, threads // workers)
+        )
     sources = [[str(piece) for piece in row[:-1]] for row in source_BS.tolist()]
 
     def translate() -> list[int]:
@@ -295,8 +296,10 @@ def main(config: BenchmarkConfig) -> None:
     products = best_gemm_rates(config.clock)
     print(describe_machine(products))
     recipe = {"beam": config.beam, "repeats": config.repeats, "clock": config.clock}
+    threads = torch.get_num_threads()
     for size in config.sizes:
         rows, profiles = forced(config, size)
+        assert torch.get_num_threads() == threads, "a contestant has changed the number of threads"
         print_table(f"forced {config.steps} steps, {size}, V {VOCABULARIES[size]}", rows, _columns("tokens"))
         about = {
             **recipe,
@@ -315,6 +318,7 @@ def main(config: BenchmarkConfig) -> None:
         race = race_on_text(
             config.run, config.checkpoint, config.beam, config.chosen(), config.repeats, config.clock, config.limit
         )
+        assert torch.get_num_threads() == threads, "a contestant has changed the number of threads"
         rows = [row | race.quality[row["contestant"]] for row in figures(race.seconds, race.sentences, "sentences")]
         title = f"free-running, {config.run}, {race.sentences} test sentences"
         print_table(title, rows, {**_columns("sentences"), "BLEU": ".2f", "same as the first": ".3f"})

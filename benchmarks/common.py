@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from importlib import metadata
 from typing import Any, NamedTuple
@@ -28,6 +28,19 @@ PEERS = ("transformers", "ctranslate2", "torchmetrics", "netcal")
 
 CLOCKS: Mapping[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 """Seconds gone by; and seconds that this process computed, which say something where it has one thread only."""
+
+
+@contextmanager
+def threads_kept() -> Iterator[int]:
+    """PyTorch's number of threads, which is put back afterwards.
+
+    A new CTranslate2 translator leaves the OpenMP that both use at the threads of one of its workers.
+    """
+    threads = torch.get_num_threads()
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(threads)
 
 
 def check_clock(clock: str, threads: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import take_turns
+from benchmarks.common import take_turns, threads_kept
 from benchmarks.marian import attention_mask, marian_of
 from nmt_ls.batching import encode_lines
 from nmt_ls.decoding import run_corpus
@@ -66,8 +66,10 @@ def ctranslate2_contestant(
     """CTranslate2 on the exported model; the same SentencePiece model around it."""
     import ctranslate2
 
-    threads = max(1, torch.get_num_threads() // workers)
-    theirs = ctranslate2.Translator(directory, compute_type=compute_type, inter_threads=workers, intra_threads=threads)
+    with threads_kept() as threads:
+        theirs = ctranslate2.Translator(
+            directory, compute_type=compute_type, inter_threads=workers, intra_threads=max(1, threads // workers)
+        )
     target = translator.target_vocabulary
     numbers = {piece: number for number, piece in enumerate(target.pieces(range(target.size)))}
 

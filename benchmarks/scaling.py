@@ -47,7 +47,7 @@ class BenchmarkConfig:
 
     Attributes:
         parts: of the four tables.
-        pairs: sizes of the corpus; a million takes about an hour.
+        pairs: sizes of the corpus; a million takes about 20 minutes.
         vocabularies: rows of the embeddings.
         beams: hypotheses a sentence.
         arithmetic: of all: fp32, medium or bf16.
