@@ -28,10 +28,10 @@ from benchmarks.common import (
     best_gemm_rates,
     check_clock,
     describe_machine,
+    in_its_own_process,
     print_table,
     ratio,
     take_turns,
-    threads_kept,
     write_records,
 )
 from benchmarks.free_running import HUGGING_FACE, PEERS_MAX_TOKENS, PRECISIONS, race_on_text
@@ -188,15 +188,14 @@ def two_workers(pool: Pool, source_BS: Tensor, config: BenchmarkConfig, arithmet
 
 
 def ctranslate2_forced(
-    directory: str, compute_type: str, workers: int, source_BS: Tensor, config: BenchmarkConfig
+    directory: str, compute_type: str, workers: int, threads: int, source_BS: Tensor, config: BenchmarkConfig
 ) -> Callable[[], list[int]]:
-    """CTranslate2 on the exported weights."""
+    """CTranslate2 on the exported weights; threads: of all workers together."""
     import ctranslate2
 
-    with threads_kept() as threads:
-        translator = ctranslate2.Translator(
-            directory, compute_type=compute_type, inter_threads=workers, intra_threads=max(1, threads // workers)
-        )
+    translator = ctranslate2.Translator(
+        directory, compute_type=compute_type, inter_threads=workers, intra_threads=max(1, threads // workers)
+    )
     sources = [[str(piece) for piece in row[:-1]] for row in source_BS.tolist()]
 
     def translate() -> list[int]:
@@ -247,7 +246,12 @@ def contestants(config: BenchmarkConfig, size: str, stack: ExitStack) -> dict[st
         who, arithmetic, *split = name.split("-")
         workers = 2 if split else 1
         if who == "ct2":
-            result[name] = ctranslate2_forced(directory, arithmetic, workers, source_BS, config)
+            arguments = (directory, arithmetic, workers, torch.get_num_threads(), source_BS, config)
+            # the processor's time is that of this process alone
+            alone = config.clock == "wall"
+            result[name] = (
+                in_its_own_process(stack, ctranslate2_forced, *arguments) if alone else ctranslate2_forced(*arguments)
+            )
         elif who == "hf":
             theirs = marian_of(model).to(HUGGING_FACE[arithmetic])
             result[name] = partial(hugging_face_forced, theirs, source_BS, config)

@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import fields
+from functools import partial
 from importlib import metadata
+from multiprocessing import get_context
 from typing import Any, NamedTuple
 
 import torch
@@ -30,17 +32,27 @@ CLOCKS: Mapping[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": t
 """Seconds gone by; and seconds that this process computed, which say something where it has one thread only."""
 
 
-@contextmanager
-def threads_kept() -> Iterator[int]:
-    """PyTorch's number of threads, which is put back afterwards.
+_built: Callable[[], Any]
+"""Of a process of `in_its_own_process`: what it runs."""
 
-    A new CTranslate2 translator leaves the OpenMP that both use at the threads of one of its workers.
+
+def in_its_own_process(stack: ExitStack, build: Callable[..., Callable[[], Any]], *arguments: Any) -> Callable[[], Any]:
+    """What `build` returns, living and called in a process of its own, as long as the stack.
+
+    For toolkits whose threads must not meet ours: a new CTranslate2 translator leaves the OpenMP that PyTorch uses too
+    at the threads of one of its workers, and with two of them in one process ours lost half its speed.
     """
-    threads = torch.get_num_threads()
-    try:
-        yield threads
-    finally:
-        torch.set_num_threads(threads)
+    pool = stack.enter_context(get_context("spawn").Pool(1, _build, (build, arguments)))
+    return partial(pool.apply, _call)
+
+
+def _build(build: Callable[..., Callable[[], Any]], arguments: tuple[Any, ...]) -> None:
+    global _built
+    _built = build(*arguments)
+
+
+def _call() -> Any:
+    return _built()
 
 
 def check_clock(clock: str, threads: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import take_turns, threads_kept
+from benchmarks.common import in_its_own_process, take_turns
 from benchmarks.marian import attention_mask, marian_of
 from nmt_ls.batching import encode_lines
 from nmt_ls.decoding import run_corpus
@@ -61,15 +61,22 @@ def _translate_in_two(workers: Workers, lines: list[str], beam: int) -> list[str
 
 
 def ctranslate2_contestant(
-    directory: str, translator: Translator, lines: list[str], beam: int, compute_type: str, workers: int
+    directory: str,
+    run: str,
+    checkpoint: str,
+    lines: list[str],
+    beam: int,
+    compute_type: str,
+    workers: int,
+    threads: int,
 ) -> Translate:
-    """CTranslate2 on the exported model; the same SentencePiece model around it."""
+    """CTranslate2 on the exported model; the same SentencePiece model around it. threads: of all workers together."""
     import ctranslate2
 
-    with threads_kept() as threads:
-        theirs = ctranslate2.Translator(
-            directory, compute_type=compute_type, inter_threads=workers, intra_threads=max(1, threads // workers)
-        )
+    translator = Translator.load(run, checkpoint)  # type: ignore[arg-type]
+    theirs = ctranslate2.Translator(
+        directory, compute_type=compute_type, inter_threads=workers, intra_threads=max(1, threads // workers)
+    )
     target = translator.target_vocabulary
     numbers = {piece: number for number, piece in enumerate(target.pieces(range(target.size)))}
 
@@ -118,7 +125,9 @@ def hugging_face_contestant(translator: Translator, lines: list[str], beam: int,
     return translate
 
 
-def contestant(name: str, run: str, checkpoint: str, beam: int, lines: list[str], stack: ExitStack) -> Translate:
+def contestant(
+    name: str, run: str, checkpoint: str, beam: int, lines: list[str], stack: ExitStack, *, clock: str
+) -> Translate:
     """What translates the lines under a name of benchmarks.beam_search; processes and files live with the stack."""
     translator = Translator.load(run, checkpoint)  # type: ignore[arg-type]
     who, arithmetic, *split = name.split("-")
@@ -127,11 +136,15 @@ def contestant(name: str, run: str, checkpoint: str, beam: int, lines: list[str]
     if who == "ct2":
         directory = stack.enter_context(tempfile.TemporaryDirectory())
         save(translator.model, translator.source_vocabulary, translator.target_vocabulary, Path(directory))
-        return ctranslate2_contestant(directory, translator, lines, beam, arithmetic, 2 if split else 1)
+        workers, threads = 2 if split else 1, torch.get_num_threads()
+        arguments = (directory, run, checkpoint, lines, beam, arithmetic, workers, threads)
+        if clock == "cpu":  # the processor's time is that of this process alone
+            return ctranslate2_contestant(*arguments)
+        return in_its_own_process(stack, ctranslate2_contestant, *arguments)
     precision = PRECISIONS[arithmetic]
     if split:
-        workers = stack.enter_context(Workers(2, run, checkpoint, "cpu", precision))  # type: ignore[arg-type]
-        return partial(_translate_in_two, workers, lines, beam)
+        pool = stack.enter_context(Workers(2, run, checkpoint, "cpu", precision))  # type: ignore[arg-type]
+        return partial(_translate_in_two, pool, lines, beam)
     translator.precision = precision
     return partial(_translate, translator, lines, beam)
 
@@ -163,7 +176,7 @@ def race_on_text(
     rows = range(min(sentences or len(split), len(split)))
     lines, references = [split.source_text(row) for row in rows], [split.references(row) for row in rows]
     with ExitStack() as stack:
-        runs = {name: contestant(name, run, checkpoint, beam, lines, stack) for name in names}
+        runs = {name: contestant(name, run, checkpoint, beam, lines, stack, clock=clock) for name in names}
         texts = {name: translate() for name, translate in runs.items()}
         seconds = take_turns(runs, repeats, clock)
     first = next(iter(texts.values()))

@@ -324,10 +324,12 @@ def write_study_pages(report: Report) -> list[Path]:
 
 def _study_markdown(parts: Sequence[Part], verdicts: Sequence[Verdict]) -> Iterator[str]:
     yield f"# {parts[0].setting.results}: what was measured\n"
+    images = any(part.results.of_images for part in parts)
+    each = "image is in `examples.parquet`" if images else "sentence is in `sentences.parquet`"
     yield (
         "Written by `python -m nmt_ls.report`; how each claim is tested is in `configs/claims.yaml`. Every figure with "
-        "its recipe is a line of `records.jsonl`, what belongs to each sentence is in `sentences.parquet`, and "
-        "`table.csv` has all means over seeds.\n"
+        f"its recipe is a line of `records.jsonl`, what belongs to each {each} where it is kept, and `table.csv` has "
+        "all means over seeds.\n"
     )
     yield "Made by:\n\n```bash"
     yield from dict.fromkeys(part.setting.command for part in parts)

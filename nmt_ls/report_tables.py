@@ -52,7 +52,7 @@ FIGURES = [
     Column(key="kl_to_truth", heading="KL to truth", format=".4f"),
     Column(key="tv_to_truth", heading="TV to truth", format=".4f"),
     Column(key="logit_gap_mean", heading="logit gap", format=".2f"),
-    Column(key="logit_gap_within_sd", heading="its sd in a token", format=".2f"),
+    Column(key="logit_gap_within_sd", heading="its sd over classes", format=".2f"),
     Column(key="logit_gap_ideal", heading="ideal gap", format=".2f"),
 ]
 TEMPERATURES = [
