@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,8 @@ from nmt_ls.metrics.temperature_grid import lowest_point
 from nmt_ls.metrics.translation import bleu_from_statistics
 from nmt_ls.record_statistics import record, record_distance, record_error
 from nmt_ls.study_results import NotMeasuredError, Run, SettingResults
+
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,19 +87,27 @@ def chosen_temperature(results: SettingResults, runs: Sequence[Run], by: str, wi
     return choose_temperature(results, runs, by, without).temperature
 
 
-def _measured(
-    results: SettingResults, runs: Sequence[Run], columns: Sequence[tuple[str, Sequence[float]]]
-) -> tuple[list[Run], list[FloatArray]]:
-    """Those runs of which every column is there, and each column as [A, J, S, ...]."""
-    kept, found, problem = list[Run](), list[list[FloatArray]](), "nothing is measured"
+def _readable(runs: Sequence[Run], read: Callable[[Run], Part]) -> tuple[list[Run], list[Part]]:
+    """Those runs of which there is what is read, and that; NotMeasuredError, the last run's, where there are none."""
+    kept, found, problem = list[Run](), list[Part](), "nothing is measured"
     for run in runs:
         try:
-            found.append([results.sentences(run, column, temperatures) for column, temperatures in columns])
+            found.append(read(run))
             kept.append(run)
         except NotMeasuredError as error:
             problem = str(error)
     if not kept:
         raise NotMeasuredError(problem)
+    return kept, found
+
+
+def _measured(
+    results: SettingResults, runs: Sequence[Run], columns: Sequence[tuple[str, Sequence[float]]]
+) -> tuple[list[Run], list[FloatArray]]:
+    """Those runs of which every column is there, and each column as [A, J, S, ...]."""
+    kept, found = _readable(
+        runs, lambda run: [results.sentences(run, column, temperatures) for column, temperatures in columns]
+    )
     return kept, [np.stack(arrays) for arrays in zip(*found, strict=True)]
 
 
@@ -105,15 +115,7 @@ def _image_sums(results: SettingResults, side: Side, runs: Sequence[Run], column
     fitted = side.temperature == "nll"
     if not fitted and side.temperature != 1.0:
         raise NotMeasuredError("images are scored at temperature 1, and at one fitted to each run by NLL")
-    kept, found, problem = list[Run](), list[FloatArray](), "nothing is measured"
-    for run in runs:
-        try:
-            found.append(results.image_sums(run, column, fitted=fitted))
-            kept.append(run)
-        except NotMeasuredError as error:
-            problem = str(error)
-    if not kept:
-        raise NotMeasuredError(problem)
+    kept, found = _readable(runs, lambda run: results.image_sums(run, column, fitted=fitted))
     fits = [run.fitted_temperature[0] for run in kept if run.fitted_temperature]
     return _Sums(side=side, runs=kept, temperature=float(np.mean(fits)) if fitted else 1.0, sums=np.stack(found))
 
