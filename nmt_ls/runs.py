@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from nmt_ls.corpus import MANIFEST, Corpus, Split
+from nmt_ls.experiment import run_directory
 from nmt_ls.experiment.command_line import UserError
-from nmt_ls.experiment.run_directory import RunDirectory, newest_finished_run
+from nmt_ls.experiment.run_directory import RunDirectory
 
 
 def find_run(run: str | None) -> Path:
-    """The run that was named, or the newest finished translation run, which is then announced on standard error."""
-    if run is not None:
-        if not RunDirectory(run).config_file.exists():
-            raise UserError(
-                f"run: {run} is not a run (it has no config.yaml); name a directory that nmt_ls.train wrote"
-            )
-        if "search" not in RunDirectory(run).read_config():
-            raise UserError(f"run: {run} is no translator's (its config.yaml has no search); name one of nmt_ls.train")
-        return Path(run)
-    newest = newest_finished_run(accept=lambda found: "search" in found.read_config())
-    if newest is None:
-        raise UserError("run: there is no finished run under runs/; train one (python -m nmt_ls.train) or name one")
-    print(f"run: {newest} (the newest finished one)", file=sys.stderr)
-    return newest
+    """The run that was named, or the newest finished translator's; see experiment.run_directory.find_run."""
+    return run_directory.find_run(run, kind="translator", key="search", trainer="nmt_ls.train")
 
 
 class VerifiedCorpus(Corpus):

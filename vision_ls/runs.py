@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +12,13 @@ from typing import Any, Literal
 
 import torch
 
+from nmt_ls.experiment import run_directory
 from nmt_ls.experiment.array_store import MANIFEST
 from nmt_ls.experiment.checkpoint import load_state, load_weights, weights_id
 from nmt_ls.experiment.command_line import UserError, load_config
 from nmt_ls.experiment.precision import Precision, choose_precision
 from nmt_ls.experiment.processor import choose_device
-from nmt_ls.experiment.run_directory import RunDirectory, newest_finished_run
+from nmt_ls.experiment.run_directory import RunDirectory
 from vision_ls.augment import Augmentation
 from vision_ls.data import EMBEDDED, ImageData, embedded_images, load_images
 from vision_ls.models import ImageModel
@@ -26,18 +26,8 @@ from vision_ls.training import CheckpointName, TrainConfig, augmentation_of, new
 
 
 def find_run(run: str | None) -> Path:
-    """The run that was named, or the newest finished one of a classifier, then announced on standard error."""
-    if run is not None:
-        if not RunDirectory(run).config_file.exists():
-            raise UserError(
-                f"run: {run} is not a run (it has no config.yaml); name a directory that vision_ls.train wrote"
-            )
-        return Path(run)
-    newest = newest_finished_run(accept=lambda found: "augment" in found.read_config())
-    if newest is None:
-        raise UserError("run: there is no classifier under runs/; train one (python -m vision_ls.train) or name one")
-    print(f"run: {newest} (the newest finished one)", file=sys.stderr)
-    return newest
+    """The run that was named, or the newest finished classifier's; see experiment.run_directory.find_run."""
+    return run_directory.find_run(run, kind="classifier", key="augment", trainer="vision_ls.train")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ from nmt_ls.experiment.schedule import SCHEDULES_WITH_AN_END
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["RunDirectory", "RunState", "atomic_write", "begun_manifest", "newest_finished_run"]
+__all__ = ["RunDirectory", "RunState", "atomic_write", "begun_manifest", "find_run", "newest_finished_run"]
 
 RunState = Literal["new", "resume", "finished"]
 _ABSENT = object()
@@ -237,6 +237,28 @@ def newest_finished_run(root: str | Path = "runs", accept: Callable[[RunDirector
         if run.config_file.exists() and (accept is None or accept(run)):
             return run.path
     return None
+
+
+def find_run(run: str | None, *, kind: str, key: str, trainer: str) -> Path:
+    """The run that was named, or the newest finished one of its kind, which is then announced on standard error.
+
+    kind, key, trainer: what its model is, what of config.yaml tells it, and the command that makes such runs.
+
+    Raises UserError where there is none, or where the one named is of another kind.
+    """
+    if run is None:
+        newest = newest_finished_run(accept=lambda found: key in found.read_config())
+        if newest is None:
+            raise UserError(
+                f"run: there is no finished run of a {kind} under runs/; train one (python -m {trainer}) or name one"
+            )
+        print(f"run: {newest} (the newest finished one)", file=sys.stderr)
+        return newest
+    if not RunDirectory(run).config_file.exists():
+        raise UserError(f"run: {run} is not a run (it has no config.yaml); name a directory that {trainer} wrote")
+    if key not in RunDirectory(run).read_config():
+        raise UserError(f"run: {run} is no {kind}'s (its config.yaml has no {key}); name one of {trainer}")
+    return Path(run)
 
 
 def begun_manifest(path: Path) -> dict[str, Any]:

@@ -154,7 +154,7 @@ def test_the_newest_classifier_is_found(
     small_classifier: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="there is no classifier under runs/"):
+    with pytest.raises(UserError, match="there is no finished run of a classifier under runs/"):
         find_run(None)
     shutil.copytree(small_classifier.path, tmp_path / "runs" / "mine")
     assert find_run(None) == Path("runs/mine")
