@@ -10,6 +10,7 @@ each with half of the sentences (in the free part ours are those of `nmt_ls.deco
 
 from __future__ import annotations
 
+import math
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping
@@ -34,7 +35,7 @@ from benchmarks.common import (
     take_turns,
     write_records,
 )
-from benchmarks.free_running import HUGGING_FACE, PEERS_MAX_TOKENS, PRECISIONS, race_on_text
+from benchmarks.free_running import HUGGING_FACE, PEERS_MAX_TOKENS, PRECISIONS, Race, race_on_text
 from benchmarks.marian import attention_mask, marian_of
 from benchmarks.profiles import PROFILE_COLUMNS, take_apart
 from nmt_ls.experiment.command_line import run_command
@@ -47,6 +48,9 @@ from nmt_ls.vocabulary import BOS, EOS, PAD
 
 PEERS = {"ct2": "to CTranslate2's best", "hf": "to Hugging Face's best"}
 """By the beginning of contestants' names: the title of the ratio."""
+FAITHFUL = "to CTranslate2's best of fp32's BLEU"
+SAME_BLEU = 0.1
+"""How far from ours in fp32 a mode's BLEU may be to count as the same."""
 VOCABULARIES = {"tiny": 10000, "small": 7800, "base": 32000}
 ALIASES = ("int8_float32",)
 """CTranslate2's names left out: int8_float32 is what int8 means for weights in float32, as ours are."""
@@ -279,6 +283,18 @@ def figures(seconds: Mapping[str, list[float]], count: int, unit: str) -> list[d
     return rows
 
 
+def compare_with_faithful(rows: list[dict[str, Any]], race: Race) -> None:
+    """Add the ratios to CTranslate2's best mode of those whose BLEU is that of ours in fp32 within SAME_BLEU."""
+    bleu = {name: race.quality[name]["BLEU"] for name in race.seconds}
+    ours = bleu.get("ours-fp32", math.nan)
+    faithful = [name for name in bleu if name.startswith("ct2") and abs(bleu[name] - ours) <= SAME_BLEU]
+    if not faithful:
+        return
+    best = min(faithful, key=lambda name: statistics.median(race.seconds[name]))
+    for row in rows:
+        row[FAITHFUL] = ratio(race.seconds[best], race.seconds[row["contestant"]])
+
+
 def forced(config: BenchmarkConfig, size: str) -> tuple[list[dict[str, Any]], dict[str, list[dict[str, Any]]]]:
     """The table of one size, and the profiles of ours; AssertionError where anyone gives another length than asked."""
     profiles: dict[str, list[dict[str, Any]]] = {}
@@ -320,15 +336,28 @@ def main(config: BenchmarkConfig) -> None:
         write_records(config.out, "beam_search/forced", named, products)
     if config.run is not None:
         race = race_on_text(
-            config.run, config.checkpoint, config.beam, config.chosen(), config.repeats, config.clock, config.limit
+            config.run,
+            config.checkpoint,
+            config.beam,
+            config.chosen(),
+            config.repeats,
+            config.clock,
+            config.limit,
+            config.profile,
         )
         assert torch.get_num_threads() == threads, "a contestant has changed the number of threads"
         rows = [row | race.quality[row["contestant"]] for row in figures(race.seconds, race.sentences, "sentences")]
+        compare_with_faithful(rows, race)
         title = f"free-running, {config.run}, {race.sentences} test sentences"
-        print_table(title, rows, {**_columns("sentences"), "BLEU": ".2f", "same as the first": ".3f"})
+        columns = {**_columns("sentences"), FAITHFUL: ".2f", "BLEU": ".2f", "same as the first": ".3f"}
+        print_table(title, rows, columns)
         about = {**recipe, "run": Path(config.run).name, "checkpoint": config.checkpoint, "corpus": race.corpus}
         about |= {"sentences": race.sentences, "max_tokens": MAX_TOKENS, "peers_max_tokens": PEERS_MAX_TOKENS}
         named = [({**about, "contestant": row.pop("contestant")}, row) for row in rows]
+        for name, kinds in race.profiles.items():
+            print_table(f"free-running, {name}: a sentence", kinds, {**PROFILE_COLUMNS, "ms": ".4f"})
+            figures_of = {f"ms a sentence in {row['kind']}": row["ms"] for row in kinds}
+            named.append(({**about, "contestant": name}, figures_of))
         write_records(config.out, "beam_search/free", named, products)
 
 

@@ -14,6 +14,7 @@ import torch
 
 from benchmarks.common import in_its_own_process, take_turns
 from benchmarks.marian import attention_mask, marian_of
+from benchmarks.profiles import take_apart
 from nmt_ls.batching import encode_lines
 from nmt_ls.decoding import run_corpus
 from nmt_ls.experiment.precision import Precision
@@ -152,11 +153,13 @@ def contestant(
 @dataclass(frozen=True, kw_only=True)
 class Race:
     """How it ended, by contestant: seconds of each round; BLEU and the share of sentences translated as the first one
-    does. And how many sentences, of which corpus (its checksum).
+    does; where the time of a sentence goes, of ours in this process. And how many sentences, of which corpus (its
+    checksum).
     """
 
     seconds: dict[str, list[float]]
     quality: dict[str, dict[str, float]]
+    profiles: dict[str, list[dict[str, Any]]]
     sentences: int
     corpus: str
 
@@ -169,6 +172,7 @@ def race_on_text(
     repeats: int,
     clock: str = "wall",
     sentences: int = 0,
+    profile: bool = False,
 ) -> Race:
     """Everyone by turns translates the first `sentences` of the test split (0: all)."""
     corpus = run_corpus(Path(run))
@@ -179,6 +183,8 @@ def race_on_text(
         runs = {name: contestant(name, run, checkpoint, beam, lines, stack, clock=clock) for name in names}
         texts = {name: translate() for name, translate in runs.items()}
         seconds = take_turns(runs, repeats, clock)
+        ours = [name for name in names if name.startswith("ours") and "2x1" not in name] if profile else []
+        profiles = {name: take_apart(runs[name], len(lines)) for name in ours}
     first = next(iter(texts.values()))
     quality = {
         name: {
@@ -187,4 +193,4 @@ def race_on_text(
         }
         for name, found in texts.items()
     }
-    return Race(seconds=seconds, quality=quality, sentences=len(lines), corpus=corpus.checksum)
+    return Race(seconds=seconds, quality=quality, profiles=profiles, sentences=len(lines), corpus=corpus.checksum)

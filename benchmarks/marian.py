@@ -14,7 +14,8 @@ POSITIONS = 512
 
 
 def marian(config: TransformerConfig) -> Any:
-    """A MarianMTModel of this shape with weights of its own."""
+    """A MarianMTModel of this shape with weights of its own, whose attention is the explicit form: on the CPUs measured
+    its training is 1.4 to 1.7 times as fast as with PyTorch's fused one, which transformers would take."""
     import transformers
 
     config = config.sized()
@@ -44,6 +45,7 @@ def marian(config: TransformerConfig) -> Any:
             bos_token_id=BOS,
             decoder_start_token_id=BOS,
             forced_eos_token_id=None,
+            attn_implementation="eager",
         )
     )
 

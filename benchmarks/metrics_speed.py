@@ -1,7 +1,9 @@
 """python -m benchmarks.metrics_speed: streaming ECE beside torchmetrics and netcal, on the same numbers.
 
-confidences: N confidences with their correctness, given in chunks (netcal takes them all at once; it has no stream).
-probabilities: rows of K class probabilities with labels. Each also as peak memory above the inputs, and each at a
+confidences: N confidences with their correctness, given in chunks.
+probabilities: rows of K class probabilities with labels, in chunks of several sizes.
+
+netcal takes all at once: it has no stream. Each also as peak memory above the inputs, and each at a
 tenth of the size before: what is constant memory is the same at both. Nobody checks its arguments (validate_args).
 """
 
@@ -12,6 +14,7 @@ import gc
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +46,8 @@ class BenchmarkConfig:
         confidences: how many, in the first table.
         rows: of probabilities, in the second.
         classes: of each of those rows.
-        chunk: given at a time.
+        chunk: confidences given at a time.
+        row_chunks: rows of probabilities given at a time, each a contest of its own.
         repeats: rounds, interleaved.
         threads: 0 leaves PyTorch's choice.
         clock: wall, or cpu (processor time, on a machine that others use too; needs threads 1).
@@ -54,6 +58,7 @@ class BenchmarkConfig:
     rows: int = 1_000_000
     classes: int = 100
     chunk: int = 1_000_000
+    row_chunks: tuple[int, ...] = (10_000, 100_000, 1_000_000)
     repeats: int = 3
     threads: int = 0
     clock: str = "wall"
@@ -61,8 +66,8 @@ class BenchmarkConfig:
 
     def __post_init__(self) -> None:
         check_clock(self.clock, self.threads)
-        if min(self.confidences, self.rows, self.classes, self.chunk, self.repeats) < 1:
-            raise ValueError("confidences, rows, classes, chunk and repeats must be positive")
+        if min(self.confidences, self.rows, self.classes, self.chunk, self.repeats, *self.row_chunks) < 1:
+            raise ValueError("confidences, rows, classes, chunks and repeats must be positive")
 
 
 def confidences_contest(config: BenchmarkConfig) -> dict[str, Callable[[], float]]:
@@ -93,7 +98,7 @@ def confidences_contest(config: BenchmarkConfig) -> dict[str, Callable[[], float
     return {"ours": ours, "torchmetrics": torchmetrics_, "netcal": netcal_}
 
 
-def probabilities_contest(config: BenchmarkConfig) -> dict[str, Callable[[], float]]:
+def probabilities_contest(config: BenchmarkConfig, chunk: int) -> dict[str, Callable[[], float]]:
     """Each gives the top-label ECE of the same class probabilities."""
     import netcal.metrics
     import torchmetrics.classification
@@ -106,7 +111,7 @@ def probabilities_contest(config: BenchmarkConfig) -> dict[str, Callable[[], flo
 
     def ours() -> float:
         total = CalibrationAccumulator(BINS)
-        for p, y in zip(torch.split(probabilities_NK, config.chunk), torch.split(labels_N, config.chunk), strict=True):
+        for p, y in zip(torch.split(probabilities_NK, chunk), torch.split(labels_N, chunk), strict=True):
             total.update_probabilities(p, y)
         return total.compute().ece
 
@@ -114,7 +119,7 @@ def probabilities_contest(config: BenchmarkConfig) -> dict[str, Callable[[], flo
         total = torchmetrics.classification.MulticlassCalibrationError(
             config.classes, n_bins=BINS, norm="l1", validate_args=False
         )
-        for p, y in zip(torch.split(probabilities_NK, config.chunk), torch.split(labels_N, config.chunk), strict=True):
+        for p, y in zip(torch.split(probabilities_NK, chunk), torch.split(labels_N, chunk), strict=True):
             total.update(p, y)
         return float(total.compute())
 
@@ -171,20 +176,14 @@ def main(config: BenchmarkConfig) -> None:
     print(describe_machine(products))
     tenth = replace(config, confidences=max(1, config.confidences // 10), rows=max(1, config.rows // 10))
     for size in (tenth, config):
-        tables = {
-            f"{size.confidences:,} confidences": confidences_contest,
-            f"{size.rows:,} x {size.classes} probabilities": probabilities_contest,
-        }
-        for title, build in tables.items():
-            rows = contest(build(size), size.repeats, size.clock)
-            print_table(f"ECE of {title}", rows, _COLUMNS)
-            about = {
-                "input": title,
-                "chunk": size.chunk,
-                "bins": BINS,
-                "repeats": size.repeats,
-                "clock": size.clock,
-            }
+        whole = f"{size.rows:,} x {size.classes} probabilities"
+        tables = [(f"{size.confidences:,} confidences", size.chunk, partial(confidences_contest, size))]
+        for chunk in dict.fromkeys(min(rows, size.rows) for rows in size.row_chunks):
+            tables.append((whole, chunk, partial(probabilities_contest, size, chunk)))
+        for title, chunk, build in tables:
+            rows = contest(build(), size.repeats, size.clock)
+            print_table(f"ECE of {title}, {chunk:,} at a time", rows, _COLUMNS)
+            about = {"input": title, "chunk": chunk, "bins": BINS, "repeats": size.repeats, "clock": size.clock}
             named = [({**about, "contestant": row.pop("contestant")}, row) for row in rows]
             write_records(size.out, "metrics_speed", named, products)
 

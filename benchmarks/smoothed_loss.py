@@ -36,6 +36,7 @@ from benchmarks.common import (
     write_records,
 )
 from benchmarks.metrics_speed import extra_memory
+from benchmarks.profiles import take_apart
 from nmt_ls.experiment.command_line import run_command
 from nmt_ls.losses import fused_smoothed_cross_entropy
 
@@ -58,6 +59,7 @@ class BenchmarkConfig:
         repeats: rounds, interleaved.
         threads: 0 leaves PyTorch's choice.
         clock: wall, or cpu (processor time, on a machine that others use too; needs threads 1).
+        profile: whether to take a step of ours apart.
         out: where the records go; empty for nowhere.
     """
 
@@ -69,6 +71,7 @@ class BenchmarkConfig:
     repeats: int = 7
     threads: int = 0
     clock: str = "wall"
+    profile: bool = True
     out: str = "results/speed/smoothed_loss.jsonl"
 
     def __post_init__(self) -> None:
@@ -170,7 +173,7 @@ def allocated(step: Callable[[], object]) -> int:
 
 
 def measure(config: BenchmarkConfig, vocabulary: int, arithmetic: str, limit: float) -> dict[str, float]:
-    """Median milliseconds, medians of the ratios within a round, the products' rate, extra memory.
+    """Median milliseconds, medians of the ratios within a round, the products' rate, extra memory, ours by kinds.
 
     AssertionError where ours and PyTorch's compute what is further than `limit` apart.
     """
@@ -184,6 +187,7 @@ def measure(config: BenchmarkConfig, vocabulary: int, arithmetic: str, limit: fl
     }
     seconds = take_turns(contestants, config.repeats, config.clock)
     contestants.clear()  # some hold logits
+    kinds = take_apart(contest.ours, 1) if config.profile else []
     return {
         **{f"{name} ms": 1e3 * statistics.median(values) for name, values in seconds.items()},
         "ours/products": ratio(seconds["ours"], seconds["products"]),
@@ -193,6 +197,7 @@ def measure(config: BenchmarkConfig, vocabulary: int, arithmetic: str, limit: fl
         "ours allocated %": contest.extra(contest.ours, allocated),
         "ours resident %": contest.extra(contest.ours, extra_memory),
         "pytorch allocated %": contest.extra(contest.pytorch, allocated),
+        **{f"{_PROFILE}{row['kind']}": row["ms"] for row in kinds},
     }
 
 
@@ -216,10 +221,14 @@ def main(config: BenchmarkConfig) -> None:
             for vocabulary in config.vocabularies
         ]
         print_table(f"{arithmetic}: {config.rows:,} rows of width {config.width}", rows, _COLUMNS)
+        if config.profile:
+            kinds = [key for key in rows[0] if key.startswith(_PROFILE)]
+            print_table(f"{arithmetic}: a step of ours", rows, {"vocabulary": ",d", **dict.fromkeys(kinds, ".1f")})
         named = [({"vocabulary": row.pop("vocabulary"), "precision": arithmetic}, row) for row in rows]
         write_records(config.out, "smoothed_loss", named, products, **about)
 
 
+_PROFILE = "ours ms in "
 _COLUMNS = {
     "vocabulary": ",d",
     "products ms": ".0f",

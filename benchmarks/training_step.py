@@ -1,8 +1,8 @@
 """python -m benchmarks.training_step: target tokens a second of training, ours beside Hugging Face's Marian.
 
-The same consecutive batches of one epoch of a prepared corpus for everyone; a step is batch, forward pass, smoothed
-loss, backward pass, norm of the gradient, optimiser. fairseq does not import on Python 3.11: its rates are quoted.
-The second table says where the time of a step of ours goes, by kinds of operation (PyTorch's profiler).
+The same batches, spread evenly over one epoch of a prepared corpus, for everyone; a step is batch, forward pass,
+smoothed loss, backward pass, norm of the gradient, optimiser. fairseq does not import on Python 3.11: its rates are
+quoted. The second table says where the time of a step of ours goes, by kinds of operation (PyTorch's profiler).
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from nmt_ls.batching import Batch, epoch_batches
 from nmt_ls.corpus import Corpus
 from nmt_ls.experiment.command_line import run_command
 from nmt_ls.experiment.schedule import OptimizerConfig, build_optimizer
+from nmt_ls.experiment.training_run import bound_kernel_cache
 from nmt_ls.losses import fused_loss_and_nll
 from nmt_ls.transformer import Transformer, TransformerConfig
 from nmt_ls.vocabulary import PAD
@@ -54,7 +55,7 @@ class BenchmarkConfig:
         sizes: presets of the model.
         dropouts: of the model.
         contestants: ours or hf (Marian), each in fp32 (PyTorch's default kernels), medium (fp32 by oneDNN's) or bf16.
-        batches: consecutive ones of an epoch that make a round.
+        batches: of an epoch, spread evenly over its order, that make a round; more than it has: all.
         repeats: rounds, interleaved.
         max_tokens: of a batch, padding included.
         alpha: the smoothing.
@@ -68,7 +69,7 @@ class BenchmarkConfig:
     sizes: tuple[str, ...] = ("tiny", "small")
     dropouts: tuple[float, ...] = (0.1, 0.3)
     contestants: tuple[str, ...] = CONTESTANTS
-    batches: int = 6
+    batches: int = 12
     repeats: int = 5
     max_tokens: int = 4096
     alpha: float = 0.1
@@ -215,16 +216,20 @@ def compare_with_fairseq(rows: list[dict[str, Any]], size: str, threads: int, fp
 def main(config: BenchmarkConfig) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
+    bound_kernel_cache()  # as training does
     products = best_gemm_rates(config.clock)
     print(describe_machine(products))
     corpus = Corpus.load(config.data)
     epoch = epoch_batches(corpus.split("train"), max_tokens=config.max_tokens, seed=1, epoch=1)
-    batches = epoch[: config.batches]
+    batches = epoch[:: max(1, len(epoch) // config.batches)][: config.batches]
     tokens = sum(batch.tokens for batch in batches)
-    print(f"padding: {batches.padding():.1%} of these {len(batches)} batches, {epoch.padding():.1%} of the epoch")
+    print(
+        f"padding: {batches.padding():.1%} of these {len(batches)} batches, {epoch.padding():.1%} of all {len(epoch)}"
+    )
     vocabulary = corpus.target_vocabulary.size
     recipe = {
-        "batches": config.batches,
+        "batches": len(batches),
+        "batches_of": len(epoch),
         "repeats": config.repeats,
         "clock": config.clock,
         "padding": round(batches.padding(), 4),
@@ -251,7 +256,7 @@ def main(config: BenchmarkConfig) -> None:
             write_records(config.out, "training_step", named, products, fairseq=FAIRSEQ_NOTE)
             for name in config.contestants if config.profile else ():
                 if name.startswith("ours"):
-                    kinds = take_apart(partial(_all, steps[name], batches), config.batches)
+                    kinds = take_apart(partial(_all, steps[name], batches), len(batches))
                     print_table(f"{size}, dropout {dropout}, {name}: a step", kinds, PROFILE_COLUMNS)
                     figures = {f"ms in {row['kind']}": row["ms"] for row in kinds}
                     write_records(config.out, "training_step", [({**about, "contestant": name}, figures)], products)

@@ -147,6 +147,19 @@ def test_figures_of_made_up_seconds() -> None:
     assert alone == {"contestant": "ours-fp32", "tokens/s": 80.0, "tokens/s at best": 80.0}
 
 
+def test_ratios_to_the_best_mode_of_the_same_bleu() -> None:
+    seconds = {"ours-fp32": [4.0], "ours-int8": [1.0], "ct2-float32": [2.0], "ct2-int8": [0.5], "hf-fp32": [8.0]}
+    bleu = {"ours-fp32": 38.8, "ours-int8": 38.9, "ct2-float32": 38.75, "ct2-int8": 38.6, "hf-fp32": 38.8}
+    quality = {name: {"BLEU": value} for name, value in bleu.items()}
+    rows: list[dict[str, object]] = [{"contestant": "ours-fp32"}, {"contestant": "ours-int8"}]
+    race = free_running.Race(seconds=seconds, quality=quality, profiles={}, sentences=1, corpus="")
+    beam_search.compare_with_faithful(rows, race)
+    assert [row[beam_search.FAITHFUL] for row in rows] == [0.5, 2.0]
+    del quality["ct2-float32"], seconds["ct2-float32"]
+    beam_search.compare_with_faithful(alone := [{"contestant": "ours-int8"}], race)
+    assert beam_search.FAITHFUL not in alone[0]
+
+
 @pytest.mark.parametrize("name", ["ours-fp32", "ours-medium", "ours-bf16", "hf-fp32", "hf-bf16"])
 def test_training_steps_learn(small_corpus: Corpus, name: str) -> None:
     pytest.importorskip("transformers" if name.startswith("hf") else "torch")
@@ -296,6 +309,7 @@ def test_beam_search_writes_records(
     assert "free-running" in capsys.readouterr().out
     records = {(record.name, record.signature["contestant"]): record for record in read_records(out)}
     assert records["beam_search/forced/tokens/s", "ours-int8"].value > 0
+    assert records["beam_search/free/ms a sentence in matrix products", "ours-int8"].value > 0
     signature = records["beam_search/free/sentences/s", "ours-bf16"].signature
     assert (signature["sentences"], signature["max_tokens"]) == (4, 8192)
     assert {"corpus", "peers_max_tokens", "gemm_error_bf16"} <= set(signature)
@@ -305,8 +319,8 @@ def test_calibration_errors_of_all_contestants_agree() -> None:
     pytest.importorskip("torchmetrics")
     pytest.importorskip("netcal")
     config = metrics_speed.BenchmarkConfig(confidences=3000, rows=500, classes=4, chunk=700, repeats=1)
-    for build in (metrics_speed.confidences_contest, metrics_speed.probabilities_contest):
-        rows = metrics_speed.contest(build(config), 1)  # it asserts that they agree
+    for runs in (metrics_speed.confidences_contest(config), metrics_speed.probabilities_contest(config, 300)):
+        rows = metrics_speed.contest(runs, 1)  # it asserts that they agree
         assert [row["contestant"] for row in rows] == ["ours", "torchmetrics", "netcal"]
 
 
@@ -341,10 +355,13 @@ def test_metrics_speed_measures_a_tenth_beside(tmp_path: Path) -> None:
     pytest.importorskip("netcal")
     out = tmp_path / "records.jsonl"
     metrics_speed.main(
-        metrics_speed.BenchmarkConfig(confidences=3000, rows=500, classes=4, chunk=700, repeats=1, out=str(out))
+        metrics_speed.BenchmarkConfig(
+            confidences=3000, rows=500, classes=4, chunk=700, row_chunks=(40, 200), repeats=1, out=str(out)
+        )
     )
-    assert {record.signature["input"] for record in read_records(out)} == {
-        "300 confidences", "50 x 4 probabilities", "3,000 confidences", "500 x 4 probabilities",
+    assert {(record.signature["input"], record.signature["chunk"]) for record in read_records(out)} == {
+        ("300 confidences", 700), ("50 x 4 probabilities", 40), ("50 x 4 probabilities", 50),
+        ("3,000 confidences", 700), ("500 x 4 probabilities", 40), ("500 x 4 probabilities", 200),
     }  # fmt: skip
 
 
