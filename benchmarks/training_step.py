@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.common import (
-    CLOCKS,
     best_gemm_rates,
     check_clock,
     describe_machine,
     print_table,
     ratio,
+    take_turns,
     write_records,
 )
 from benchmarks.marian import attention_mask, marian
@@ -166,19 +166,11 @@ def build(contestant: str, config: TransformerConfig, alpha: float) -> Step:
 def race(
     steps: Mapping[str, Step], batches: Sequence[Batch], repeats: int, clock: str = "wall"
 ) -> dict[str, list[float]]:
-    """Seconds of each contestant in each round, over all batches; they take turns at every batch.
+    """Seconds of each contestant in each round, over all batches, which each makes anew in every round.
 
-    The batches are made anew each time, as in training; a first round is not counted.
+    They take turns round by round, not batch by batch, in which the kernels of one would push another's out of the cache.
     """
-    now = CLOCKS[clock]
-    seconds = {name: [0.0] * (repeats + 1) for name in steps}
-    for turn in range(repeats + 1):
-        for number in range(len(batches)):
-            for name, step in steps.items():
-                start = now()
-                step(batches[number])
-                seconds[name][turn] += now() - start
-    return {name: taken[1:] for name, taken in seconds.items()}
+    return take_turns({name: partial(_all, step, batches) for name, step in steps.items()}, repeats, clock)
 
 
 def rates(seconds: Mapping[str, list[float]], tokens: int) -> list[dict[str, Any]]:
