@@ -168,7 +168,7 @@ def race(
 ) -> dict[str, list[float]]:
     """Seconds of each contestant in each round, over all batches, which each makes anew in every round.
 
-    They take turns round by round, not batch by batch, in which the kernels of one would push another's out of the cache.
+    They take turns round by round: batch by batch the kernels of one would push another's out of the cache.
     """
     return take_turns({name: partial(_all, step, batches) for name, step in steps.items()}, repeats, clock)
 
