@@ -14,6 +14,7 @@ Shapes: N confidences, B bins.
 
 from __future__ import annotations
 
+import functools
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +29,16 @@ EDGE_TOLERANCE = 2.0**-23
 MOMENTS = 6
 COUNT, CONFIDENCE, CORRECT, CONFIDENCE_SQUARED, PRODUCT, CORRECT_SQUARED = range(MOMENTS)
 _CHUNK = 1 << 15  # confidences binned at a time: temporaries stay in the second-level cache
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    """Made once: starting them costs as much as a small batch. numpy lets go of the interpreter in each pass."""
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="calibration")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_threads.cache_clear)  # threads do not survive a fork
 
 
 def bin_indices(confidences: NDArray[Any], bins: int) -> NDArray[np.intp]:
@@ -115,8 +126,7 @@ class CalibrationAccumulator:
         if len(starts) == 1:
             self.sums += sums_from(0)
             return self
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy lets go of the interpreter in each pass
-            sums = sum(pool.map(sums_from, starts), np.zeros_like(self.sums))
+        sums = sum(_threads().map(sums_from, starts), np.zeros_like(self.sums))
         self.sums += sums  # at the end, so that refused input leaves the accumulator as it was
         return self
 

@@ -1,4 +1,6 @@
 import math
+import multiprocessing
+import sys
 
 import numpy as np
 import pytest
@@ -138,6 +140,25 @@ def test_probabilities_reduce_to_the_top_label():
     found = CalibrationAccumulator().update_probabilities(torch.tensor(probabilities), targets, mask)
     expected = CalibrationAccumulator().update(probabilities.max(1), probabilities.argmax(1) == targets, mask)
     np.testing.assert_allclose(found.sums, expected.sums)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_large_batches_are_summed_in_a_forked_process_too():
+    """The threads that sum the parts of a batch do not survive a fork: a child has to make its own."""
+    probabilities_NK = np.full((300_000, 2), 0.5, dtype=np.float32)
+    targets_N = np.zeros(300_000, dtype=np.int64)
+
+    def total():
+        return CalibrationAccumulator().update_probabilities(probabilities_NK, targets_N).compute().accuracy
+
+    assert total() == 1.0
+    child = multiprocessing.get_context("fork").Process(target=lambda: sys.exit(total() != 1.0))
+    child.start()
+    child.join(60)
+    if child.exitcode is None:
+        child.kill()
+    assert child.exitcode == 0
 
 
 def test_brier_score_and_its_split():
