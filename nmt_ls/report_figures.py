@@ -96,7 +96,7 @@ def _sweeps(results: SettingResults) -> dict[str, SweepSeries] | None:
         runs = [run for run in results.runs(alpha) if run.swept and run.decoded]
         if not runs:
             return None
-        systems[f"α = {alpha:g} ({len(runs)} seeds)"] = SweepSeries(
+        systems[f"α = {alpha:g} ({len(runs)} seed{'s' if len(runs) > 1 else ''})"] = SweepSeries(
             bleu=_curve(runs, "bleu"), ece=_curve(runs, "ece"), nll=_curve(runs, "nll")
         )
     return systems
