@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import statistics
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -35,7 +35,14 @@ from benchmarks.common import (
     take_turns,
     write_records,
 )
-from benchmarks.free_running import HUGGING_FACE, PEERS_MAX_TOKENS, PRECISIONS, Race, race_on_text
+from benchmarks.free_running import (
+    HUGGING_FACE,
+    PEERS_MAX_TOKENS,
+    PRECISIONS,
+    Race,
+    ours_in_this_process,
+    race_on_text,
+)
 from benchmarks.marian import attention_mask, marian_of
 from benchmarks.profiles import PROFILE_COLUMNS, take_apart
 from nmt_ls.experiment.command_line import run_command
@@ -251,11 +258,7 @@ def contestants(config: BenchmarkConfig, size: str, stack: ExitStack) -> dict[st
         workers = 2 if split else 1
         if who == "ct2":
             arguments = (directory, arithmetic, workers, torch.get_num_threads(), source_BS, config)
-            # the processor's time is that of this process alone
-            alone = config.clock == "wall"
-            result[name] = (
-                in_its_own_process(stack, ctranslate2_forced, *arguments) if alone else ctranslate2_forced(*arguments)
-            )
+            result[name] = in_its_own_process(stack, config.clock, ctranslate2_forced, *arguments)
         elif who == "hf":
             theirs = marian_of(model).to(HUGGING_FACE[arithmetic])
             result[name] = partial(hugging_face_forced, theirs, source_BS, config)
@@ -268,12 +271,17 @@ def contestants(config: BenchmarkConfig, size: str, stack: ExitStack) -> dict[st
     return result
 
 
+def fastest(names: Iterable[str], seconds: Mapping[str, list[float]]) -> str | None:
+    """Of these contestants, by the median; None of none."""
+    return min(names, key=lambda name: statistics.median(seconds[name]), default=None)
+
+
 def figures(seconds: Mapping[str, list[float]], count: int, unit: str) -> list[dict[str, Any]]:
     """A row a contestant: rates by median and by minimum, and the median ratios to each peer's best mode."""
     best = {}
     for who, title in PEERS.items():
         theirs = [name for name in seconds if name.startswith(who)]
-        best[title] = min(theirs, key=lambda name: statistics.median(seconds[name]), default=None)
+        best[title] = fastest(theirs, seconds)
     rows = []
     for name, values in seconds.items():
         row: dict[str, Any] = {"contestant": name, f"{unit}/s": count / statistics.median(values)}
@@ -288,9 +296,9 @@ def compare_with_faithful(rows: list[dict[str, Any]], race: Race) -> None:
     bleu = {name: race.quality[name]["BLEU"] for name in race.seconds}
     ours = bleu.get("ours-fp32", math.nan)
     faithful = [name for name in bleu if name.startswith("ct2") and abs(bleu[name] - ours) <= SAME_BLEU]
-    if not faithful:
+    best = fastest(faithful, race.seconds)
+    if best is None:
         return
-    best = min(faithful, key=lambda name: statistics.median(race.seconds[name]))
     for row in rows:
         row[FAITHFUL] = ratio(race.seconds[best], race.seconds[row["contestant"]])
 
@@ -305,7 +313,7 @@ def forced(config: BenchmarkConfig, size: str) -> tuple[list[dict[str, Any]], di
             assert set(lengths) == {config.steps}, f"{name} gave lengths {sorted(set(lengths))}"
         seconds = take_turns(runs, config.repeats, config.clock)
         for name in config.chosen() if config.profile else ():
-            if name.startswith("ours") and "2x1" not in name:  # what runs in this process
+            if ours_in_this_process(name):
                 profiles[name] = take_apart(runs[name], config.steps)
     return figures(seconds, config.sentences * config.steps, "tokens"), profiles
 

@@ -36,12 +36,17 @@ _built: Callable[[], Any]
 """Of a process of `in_its_own_process`: what it runs."""
 
 
-def in_its_own_process(stack: ExitStack, build: Callable[..., Callable[[], Any]], *arguments: Any) -> Callable[[], Any]:
-    """What `build` returns, living and called in a process of its own, as long as the stack.
+def in_its_own_process(
+    stack: ExitStack, clock: str, build: Callable[..., Callable[[], Any]], *arguments: Any
+) -> Callable[[], Any]:
+    """What `build` returns, living and called in a process of its own, as long as the stack; in this one with the clock
+    `cpu`, which sees it alone.
 
     For toolkits whose threads must not meet ours: a new CTranslate2 translator leaves the OpenMP that PyTorch uses too
     at the threads of one of its workers, and with two of them in one process ours lost half its speed.
     """
+    if clock == "cpu":
+        return build(*arguments)
     pool = stack.enter_context(get_context("spawn").Pool(1, _build, (build, arguments)))
     return partial(pool.apply, _call)
 

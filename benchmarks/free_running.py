@@ -41,6 +41,11 @@ HUGGING_FACE = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Translate = Callable[[], list[str]]
 
 
+def ours_in_this_process(name: str) -> bool:
+    """Whether the profiler can see what this contestant does."""
+    return name.startswith("ours") and "2x1" not in name
+
+
 def search_config(beam: int) -> SearchConfig:
     """The search that everyone makes: mean log-probability a token, stopping as toolkits do."""
     return SearchConfig(beam=beam, stop="early", max_length_factor=0.0, max_length_offset=MAX_LENGTH)
@@ -139,9 +144,7 @@ def contestant(
         save(translator.model, translator.source_vocabulary, translator.target_vocabulary, Path(directory))
         workers, threads = 2 if split else 1, torch.get_num_threads()
         arguments = (directory, run, checkpoint, lines, beam, arithmetic, workers, threads)
-        if clock == "cpu":  # the processor's time is that of this process alone
-            return ctranslate2_contestant(*arguments)
-        return in_its_own_process(stack, ctranslate2_contestant, *arguments)
+        return in_its_own_process(stack, clock, ctranslate2_contestant, *arguments)
     precision = PRECISIONS[arithmetic]
     if split:
         pool = stack.enter_context(Workers(2, run, checkpoint, "cpu", precision))  # type: ignore[arg-type]
@@ -183,7 +186,7 @@ def race_on_text(
         runs = {name: contestant(name, run, checkpoint, beam, lines, stack, clock=clock) for name in names}
         texts = {name: translate() for name, translate in runs.items()}
         seconds = take_turns(runs, repeats, clock)
-        ours = [name for name in names if name.startswith("ours") and "2x1" not in name] if profile else []
+        ours = filter(ours_in_this_process, names if profile else ())
         profiles = {name: take_apart(runs[name], len(lines)) for name in ours}
     first = next(iter(texts.values()))
     quality = {
