@@ -7,7 +7,7 @@ from typing import Any
 from nmt_ls.experiment.command_line import run_command
 from nmt_ls.experiment.tables import format_table
 from nmt_ls.experiment.training_run import Outcome
-from nmt_ls.training import TrainConfig, train
+from nmt_ls.training import TrainConfig, train_together
 
 SHORT_NAMES = {
     "ls": "loss.alpha",
@@ -19,7 +19,9 @@ SHORT_NAMES = {
 
 
 def main(config: TrainConfig) -> int:
-    outcome = train(config)
+    outcome = train_together(config)
+    if outcome is None:  # of several processes the first says everything
+        return 0
     if outcome.summary is None:
         return 128 + outcome.signal
     print_summary(outcome, outcome.summary)

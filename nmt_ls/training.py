@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,13 +16,14 @@ from nmt_ls.corpus import Corpus, Split
 from nmt_ls.embedded import EmbeddedSizes, embedded_directory, prepare_embedded
 from nmt_ls.experiment.checkpoint import checkpoint_exists, load_weights
 from nmt_ls.experiment.command_line import UserError, config_to_dict
+from nmt_ls.experiment.distributed import Team
 from nmt_ls.experiment.engine import EngineConfig, StepLoss
 from nmt_ls.experiment.precision import Precision
 from nmt_ls.experiment.processor import choose_device
 from nmt_ls.experiment.records import Signature, provenance
 from nmt_ls.experiment.run_directory import RunDirectory
 from nmt_ls.experiment.schedule import OptimizerConfig, ScheduleConfig
-from nmt_ls.experiment.training_run import Outcome, fit_and_summarise, settle, train_in
+from nmt_ls.experiment.training_run import Outcome, fit_and_summarise, follow, settle, train_in
 from nmt_ls.losses import LossConfig, fused_loss_and_nll
 from nmt_ls.scoring import BINS, evaluate, label_prior, score_batches, split_batches, translate_split
 from nmt_ls.search import SearchConfig
@@ -137,22 +138,36 @@ class TranslationTask:
         return figures
 
 
-def train(config: TrainConfig) -> Outcome:
+def train_together(config: TrainConfig) -> Outcome | None:
+    """`train` with the processes that torchrun started, if it did: they share the batches of every update.
+
+    None in all of them but the first, which leads and has the outcome.
+    """
+    device = choose_device(config.device)
+    with Team.join(device) as team:
+        if team.leads:
+            return train(config, team)
+        follow(team, lambda _, manifest: new_task(config, Corpus.load(manifest["corpus"]), manifest, device))
+    return None
+
+
+def train(config: TrainConfig, team: Team | None = None) -> Outcome:
     """Train, or go on with, the run that `config` describes, and score it on the test split.
+
+    team: the processes that share its updates; left out, this one is alone.
 
     Raises UserError for whatever of the configuration, the corpus or the run's directory does not fit.
     """
-    device = choose_device(config.device)
+    device, team = choose_device(config.device), team or Team()
     corpus = open_corpus(config)
-    config = replace(config, model=with_vocabularies(config.model, corpus.source_vocabulary, corpus.target_vocabulary))
     name = "grammar" if is_embedded(corpus) and config.data is None else corpus.directory.name
     path = Path(config.out or f"runs/{name}-ls{config.loss.alpha:g}-s{config.seed}")
     begun, precision = settle(path, threads=config.threads, precision=config.precision, device=device)
-    attention: dict[str, Any] = begun.get("attention") or {"form": config.model.attention}
     manifest = {
         **provenance(device),
+        "processes": team.size,
         "precision": precision.to_dict(),
-        "attention": attention,
+        "attention": begun.get("attention") or {"form": config.model.attention},
         "corpus": str(corpus.directory.resolve()),
         "corpus_checksum": corpus.checksum,
         "corpus_source": corpus.manifest["source"],
@@ -162,14 +177,25 @@ def train(config: TrainConfig) -> Outcome:
         pairs = len(corpus.split("train"))
         print(f"{run.path}: {corpus.directory}, {pairs:,} pairs; {precision.reason}", file=sys.stderr)
         corpus.copy_vocabulary(run.path)
-        torch.manual_seed(config.seed)
-        model = Transformer(replace(config.model, attention=attention["form"])).to(device)
+        task = new_task(config, corpus, manifest, device)
         if config.init_from is not None and not checkpoint_exists(run.checkpoints / "last"):
-            start_from(model, corpus, Path(config.init_from), config.init_checkpoint)
-        task = TranslationTask(config, corpus, model, precision)
-        return fit_and_summarise(task, run, lambda: summarise(run, task), unit="tokens")
+            start_from(task.model, corpus, Path(config.init_from), config.init_checkpoint)
+        return fit_and_summarise(task, run, lambda: summarise(run, task), unit="tokens", team=team)
 
-    return train_in(path, config_to_dict(config), manifest, work)
+    return train_in(path, config_to_dict(config_of(config, corpus)), manifest, work)
+
+
+def config_of(config: TrainConfig, corpus: Corpus) -> TrainConfig:
+    """The configuration with the corpus's vocabulary sizes in its model."""
+    return replace(config, model=with_vocabularies(config.model, corpus.source_vocabulary, corpus.target_vocabulary))
+
+
+def new_task(config: TrainConfig, corpus: Corpus, manifest: Mapping[str, Any], device: torch.device) -> TranslationTask:
+    """A run's task with freshly drawn weights; precision and form of attention are its manifest's."""
+    config = config_of(config, corpus)
+    torch.manual_seed(config.seed)
+    model = Transformer(replace(config.model, attention=manifest["attention"]["form"])).to(device)
+    return TranslationTask(config, corpus, model, Precision.from_manifest(manifest["precision"]))
 
 
 def open_corpus(config: TrainConfig) -> Corpus:

@@ -23,6 +23,8 @@ EXACT = ("exact_ece", "exact_signed_gap", "kl_to_truth", "tv_to_truth")
 
 def main(config: TrainConfig) -> int:
     outcomes = train_all(config)
+    if not outcomes:  # of several processes the first says everything
+        return 0
     finished = [(outcome, outcome.summary) for outcome in outcomes if outcome.summary is not None]
     for outcome, summary in finished:
         print_summary(outcome, summary)

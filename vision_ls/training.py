@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from nmt_ls.experiment.checkpoint import load_weights
 from nmt_ls.experiment.command_line import UserError, config_to_dict
+from nmt_ls.experiment.distributed import Team
 from nmt_ls.experiment.engine import EngineConfig, StepLoss
 from nmt_ls.experiment.precision import Precision
 from nmt_ls.experiment.processor import choose_device
 from nmt_ls.experiment.records import Signature, provenance
 from nmt_ls.experiment.run_directory import RunDirectory
 from nmt_ls.experiment.schedule import OptimizerConfig, ScheduleConfig
-from nmt_ls.experiment.training_run import Outcome, fit_and_summarise, settle, train_in
+from nmt_ls.experiment.training_run import Outcome, fit_and_summarise, follow, settle, train_in
 from nmt_ls.losses import LossConfig, smoothed_cross_entropy
 from vision_ls.augment import Augmentation, AugmentConfig
 from vision_ls.data import (
@@ -177,31 +178,41 @@ class ClassificationTask:
 def train_all(config: TrainConfig) -> list[Outcome]:
     """A run for each of `config.seeds`, or the one of `config.seed`; a signal ends the one it meets, and the list.
 
+    Where torchrun started several processes they share the batches of every update; in all but the first, which leads,
+    the list is empty.
+
     Raises UserError as `train`.
     """
-    data = open_images(config)
+    device = choose_device(config.device)
     outcomes: list[Outcome] = []
-    for seed in config.seeds or (config.seed,):
-        outcomes.append(train(config.with_seed(seed), data))
-        if outcomes[-1].summary is None:
-            break
+    with Team.join(device) as team:
+        data = open_images(config, quiet=not team.leads)
+        if not team.leads:
+            follow(team, lambda seed, manifest: new_task(config.with_seed(seed), data, manifest, device))
+            return []
+        for seed in config.seeds or (config.seed,):
+            outcomes.append(train(config.with_seed(seed), data, team))
+            if outcomes[-1].summary is None:
+                break
     return outcomes
 
 
-def train(config: TrainConfig, data: ImageData | None = None) -> Outcome:
+def train(config: TrainConfig, data: ImageData | None = None, team: Team | None = None) -> Outcome:
     """Train, or go on with, the run of one seed that `config` describes, and score it on the test split.
 
-    data: the images, where they are open already.
+    data: the images, where they are open already. team: the processes that share its updates; left out, this one is
+    alone.
 
     Raises UserError for whatever of the configuration, the images or the run's directory does not fit.
     """
-    device = choose_device(config.device)
+    device, team = choose_device(config.device), team or Team()
     data = open_images(config) if data is None else data
     named = "shapes" if data.embedded else f"{Path(data.place).name}-{config.model.name}"
     path = Path(config.out or f"runs/{named}-ls{config.loss.alpha:g}-s{config.seed}")
     _, precision = settle(path, threads=config.threads, precision=config.precision, device=device)
     manifest = {
         **provenance(device),
+        "processes": team.size,
         "precision": precision.to_dict(),
         "corpus": data.place if data.embedded else str(Path(data.place).resolve()),
         "corpus_checksum": data.checksum,
@@ -210,22 +221,32 @@ def train(config: TrainConfig, data: ImageData | None = None) -> Outcome:
     }
 
     def work(run: RunDirectory) -> Outcome:
-        torch.manual_seed(config.seed)
-        model = new_model(config, data).to(device)
-        task = ClassificationTask(config, data, model, precision, device)
+        task = new_task(config, data, manifest, device)
         print(f"{run.path}: {len(task.training):,} images of {data.place}; {precision.reason}", file=sys.stderr)
-        return fit_and_summarise(task, run, lambda: {**summarise(run, task), **steps_to_reach(run)}, unit="images")
+        return fit_and_summarise(
+            task, run, lambda: {**summarise(run, task), **steps_to_reach(run)}, unit="images", team=team
+        )
 
     return train_in(path, config_to_dict(config), manifest, work)
 
 
-def open_images(config: TrainConfig) -> ImageData:
-    """The images that were named, or the embedded ones; what there is to know about them goes to standard error."""
+def new_task(
+    config: TrainConfig, data: ImageData, manifest: Mapping[str, Any], device: torch.device
+) -> ClassificationTask:
+    """A run's task with freshly drawn weights; the precision is its manifest's."""
+    torch.manual_seed(config.seed)
+    model = new_model(config, data).to(device)
+    return ClassificationTask(config, data, model, Precision.from_manifest(manifest["precision"]), device)
+
+
+def open_images(config: TrainConfig, *, quiet: bool = False) -> ImageData:
+    """The images that were named, or the embedded ones; unless quiet, standard error gets what there is to know."""
     if config.data is None:
-        print(f"no --data: the embedded shapes, {config.embedded.train:,} to train on", file=sys.stderr)
+        if not quiet:
+            print(f"no --data: the embedded shapes, {config.embedded.train:,} to train on", file=sys.stderr)
         return embedded_images(config.embedded)
     data = load_images(config.data)
-    for remark in data.remarks:
+    for remark in () if quiet else data.remarks:
         print(f"{data.place}: {remark}", file=sys.stderr)
     return data
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from nmt_ls.experiment.command_line import UserError
+from nmt_ls.experiment.distributed import Team, add_gradients
 from nmt_ls.experiment.precision import Precision
 from nmt_ls.experiment.progress import Progress, TensorBoard, describe, require_tensorboard
 from nmt_ls.experiment.random_state import random_state, seed_everything, set_random_state
@@ -31,7 +32,7 @@ from nmt_ls.experiment.training_state import NonFiniteError, NonFiniteGuard, Ste
 __all__ = ["Engine", "EngineConfig", "FitResult", "NonFiniteError", "StepLoss"]
 
 # entries of a manifest (records.provenance) on which the last bits of a sum depend
-_BEARS_ON_BITS = ("versions.torch", "threads", "device", "processor")
+_BEARS_ON_BITS = ("versions.torch", "threads", "processes", "device", "processor")
 _HIGHER_IS_BETTER = ("accuracy", "bleu", "chrf")
 
 
@@ -39,11 +40,11 @@ _HIGHER_IS_BETTER = ("accuracy", "bleu", "chrf")
 class EngineConfig:
     """How long to train and how often to look.
 
-    An update takes `accumulation` batches (fewer at the end of an epoch) and clips the norm of its gradient to
-    `clip_norm` (0: never). Validation comes every `validate_every` updates and at the end; with it `last/` is written,
-    and every `checkpoint_every` updates besides (0: not besides). `patience` validations in a row without a better
-    `monitor` end the run (0: never). `mode` says which way is better; auto: up for names that end in accuracy, bleu or
-    chrf. `averaged/` is the mean of the weights of the last `average_last` validations (0: none).
+    An update takes `accumulation` batches (fewer at the end of an epoch; several processes share them) and clips the
+    norm of its gradient to `clip_norm` (0: never). Validation comes every `validate_every` updates and at the end; with
+    it `last/` is written, and every `checkpoint_every` updates besides (0: not besides). `patience` validations in a
+    row without a better `monitor` end the run (0: never). `mode` says which way is better; auto: up for names that end
+    in accuracy, bleu or chrf. `averaged/` is the mean of the weights of the last `average_last` validations (0: none).
     """
 
     max_updates: int = 1000
@@ -106,6 +107,7 @@ class Engine:
     run: an open RunDirectory. unit: what StepLoss.count counts, for the progress display, which goes to `stream`
         (standard error if None).
     seed: of dropout and whatever else draws global random numbers while training.
+    team: the processes that share the batches of an update, this one their leader; left out, it is alone.
     """
 
     def __init__(
@@ -124,6 +126,7 @@ class Engine:
         seed: int,
         unit: str = "examples",
         stream: TextIO | None = None,
+        team: Team | None = None,
     ) -> None:
         if config.tensorboard:
             require_tensorboard()
@@ -132,6 +135,7 @@ class Engine:
         self._optimizer, self._peak = optimizer, optimizer_config.learning_rate
         self._schedule = schedule_config.resolved(config.max_updates)
         self._precision, self._seed, self._unit, self._stream = precision, seed, unit, stream
+        self._team = team or Team()
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._device = self._parameters[0].device
         self._state = TrainingState()
@@ -213,18 +217,14 @@ class Engine:
         if self._clock is None:
             self._clock = time.perf_counter()
         batches = self._batches_of(state.epoch)
-        end = min(state.index + self.config.accumulation, len(batches))
-        losses, count = [], 0
-        for index in range(state.index, end):
-            batch = batches[index]
-            with self._precision.autocast(self._device.type):
-                loss = self._loss(self.model, batch)
-            loss.total.backward()  # type: ignore[no-untyped-call]
-            losses.append(loss.total.detach())
-            count += loss.count
+        indices = range(state.index, min(state.index + self.config.accumulation, len(batches)))
+        ours = self._team.share(self.model, state.update, state.epoch, indices)
+        losses = add_gradients(self.model, self._loss, (batches[index] for index in ours), self._precision)
+        losses = self._team.collect(self.model, losses, indices)
+        for loss in losses:
             self._window.add_batch(loss)
-        norm = self._scale_gradients(count)
-        self._guard.watch(losses, norm, state)
+        norm = self._scale_gradients(sum(loss.count for loss in losses))
+        self._guard.watch([loss.total for loss in losses], norm, state)
         self._window.add_update(norm)
         rate = learning_rate(self._schedule, self._peak, state.update + 1)
         for group in optimizer.param_groups:
@@ -232,8 +232,8 @@ class Engine:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         state.update += 1
-        state.index = end
-        if end == len(batches):
+        state.index = indices.stop
+        if state.index == len(batches):
             state.epoch, state.index = state.epoch + 1, 0
 
     def _batches_of(self, epoch: int) -> Sequence[Any]:

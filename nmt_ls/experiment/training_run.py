@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from nmt_ls.experiment.command_line import UserError
+from nmt_ls.experiment.distributed import Team
 from nmt_ls.experiment.engine import Engine, EngineConfig, StepLoss
 from nmt_ls.experiment.precision import Precision, choose_precision
 from nmt_ls.experiment.run_directory import RunDirectory, begun_manifest
@@ -81,6 +82,18 @@ def settle(
     return begun, Precision.from_manifest(begun["precision"]) if begun else choose_precision(precision, device)
 
 
+def follow(team: Team, build: Callable[[int, dict[str, Any]], Task]) -> None:
+    """A follower's part in a training command: a share in each of the leader's runs, until it sends the team away.
+
+    build(seed, manifest): the task of the leader's run of that seed and manifest.
+    """
+    bound_kernel_cache()
+    for greeting in team.runs():
+        torch.set_num_threads(greeting["manifest"]["threads"])
+        task = build(greeting["seed"], greeting["manifest"])
+        team.follow(task.model, batches=task.batches, loss=task.loss, precision=task.precision, seed=greeting["seed"])
+
+
 def train_in(
     path: Path, config: Mapping[str, Any], manifest: Mapping[str, Any], work: Callable[[RunDirectory], Outcome]
 ) -> Outcome:
@@ -100,12 +113,17 @@ def train_in(
             raise
 
 
-def fit_and_summarise(task: Task, run: RunDirectory, summarise: Callable[[], dict[str, Any]], *, unit: str) -> Outcome:
+def fit_and_summarise(
+    task: Task, run: RunDirectory, summarise: Callable[[], dict[str, Any]], *, unit: str, team: Team
+) -> Outcome:
     """Train to the end, or until a signal; then finish the run with what `summarise` says of its checkpoints.
 
     unit: what is counted, for the progress display.
+
+    Raises UserError as Engine.fit, and where the team cannot share an update's batches.
     """
     config, model = task.config, task.model
+    team.start({"seed": config.seed, "manifest": run.read_manifest()}, config.engine.accumulation)
     engine = Engine(
         model,
         batches=task.batches,
@@ -119,8 +137,10 @@ def fit_and_summarise(task: Task, run: RunDirectory, summarise: Callable[[], dic
         precision=task.precision,
         seed=config.seed,
         unit=unit,
+        team=team,
     )
     result = engine.fit()
+    team.finish()
     if result.stopped_by == "signal":
         return Outcome(run=run, summary=None, signal=result.signal)
     summary = {
