@@ -161,9 +161,12 @@ def _paired(
         both = [side.sums[[run.name in common for run in side.runs]] for side in sides]
         arrays, figure_of = [np.stack(both, 2)], _difference_of(figure)
         per_seed = [figure_of(arrays[0].sum(1))]
-        found = _finding(arrays, figure_of, lambda means: means[0], per_seed=per_seed, ours=ours, unit=unit, runs=runs)
+        found = _finding(
+            results, arrays, figure_of, lambda means: means[0], per_seed=per_seed, ours=ours, unit=unit, runs=runs
+        )
         return replace(found, edge=edge)
     found = _finding(
+        results,
         [side.sums for side in sides],
         figure,
         lambda means: means[1] - means[0],
@@ -186,6 +189,7 @@ def _difference_of(figure: Figure) -> Figure:
 
 
 def _finding(
+    results: SettingResults,
     arrays: Sequence[FloatArray],
     figure: Figure,
     combine: Callable[[Sequence[FloatArray]], FloatArray],
@@ -197,7 +201,7 @@ def _finding(
 ) -> Finding:
     """per_seed: one value a seed, of each side, whose spread is that of the seeds."""
     if len({array.shape[1] for array in arrays}) > 1:
-        raise NotMeasuredError("the two sides have different numbers of sentences: they are of different corpora")
+        raise NotMeasuredError(f"the two sides have different numbers of {results.unit}s: they are of different data")
     whole = combined_bootstrap(arrays, figure, combine)
     whole = replace(whole, degrees=seed_degrees(whole.sd, per_seed))
     return Finding(
@@ -302,6 +306,7 @@ def nll_at_every_temperature(test: Test, results: SettingResults) -> Finding:
     at = int((means[1] - means[0]).argmin())
     low, high = (f"{temperatures[index]:.2f}" for index in (0, -1))
     return _finding(
+        results,
         stacked,
         ratio_of_sums,
         lambda curves: np.asarray((curves[1] - curves[0]).min(-1)),
@@ -368,6 +373,7 @@ def best_temperature_distance(test: Test, results: SettingResults) -> Finding:
         if at in (0, size - 1)
     )
     found = _finding(
+        results,
         [sums],
         figure,
         combine,

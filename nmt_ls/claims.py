@@ -5,7 +5,7 @@ The file itself says what its words mean; `claim_statistics` computes them and `
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -62,7 +62,8 @@ class Setting:
     results: folder of a study, below --results. runs: a pattern of the runs' names. dropout: what they were trained
     with, said even where it is 0. caution: what to remember when reading a figure of these runs. beam, length_penalty:
     of the translations that count, as records name them. seeds: how many are planned of every recipe that is compared;
-    with fewer a verdict is provisional (0: none are planned).
+    with fewer a verdict is provisional (0: none are planned). beside: another setting with the same recipes and seeds
+    in another precision, with which accuracy is compared.
     """
 
     title: str
@@ -77,6 +78,12 @@ class Setting:
     beam: int = 5
     length_penalty: str = "average:1"
     seeds: int = 0
+    beside: str = ""
+
+    @property
+    def name(self) -> str:
+        """The title, and what to remember when reading it."""
+        return f"{self.title} ({self.caution})" if self.caution else self.title
 
     def __post_init__(self) -> None:
         if self.seeds < 0:
@@ -118,7 +125,8 @@ class Side:
 class Test:
     """One comparison, and what the claim expects of it.
 
-    effect: the smallest difference that matters. figure, target: names of records, for statistics of records.
+    effect: the smallest difference that matters. figure, target: names of records, for statistics of records. premise:
+    what is said where this test fails, if it asks whether there is anything to explain at all.
     """
 
     __test__ = False  # pytest: this is none of yours
@@ -130,6 +138,7 @@ class Test:
     baseline: Side | None = None
     figure: str = ""
     target: str = ""
+    premise: str = ""
 
     def __post_init__(self) -> None:
         if not self.effect > 0:
@@ -235,6 +244,8 @@ def read_claims(path: str | Path) -> Claims:
         raise UserError("\n".join(line if str(path) in line else f"{path}: {line}" for line in said)) from None
     regimes = reader.parts(Regime, whole.regimes, "regimes")
     settings = reader.parts(Setting, whole.settings, "settings")
+    for name, setting in settings.items():
+        reader.known(f"settings.{name}.beside", [setting.beside] if setting.beside else [], settings)
     claims = [
         reader.claim(name, text, settings, regimes)
         for name, text in reader.parts(_ClaimText, whole.claims, "claims").items()
@@ -271,18 +282,22 @@ class _Reader:
                 )
         return found
 
+    def known(self, key: str, wanted: Iterable[str], known: Iterable[str]) -> None:
+        """Names that the file does not have are problems."""
+        for one in wanted:
+            if one not in known:
+                line = self.lines.get(key, 1)
+                self.problems.append(
+                    f"{self.path}, line {line}: {key}: there is no {one!r}; there are {', '.join(known)}"
+                )
+
     def claim(
         self, name: str, text: _ClaimText, settings: Mapping[str, Setting], regimes: Mapping[str, Regime]
     ) -> Claim:
         """A claim with its tests; names of settings and regimes that the file does not have are problems."""
         key = f"claims.{name}"
-        for entry, known, wanted in (("settings", settings, text.settings), ("regime", regimes, text.regimes)):
-            for one in wanted:
-                if one not in known:
-                    line = self.lines.get(f"{key}.{entry}", 1)
-                    self.problems.append(
-                        f"{self.path}, line {line}: {key}.{entry}: there is no {one!r}; there are {', '.join(known)}"
-                    )
+        self.known(f"{key}.settings", text.settings, settings)
+        self.known(f"{key}.regime", text.regimes, regimes)
         return Claim(
             name=name,
             kind=text.kind,

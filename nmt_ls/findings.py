@@ -36,6 +36,15 @@ class Finding:
     runs: tuple[Run, ...]
     edge: str = ""
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95% one."""
+        return self.low, self.high
+
+    @property
+    def interval_90(self) -> tuple[float, float]:
+        return self.low_90, self.high_90
+
 
 def side_runs(results: SettingResults, side: Side) -> list[Run]:
     runs = results.runs(side.alpha)

@@ -43,7 +43,7 @@ def main(config: ReportConfig) -> None:
             "claim": one.claim.name,
             "setting": one.setting_name,
             "verdict": one.word,
-            "difference [95%]": "; ".join(filter(None, map(difference_text, one.outcomes))),
+            "difference [95%, or as said]": "; ".join(filter(None, map(difference_text, one.outcomes))),
         }
         for one in report.verdicts
         if one.word != "not run here"

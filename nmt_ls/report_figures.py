@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -17,6 +20,7 @@ from nmt_ls.metrics.plots import (
     SweepSeries,
     alpha_figure,
     estimator_figure,
+    figure_svg,
     reliability_diagram,
     sweep_figure,
 )
@@ -33,11 +37,65 @@ AGAINST_ALPHA = {
     "logit gap": "logit_gap_mean",
 }
 """Panels: names, and the records they show. Accuracy is of images; tokens have a BLEU instead."""
+WIDE = 6.0  # inches
+
+
+SHOWN = {
+    "projection-*-raw": "as Figure 1 of the paper: penultimate activations of three classes on the plane through their "
+    "templates (rows of the last layer), in the units of the activations, on shared axes",
+    "projection-*-scaled": "the same in units of the templates' mean distance",
+    "logit-gaps-*": "an image's mean gap between the logit of its label and the others, beside the gap of least loss",
+}
+"""Figures that the study drew itself, by pattern of their names, and what they show."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A figure of a study: its name below figures/ (without its ending), what it shows, and it or None, where the study
+    drew it itself."""
+
+    name: str
+    caption: str
+    figure: Figure | None = None
+
+    def svg(self, folder: Path) -> str:
+        """Its drawing; folder: figures/."""
+        if self.figure is not None:
+            return figure_svg(self.figure)
+        return (folder / f"{self.name}.svg").read_text(encoding="utf-8")
+
+    def wide(self, folder: Path) -> bool:
+        """Whether it is too wide for half a page."""
+        if self.figure is not None:
+            return bool(self.figure.get_figwidth() > WIDE)
+        width = re.search(r'<svg[^>]* width="([0-9.]+)pt"', self.svg(folder))
+        return width is not None and float(width[1]) / 72 > WIDE
+
+
+def setting_pictures(name: str, results: SettingResults) -> Iterator[Picture]:
+    """What can be drawn of a setting of this name, and what its study drew of it."""
+    for kind, caption, figure in setting_figures(results):
+        yield Picture(name=f"report-{name}-{kind}", caption=caption, figure=figure)
+    yield from study_pictures(results)
+
+
+def study_pictures(results: SettingResults) -> Iterator[Picture]:
+    """The figures of `SHOWN` that the study drew of a setting's runs: projections of trained images, gaps of others."""
+    setting = results.setting
+    for pattern, what in SHOWN.items():
+        kind = pattern.split("*")[0]
+        if kind.startswith("projection") != (setting.split == "train"):
+            continue
+        for file in sorted((results.folder / "figures").glob(f"{pattern}.svg")):
+            rest = file.stem.removeprefix(kind)
+            runs = [run.name for run in results.runs() if f"-{run.name}-" in f"-{rest}-"]
+            if any(rest.startswith(f"{run}-") for run in runs):
+                yield Picture(name=file.stem, caption=f"{setting.name}, {what}. Runs: {', '.join(runs)}.")
 
 
 def setting_figures(results: SettingResults) -> Iterator[tuple[str, str, Figure]]:
     """What can be drawn of a setting: (short name, caption, figure)."""
-    split, title = results.setting.split, results.setting.title
+    split, title = results.setting.split, results.setting.name
     if (systems := _sweeps(results)) is not None:
         caption = (
             f"{title}, {split} split, as Figure 4 of the paper: BLEU (blue), ECE and NLL (red) against temperature. "
@@ -48,20 +106,19 @@ def setting_figures(results: SettingResults) -> Iterator[tuple[str, str, Figure]
     if diagrams:
         caption = (
             f"{title}, {split} split, as Figure 3 of the paper: accuracy against confidence given the correct prefix, "
-            "seeds pooled. Within the band a calibrated model with the confidences of the first would lie (95%, its "
-            "sentences counted once for every seed). The fitted temperature is that of lowest NLL on "
-            f"{results.setting.choose_on}."
+            "seeds pooled. Within the band a calibrated model with the confidences of the first would lie (95%; the "
+            "seeds have their tokens in common, so it is as wide as that of one). The fitted temperature is that of "
+            f"lowest NLL on {results.setting.choose_on}."
         )
         band = null_distribution_from_sums(sums_of_first).accuracy_band()
-        yield "reliability", caption, reliability_diagram(diagrams, band, title=f"{split} split")
+        yield "reliability", caption, reliability_diagram(diagrams, band, title=f"{title}, {split} split")
     if of_images := reliabilities(results):
-        caution = f" ({results.setting.caution})" if results.setting.caution else ""
         caption = (
-            f"{title}{caution}, {split} split, as Figure 2 of the paper: accuracy against confidence, seeds pooled. "
+            f"{title}, {split} split, as Figure 2 of the paper: accuracy against confidence, seeds pooled. "
             f"Temperatures are fitted to each run on {results.setting.choose_on} by NLL, and α above 0 is the one of "
             "lowest NLL there."
         )
-        yield "reliability", caption, reliability_diagram(of_images, title=f"{split} split")
+        yield "reliability", caption, reliability_diagram(of_images, title=f"{title}, {split} split")
     if panels := _against_alpha(results):
         caption = f"{title}, {split} split, T = 1, {results.setting.checkpoint} checkpoint: a dot is a seed."
         yield "alpha", caption, alpha_figure(panels, title=title)
@@ -109,21 +166,23 @@ def _curve(runs: Sequence[Run], name: str) -> Curve:
 
 
 def _reliabilities(results: SettingResults) -> tuple[dict[str, Calibration], FloatArray]:
-    """Of hard targets at 1 and at their fitted temperature, and of smoothed ones, seeds pooled; the first's sums."""
+    """Of hard targets at 1 and at their fitted temperature, and of smoothed ones, seeds pooled; and the first's sums,
+    mean over seeds."""
     found: dict[str, Calibration] = {}
     first: FloatArray = np.zeros((MOMENTS, 0))
     for alpha, fitted in ((0.0, False), (0.0, True), (SMOOTHED, False)):
         runs = [run for run in results.runs(alpha) if run.swept]
+        if not runs:
+            continue
         try:
             temperature = chosen_temperature(results, runs, "nll") if fitted else 1.0
             sums = sum(results.sentences(run, "bin_sums", [temperature]).sum((0, 1), dtype=np.float64) for run in runs)
-        except (NotMeasuredError, TypeError):
+        except NotMeasuredError:
             continue
-        if runs:
-            name = f"α = {alpha:g}" + (f", T = {temperature:.2f}" if fitted else "")
-            pooled = np.reshape(sums, (MOMENTS, -1))
-            first = first if found else pooled
-            found[name] = calibration_from_sums(pooled)
+        name = f"α = {alpha:g}" + (f", T = {temperature:.2f}" if fitted else "")
+        pooled = np.reshape(sums, (MOMENTS, -1))
+        first = first if found else pooled / len(runs)
+        found[name] = calibration_from_sums(pooled)
     return found, first
 
 

@@ -12,27 +12,16 @@ from pathlib import Path
 from typing import Any, Self
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from nmt_ls.claims import Claims, Setting
 from nmt_ls.experiment.atomic import atomic_write
 from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.records import provenance
-from nmt_ls.image_calibration import scaling_rows
-from nmt_ls.metrics.plots import figure_svg, save_figure
-from nmt_ls.report_figures import setting_figures
-from nmt_ls.report_tables import (
-    FIGURES,
-    RECIPE,
-    SCALING,
-    TEMPERATURES,
-    Column,
-    present,
-    recipe_rows,
-    temperature_rows,
-)
+from nmt_ls.metrics.plots import save_figure
+from nmt_ls.report_figures import Picture, setting_pictures
+from nmt_ls.report_tables import Table, interval_text, setting_tables
 from nmt_ls.study_results import SettingResults, read_results
-from nmt_ls.verdicts import Outcome, Verdict, Word, verdicts_of
+from nmt_ls.verdicts import ANSWERS, Outcome, Verdict, Word, verdicts_of
 
 TEMPLATE = Path(__file__).with_name("report_page.html")
 SYMBOLS: dict[Word, str] = {
@@ -43,8 +32,6 @@ SYMBOLS: dict[Word, str] = {
     "not run here": "–",
 }
 """Verdicts are told apart by symbol and word; colour only helps."""
-ANSWERS: dict[Word, str] = {"reproduced": "yes", "not reproduced": "no"}
-"""What verdicts are called where the claim is a question of ours."""
 GROUPS = {
     "nmt": "Translation",
     "embedded": "The embedded corpus, where the truth is known",
@@ -61,10 +48,8 @@ class Part:
 
     name: str
     results: SettingResults
-    rows: list[dict[str, Any]]
-    temperatures: list[dict[str, Any]]
-    scaling: list[dict[str, Any]]
-    figures: list[tuple[str, str, Figure]]
+    tables: list[Table]
+    pictures: list[Picture]
 
     @property
     def setting(self) -> Setting:
@@ -124,10 +109,8 @@ class Report:
             Part(
                 name=name,
                 results=found,
-                rows=list(recipe_rows(found)),
-                temperatures=list(temperature_rows(found)),
-                scaling=list(scaling_rows(found)),
-                figures=list(setting_figures(found)),
+                tables=setting_tables(found, results.get(found.setting.beside)),
+                pictures=list(setting_pictures(name, found)),
             )
             for name, found in results.items()
             if found.runs()
@@ -148,7 +131,7 @@ def word_of(one: Verdict | Outcome, *, question: bool) -> str:
     return f"{word} (provisional, {provisional})" if provisional else word
 
 
-_DIGITS = {"BLEU": "+.2f", "squared L2": "+.5f", "nats": "+.4f", "in T": "+.2f", "": "+.3g"}
+_DIGITS = {"BLEU": ".2f", "squared L2": ".5f", "nats": ".4f", "in T": ".2f", "": ".3g"}
 
 
 def difference_text(outcome: Outcome) -> str:
@@ -156,14 +139,11 @@ def difference_text(outcome: Outcome) -> str:
     finding = outcome.finding
     if finding is None:
         return ""
+    similar = outcome.test.expect == "similar"  # is judged by two one-sided tests
+    interval = finding.interval_90 if similar else finding.interval
     unit = f" {finding.unit}" if finding.unit else ""
-    value, low, high = (
-        format(number, _DIGITS[finding.unit]).replace("-", "−")
-        for number in (finding.difference, finding.low, finding.high)
-    )
-    if math.isinf(finding.low):
-        return f"{value}{unit}, no interval from one seed"
-    return f"{value} [{low}, {high}]{unit}"
+    text = interval_text(finding.difference, *interval, _DIGITS[finding.unit])
+    return f"{text}{unit}" + (", 90%" if similar and math.isfinite(finding.low) else "")
 
 
 def expectation_text(outcome: Outcome) -> str:
@@ -253,47 +233,34 @@ def _verdict_context(one: Verdict) -> dict[str, Any]:
 
 
 def _part_context(part: Part) -> dict[str, Any]:
+    folder = part.results.folder / "figures"
     return {
         "name": part.name,
         "setting": part.setting,
-        "tables": [
-            table
-            for table in (
-                _table_context("Recipes: means over seeds", [*RECIPE, *FIGURES], part.rows),
-                _table_context(
-                    f"Temperatures chosen on {part.setting.choose_on}, figures of {part.setting.split}",
-                    TEMPERATURES,
-                    part.temperatures,
-                ),
-                _table_context(
-                    f"As Table 3 of the paper: α of lowest NLL on {part.setting.choose_on}, temperatures fitted there",
-                    SCALING,
-                    part.scaling,
-                ),
-            )
-            if table["rows"]
-        ],
+        "tables": [_table_context(table) for table in part.tables],
         "figures": [
             {
-                "caption": caption,
-                "data": "data:image/svg+xml;base64," + base64.b64encode(figure_svg(figure).encode()).decode(),
-                "wide": figure.get_figwidth() > 6,
+                "caption": picture.caption,
+                "data": "data:image/svg+xml;base64," + base64.b64encode(picture.svg(folder).encode()).decode(),
+                "wide": picture.wide(folder),
             }
-            for _, caption, figure in part.figures
+            for picture in part.pictures
         ],
         "signature": part.signature(),
         "commands": part.commands(),
     }
 
 
-def _table_context(title: str, columns: Sequence[Column], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    shown = present(columns, rows)
+def _table_context(table: Table) -> dict[str, Any]:
     return {
-        "title": title,
-        "headings": [column.heading for column in shown],
+        "title": table.title,
+        "headings": [column.heading for column in table.shown],
         "rows": [
-            [{"text": column.text(row.get(column.key)), "value": _sortable(row.get(column.key))} for column in shown]
-            for row in rows
+            [
+                {"text": column.text(row.get(column.key)), "value": _sortable(row.get(column.key))}
+                for column in table.shown
+            ]
+            for row in table.rows
         ],
     }
 
@@ -308,18 +275,23 @@ def write_study_pages(report: Report) -> list[Path]:
     for folder in dict.fromkeys(part.setting.results for part in report.parts):
         parts, verdicts = report.of_study(folder)
         home = report.root / folder
-        table = pd.concat(
-            [pd.DataFrame(part.rows).assign(setting=part.name) for part in parts if part.rows] or [pd.DataFrame()]
-        )
-        if len(table):
-            table = table[["setting", *(name for name in table.columns if name != "setting")]]
-        atomic_write(home / "table.csv", table.to_csv(index=False))
+        atomic_write(home / "table.csv", _all_rows(parts).to_csv(index=False))
         for part in parts:
-            for name, _, figure in part.figures:
-                save_figure(figure, home / "figures" / f"report-{part.name}-{name}")
+            for picture in part.pictures:
+                if picture.figure is not None:
+                    save_figure(picture.figure, home / "figures" / picture.name)
         atomic_write(home / "README.md", "\n".join(_study_markdown(parts, verdicts)) + "\n")
         written += [home / "README.md", home / "table.csv"]
     return written
+
+
+def _all_rows(parts: Sequence[Part]) -> pd.DataFrame:
+    """The rows of all tables, each with its setting and the table's title."""
+    frames = [
+        pd.DataFrame(table.rows).assign(setting=part.name, table=table.title) for part in parts for table in part.tables
+    ]
+    rows = pd.concat(frames or [pd.DataFrame({"setting": [], "table": []})])
+    return rows[["setting", "table", *(name for name in rows.columns if name not in ("setting", "table"))]]
 
 
 def _study_markdown(parts: Sequence[Part], verdicts: Sequence[Verdict]) -> Iterator[str]:
@@ -335,7 +307,7 @@ def _study_markdown(parts: Sequence[Part], verdicts: Sequence[Verdict]) -> Itera
     yield from dict.fromkeys(part.setting.command for part in parts)
     yield "python -m nmt_ls.report\n```\n"
     yield "## Verdicts\n"
-    yield "| setting | claim | verdict | ours | difference [95%] | why |\n|---|---|---|---|---|---|"
+    yield "| setting | claim | verdict | ours | difference [95%, or as said] | why |\n|---|---|---|---|---|---|"
     for one in verdicts:
         yield _markdown_row(
             [
@@ -348,22 +320,16 @@ def _study_markdown(parts: Sequence[Part], verdicts: Sequence[Verdict]) -> Itera
             ]
         )
     for part in parts:
-        caution = f" ({part.setting.caution})" if part.setting.caution else ""
-        yield f"\n## {part.setting.title}{caution}\n"
-        for columns, rows in (
-            ([*RECIPE, *FIGURES], part.rows),
-            (TEMPERATURES, part.temperatures),
-            (SCALING, part.scaling),
-        ):
-            if rows:
-                shown = present(columns, rows)
-                yield _markdown_row([column.heading for column in shown])
-                yield "|" + "---|" * len(shown)
-                for row in rows:
-                    yield _markdown_row([column.text(row.get(column.key)) for column in shown])
-                yield ""
-        for name, caption, _ in part.figures:
-            yield f"![{caption}](figures/report-{part.name}-{name}.png)\n\n*{caption}*\n"
+        yield f"\n## {part.setting.name}\n"
+        for table in part.tables:
+            yield f"{table.title}:\n"
+            yield _markdown_row([column.heading for column in table.shown])
+            yield "|" + "---|" * len(table.shown)
+            for row in table.rows:
+                yield _markdown_row([column.text(row.get(column.key)) for column in table.shown])
+            yield ""
+        for picture in part.pictures:
+            yield f"![{picture.caption}](figures/{picture.name}.png)\n\n*{picture.caption}*\n"
 
 
 def _markdown_row(cells: Sequence[str]) -> str:

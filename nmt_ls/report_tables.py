@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +10,11 @@ from typing import Any
 import numpy as np
 
 from nmt_ls.claim_statistics import choose_temperature
-from nmt_ls.claims import Chosen
+from nmt_ls.claims import Chosen, Side, Test
+from nmt_ls.image_calibration import scaling_rows
+from nmt_ls.metrics.statistics import equivalence_test
 from nmt_ls.study_results import NotMeasuredError, Run, SettingResults
+from nmt_ls.verdicts import ANSWERS, judge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +32,9 @@ class Column:
         return format(value, self.format) if self.format and not isinstance(value, str) else str(value)
 
 
+RECIPES = "Recipes: means over seeds"
+ACCURACY_MATTERS = 0.005
+"""Half a per cent of accuracy: less counts as similar."""
 RECIPE = [
     Column(key="alpha", heading="α", format="g"),
     Column(key="checkpoint", heading="checkpoint"),
@@ -40,6 +47,8 @@ FIGURES = [
     Column(key="bleu", heading="BLEU", format=".2f"),
     Column(key="chrf", heading="chrF", format=".2f"),
     Column(key="accuracy", heading="accuracy", format=".4f"),
+    Column(key="top5_accuracy", heading="top 5", format=".4f"),
+    Column(key="train_accuracy", heading="accuracy in training", format=".4f"),
     Column(key="nll", heading="NLL", format=".4f"),
     Column(key="perplexity", heading="perplexity", format=".3f"),
     Column(key="ece", heading="ECE", format=".4f"),
@@ -47,6 +56,7 @@ FIGURES = [
     Column(key="ece_p_value", heading="p, if calibrated", format=".3f"),
     Column(key="debiased_ece", heading="debiased ECE", format=".4f"),
     Column(key="squared_l2", heading="squared L2", format=".5f"),
+    Column(key="aurc", heading="AURC", format=".4f"),
     Column(key="inference_ece", heading="inference ECE", format=".4f"),
     Column(key="exact_ece", heading="exact ECE", format=".4f"),
     Column(key="kl_to_truth", heading="KL to truth", format=".4f"),
@@ -54,6 +64,9 @@ FIGURES = [
     Column(key="logit_gap_mean", heading="logit gap", format=".2f"),
     Column(key="logit_gap_within_sd", heading="its sd over classes", format=".2f"),
     Column(key="logit_gap_ideal", heading="ideal gap", format=".2f"),
+    Column(key="template_norm_spread", heading="spread of template norms", format=".3f"),
+    Column(key="steps_to_98", heading="updates to 98%", format=".0f"),
+    Column(key="steps_to_99", heading="to 99% of final accuracy", format=".0f"),
 ]
 TEMPERATURES = [
     Column(key="alpha", heading="α", format="g"),
@@ -85,6 +98,93 @@ SCALING = [
     ),
 ]
 """Of Table 3 as images have it (nmt_ls.image_calibration)."""
+ACCURACIES = [
+    RECIPE[0],
+    Column(key="seeds", heading="seeds"),
+    Column(key="accuracy", heading="accuracy", format=".4f"),
+    Column(key="accuracy sd", heading="its sd over seeds", format=".4f"),
+    Column(key="difference", heading="difference from α = 0 [90%]"),
+    Column(key="similar", heading=f"within {ACCURACY_MATTERS:g}"),
+]
+PRECISIONS = [
+    RECIPE[0],
+    Column(key="seeds", heading="seeds"),
+    Column(key="here", heading="accuracy here", format=".4f"),
+    Column(key="there", heading="accuracy there", format=".4f"),
+    Column(key="difference", heading="difference [90%]"),
+    ACCURACIES[-1],
+]
+GEOMETRY = [
+    RECIPE[0],
+    Column(key="split", heading="split"),
+    Column(key="seeds", heading="seeds"),
+    *(
+        each
+        for name, heading in (
+            ("scatter_ratio", "within over between"),
+            ("projection_scale", "distance from centre"),
+            ("triangle_regularity", "regularity of triangle"),
+            ("template_regularity", "of templates"),
+            ("arc_variation", "variation of distance to third template"),
+            ("arc_ratio", "arc ratio"),
+        )
+        for each in (
+            Column(key=name, heading=heading, format=".3f"),
+            Column(key=f"{name}_near", heading=f"{heading}, near classes", format=".3f"),
+        )
+    ),
+    Column(key="scatter_ratio_all", heading="within over between, all classes", format=".3f"),
+    Column(key="nc1", heading="NC1", format=".3f"),
+    Column(key="nc2_equinorm", heading="NC2, norms", format=".3f"),
+    Column(key="nc2_equiangle", heading="NC2, angles", format=".3f"),
+    Column(key="cosine_own", heading="cosine to own template", format=".3f"),
+    Column(key="cosine_others", heading="to others", format=".3f"),
+]
+"""The numbers beside Figure 1 (vision_ls.project), of the three classes on their plane and of all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table of the report; of its columns those are shown of which some row has a value."""
+
+    title: str
+    columns: Sequence[Column]
+    rows: Sequence[dict[str, Any]]
+
+    @property
+    def shown(self) -> list[Column]:
+        return [column for column in self.columns if any(row.get(column.key) is not None for row in self.rows)]
+
+
+def setting_tables(results: SettingResults, beside: SettingResults | None = None) -> list[Table]:
+    """All tables of a setting that have rows. beside: of a setting with the same recipes in another precision."""
+    setting = results.setting
+    tables = [
+        Table(title=RECIPES, columns=[*RECIPE, *FIGURES], rows=list(recipe_rows(results))),
+        Table(
+            title=f"Temperatures chosen on {setting.choose_on}, figures of {setting.split}",
+            columns=TEMPERATURES,
+            rows=list(temperature_rows(results)),
+        ),
+        Table(title="As Table 2 of the paper: accuracy", columns=ACCURACIES, rows=list(accuracy_rows(results))),
+        Table(
+            title=f"As Table 3 of the paper: α of lowest NLL on {setting.choose_on}, temperatures fitted there",
+            columns=SCALING,
+            rows=list(scaling_rows(results)),
+        ),
+        Table(
+            title="Beside Figure 1 of the paper: means over seeds", columns=GEOMETRY, rows=list(geometry_rows(results))
+        ),
+    ]
+    if beside is not None:
+        tables.append(
+            Table(
+                title=f"Beside the same recipes and seeds in another precision ({beside.setting.title})",
+                columns=PRECISIONS,
+                rows=list(precision_rows(results, beside)),
+            )
+        )
+    return [table for table in tables if table.rows]
 
 
 def recipe_rows(results: SettingResults) -> Iterator[dict[str, Any]]:
@@ -111,12 +211,8 @@ def _recipe_row(runs: Sequence[Run], alpha: float, checkpoint: str, fitted: bool
         "seeds": len(runs),
         "updates": runs[0].signature.get("updates"),
     }
-    names = dict.fromkeys(name for run in runs for name in run.scored[fitted])
-    for name in names:
-        values = [run.scored[fitted][name] for run in runs if name in run.scored[fitted]]
-        row[name] = float(np.mean(values))
-        if len(values) > 1:
-            row[f"{name} sd"] = float(np.std(values, ddof=1))
+    for name in dict.fromkeys(name for run in runs for name in run.scored[fitted]):
+        row |= _mean_and_sd(name, [run.scored[fitted][name] for run in runs if name in run.scored[fitted]])
     return row
 
 
@@ -148,6 +244,85 @@ def temperature_rows(results: SettingResults) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def present(columns: Sequence[Column], rows: Sequence[dict[str, Any]]) -> list[Column]:
-    """The columns of which some row has a value."""
-    return [column for column in columns if any(row.get(column.key) is not None for row in rows)]
+def accuracy_rows(results: SettingResults) -> Iterator[dict[str, Any]]:
+    """Table 2: accuracy of classifiers at every α, and whether it is that of hard targets.
+
+    By two one-sided tests at 5%, with images and seeds resampled.
+    """
+    if not results.of_images or results.setting.split == "train":
+        return
+    for alpha in results.alphas:
+        values = _values(results.runs(alpha), "accuracy")
+        if not values:
+            continue
+        row: dict[str, Any] = {"alpha": alpha, "seeds": len(values), **_mean_and_sd("accuracy", values)}
+        if alpha > 0 and 0.0 in results.alphas:
+            outcome = judge("accuracy", _similar(alpha), results)
+            if outcome.finding is not None:
+                row["difference"] = interval_text(outcome.finding.difference, *outcome.finding.interval_90, ".4f")
+                row["similar"] = ANSWERS.get(outcome.word, outcome.word)
+        yield row
+
+
+def _similar(alpha: float) -> Test:
+    return Test(
+        statistic="accuracy",
+        expect="similar",
+        effect=ACCURACY_MATTERS,
+        baseline=Side(alpha=0.0),
+        treated=Side(alpha=alpha),
+    )
+
+
+def precision_rows(here: SettingResults, there: SettingResults) -> Iterator[dict[str, Any]]:
+    """Accuracy at every α in two precisions, seed by seed, and whether it is the same (two one-sided t tests at 5%)."""
+    for alpha in here.alphas:
+        pairs = [
+            (mine.scored[False]["accuracy"], theirs.scored[False]["accuracy"])
+            for mine in here.runs(alpha)
+            for theirs in there.runs(alpha)
+            if mine.seed == theirs.seed and all("accuracy" in run.scored.get(False, {}) for run in (mine, theirs))
+        ]
+        if not pairs:
+            continue
+        mine, theirs = np.transpose(pairs)
+        means = {"here": float(mine.mean()), "there": float(theirs.mean())}
+        row: dict[str, Any] = {"alpha": alpha, "seeds": len(pairs), **means}
+        if len(pairs) > 1:
+            found = equivalence_test(theirs, mine, ACCURACY_MATTERS, paired=True)
+            row["difference"] = interval_text(found.difference, found.low, found.high, ".4f")
+            row["similar"] = "yes" if found.equivalent else "unresolved"
+        yield row
+
+
+def geometry_rows(results: SettingResults) -> Iterator[dict[str, Any]]:
+    """The numbers beside Figure 1 at every α, on the images that were trained on and on validation."""
+    setting = results.setting
+    if setting.split != "train":
+        return
+    for split in (setting.split, setting.choose_on):
+        for alpha in results.alphas:
+            runs = results.runs(alpha, split=split)
+            row: dict[str, Any] = {"alpha": alpha, "split": split}
+            for column in GEOMETRY[3:]:
+                if values := _values(runs, column.key):
+                    row |= {"seeds": len(values), **_mean_and_sd(column.key, values)}
+            if "seeds" in row:
+                yield row
+
+
+def _values(runs: Sequence[Run], name: str) -> list[float]:
+    """A figure at temperature 1 of those runs that have it."""
+    return [run.scored[False][name] for run in runs if name in run.scored.get(False, {})]
+
+
+def _mean_and_sd(name: str, values: Sequence[float]) -> dict[str, float]:
+    """`name` and, of two seeds or more, `name sd`."""
+    found = {name: float(np.mean(values))}
+    return found | {f"{name} sd": float(np.std(values, ddof=1))} if len(values) > 1 else found
+
+
+def interval_text(value: float, low: float, high: float, digits: str) -> str:
+    """A difference with its interval; the value alone where one seed leaves no interval."""
+    shown = [format(number, f"+{digits}").replace("-", "−") for number in (value, low, high)]
+    return f"{shown[0]} [{shown[1]}, {shown[2]}]" if math.isfinite(low) else f"{shown[0]}, no interval from one seed"

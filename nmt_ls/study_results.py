@@ -94,6 +94,7 @@ class SettingResults:
         }
         self._sentences = cache(self._read_sentences)
         self.of_images = (folder / EXAMPLES).is_dir()
+        self.unit = "image" if self.of_images else "sentence"
 
     def _read(self, records: Iterable[Record], split: str, checkpoint: str) -> dict[str, Run]:
         found: dict[str, Run] = {}

@@ -16,8 +16,8 @@ from nmt_ls.study_results import NotMeasuredError, SettingResults
 Word = Literal["reproduced", "not reproduced", "unresolved", "regime not reached", "not run here"]
 LEAST_SEEDS = 2
 """On each side: one seed does not show how much seeds differ."""
-NO_GAIN = "there is a gain to recover"
-"""The test that asks first whether there is anything to explain."""
+ANSWERS: dict[Word, str] = {"reproduced": "yes", "not reproduced": "no"}
+"""What verdicts are called where the claim is a question of ours."""
 POWER_REACH = 1.959964 + 0.841621
 """Standard errors that a difference must span to be found with probability 80% at 5%, two-sided."""
 
@@ -94,17 +94,17 @@ def judge(name: str, test: Test, results: SettingResults) -> Outcome:
         elif finding.edge:
             why = f"at the edge of the grid of temperatures: {finding.edge}"
         elif (seeds := seeds_to_resolve(test, finding)) is None:
-            why = "the split has too few sentences to tell a difference that small, whatever the number of seeds"
+            why = f"the split has too few {results.unit}s to tell a difference that small, whatever the number of seeds"
         elif seeds <= min(finding.seeds):
             why, seeds = "there are seeds enough, but the difference lies too near the smallest that matters", None
         else:
             why = f"{seeds} seeds a side would tell a difference of {test.effect:g} from none"
-    if name == NO_GAIN and word == "not reproduced":
-        why = f"no gain to recover: {why}"
+    if test.premise and word == "not reproduced":
+        why = f"{test.premise}: {why}"
     used = {run.name for run in finding.runs}
     lacking = [run.name for side in test.sides for run in results.runs(side.alpha) if run.name not in used]
     if lacking:
-        why += f"; without {', '.join(dict.fromkeys(lacking))}, which lack figures or sentences"
+        why += f"; without {', '.join(dict.fromkeys(lacking))}, which lack figures or {results.unit}s"
     return Outcome(name=name, test=test, word=word, why=why, finding=finding, seeds=seeds)
 
 

@@ -24,7 +24,7 @@ from nmt_ls.metrics.slices import sliced_sums
 from nmt_ls.metrics.translation import bleu_from_statistics
 from nmt_ls.sweep_cells import Ledger, list_column, part_stem, rounded_temperature, sentence_table
 
-INVERSES = (0.7, 0.8, 0.9, 1.0, 1.1, 1.2)
+INVERSES = (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.25)
 DECODED = (0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
 TOKENS = 12  # of a sentence
 

@@ -52,7 +52,7 @@ def test_every_claim_of_the_paper_is_there(shipped: Claims) -> None:
         "embedded-exact-calibration",
         "vision-calibration",
         "vision-calibration-as-temperature",
-        "vision-calibration-many-classes",
+        "vision-calibration-larger-images",
     }
     of_over_confidence |= {claim.name for claim in shipped.claims if "calibrat" in claim.name and not claim.not_run}
     assert of_over_confidence <= {
@@ -71,9 +71,10 @@ def test_settings_find_the_cells_of_their_study(shipped: Claims) -> None:
         assert study.results == Path("results") / setting.results
         found = [cell for cell in study.cells if fnmatch(cell.name, setting.runs)]
         alphas = {cell.values["alpha"] for cell in found}
-        assert {0.0, 0.1} <= alphas
+        compared = (0.0,) if name == "mnist-dropout" else (0.0, 0.1)
+        assert set(compared) <= alphas
         assert {cell.values.get("dropout", 0.0) for cell in found} == {setting.dropout}
-        for alpha in (0.0, 0.1):
+        for alpha in compared:
             assert len({cell.values["seed"] for cell in found if cell.values["alpha"] == alpha}) == setting.seeds
 
 

@@ -155,6 +155,12 @@ def test_questions_are_answered(written: str) -> None:
 def test_pages_of_studies(results: Path, written: str) -> None:
     assert written
     table = pd.read_csv(results / "multi30k" / "table.csv")
+    assert table[table.table.str.startswith("Temperatures")].setting.tolist() == [
+        "multi30k-de",
+        "multi30k-de",
+        "multi30k-de-d0.1",
+    ]
+    table = table[table.table == "Recipes: means over seeds"]
     assert table.setting.tolist() == ["multi30k-de", "multi30k-de", "multi30k-de-d0.1"]
     assert table.seeds.tolist() == [3, 3, 1]
     assert table.ece.tolist()[0] > table.ece.tolist()[1]
@@ -242,7 +248,7 @@ def test_figures_of_real_runs_reach_it(
                     runs=(run,),
                     split=split,
                     temperatures=("0.8:1.2:0.2",),
-                    inverse_temperatures="0.8:1.2:3",
+                    inverse_temperatures="0.75:1.25:11",
                     beams=(2,),
                     threads=1,
                     results=results,

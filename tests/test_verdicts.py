@@ -53,8 +53,8 @@ def smooth_like(**changes: Any) -> Translator:
     usual: dict[str, Any] = {
         "alpha": 0.1,
         "gap": lambda t: 0.25 * (1 / t - 1.0),
-        "nll": lambda t: 1.6 + (1 / t - 1.1) ** 2,
-        "precision": lambda t: 0.42 - 0.1 * (t - 1.0) ** 2,
+        "nll": lambda t: 1.65 + (1 / t - 1.1) ** 2,
+        "precision": lambda t: 0.42 - 0.2 * (t - 1.0) ** 2,
         "scored": {"logit_gap_mean": 12.0, "logit_gap_sd": 2.0, "logit_gap_within_sd": 2.0, "logit_gap_ideal": 11.4},
     }
     return Translator(**{**usual, **changes})
@@ -116,20 +116,20 @@ def test_differences_are_what_was_put_in(as_the_paper_says: SettingResults) -> N
     assert smooth - hard == pytest.approx(bleu.difference, abs=0.011)
     nll = judged(shipped("nmt-bleu-and-perplexity"), as_the_paper_says).outcomes[1].finding
     assert nll is not None
-    assert nll.difference == pytest.approx(1.61 - 1.51, abs=1e-6)  # the sentences' own noise is the same on both sides
+    assert nll.difference == pytest.approx(1.66 - 1.51, abs=1e-6)  # the sentences' own noise is the same on both sides
     worst = judged(shipped("nmt-nll-every-temperature"), as_the_paper_says).outcomes[0].finding
     assert worst is not None
     assert worst.difference == pytest.approx(
-        min(1.6 + (b - 1.1) ** 2 - 1.5 - (b - 0.9) ** 2 for b in INVERSES), abs=1e-6
+        min(1.65 + (b - 1.1) ** 2 - 1.5 - (b - 0.9) ** 2 for b in INVERSES), abs=1e-6
     )
-    assert "least at 0.83" in worst.ours
+    assert "least at 0.80" in worst.ours
 
 
 def test_temperatures_of_one_model_are_compared_run_by_run(tmp_path: Path) -> None:
     """Seeds that differ widely, and a temperature that gives each of them the same: seeds cancel."""
     smooth = smooth_like(precision=lambda t: 0.40 + (0.01 if t > 1.15 else 0), between_seeds=0.03)
     found = judged(shipped("nmt-smoothed-temperature-hurts"), results_of(tmp_path, hard_like(), smooth))
-    calibration, translation = (outcome.finding for outcome in found.outcomes)
+    calibration, translation = (outcome.finding for outcome in found.outcomes[:2])
     assert calibration is not None
     assert translation is not None
     assert translation.seeds == (3,)

@@ -20,6 +20,7 @@ from nmt_ls.claims import OF_RECORDS, Claim, Side, Test, read_claims
 from nmt_ls.experiment.engine import EngineConfig
 from nmt_ls.experiment.records import read_records
 from nmt_ls.losses import LossConfig
+from nmt_ls.report_tables import accuracy_rows
 from nmt_ls.study_results import NotMeasuredError, SettingResults, read_results
 from nmt_ls.verdicts import judge
 from vision_ls.evaluate import main as evaluate_command
@@ -120,3 +121,16 @@ def test_images_have_two_temperatures(root: Path) -> None:
 def test_projection_and_claims_mean_one_regime() -> None:
     (fitted,) = {regime for claim in VISION for regime in claim.regimes if regime.figure == "train_accuracy"}
     assert fitted.at_least == FITTED_TO_TRAINING
+
+
+def test_the_table_of_accuracies(root: Path) -> None:
+    first, *others = accuracy_rows(results_of(root, "cifar10-resnet56"))
+    assert (first["alpha"], first["seeds"]) == (0.0, 1)
+    assert "difference" not in first
+    assert [row["alpha"] for row in others] == sorted(NEEDED - {0.0})
+    for row in others:  # one seed decides nothing
+        assert row["similar"] == "unresolved"
+        assert float(row["difference"].split(" ")[0].replace("−", "-")) == pytest.approx(
+            row["accuracy"] - first["accuracy"], abs=1e-4
+        )
+    assert list(accuracy_rows(results_of(root, "cifar10-resnet56-training"))) == []

@@ -1,0 +1,91 @@
+"""Tables and pictures of the report that need only records, and files that a study drew."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nmt_ls.claims import Setting
+from nmt_ls.experiment.records import Record, append_records
+from nmt_ls.report_figures import study_pictures
+from nmt_ls.report_tables import geometry_rows, interval_text, precision_rows
+from nmt_ls.study_results import SettingResults, read_results
+
+HERE = Setting(
+    title="digits", results="study", runs="a-*", dropout=0.0, command="python -m nmt_ls.study", caution="own split"
+)
+SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="{}pt" height="200pt"></svg>'
+
+
+def recorded(
+    root: Path, runs: Mapping[str, tuple[float, int, dict[str, float]]], setting: Setting = HERE, **more: Any
+) -> SettingResults:
+    """runs: α, seed and figures by name."""
+    records = [
+        Record(
+            name=name,
+            value=value,
+            signature={
+                "run": run, "alpha": alpha, "seed": seed, "dropout": 0.0, "split": setting.split, "checkpoint": "last",
+                "weights": run, "temperature": 1.0, "temperature_is": "given", **more,
+            },
+            command="python -m vision_ls.evaluate",
+        )
+        for run, (alpha, seed, figures) in runs.items()
+        for name, value in figures.items()
+    ]  # fmt: skip
+    append_records(root / setting.results / "records.jsonl", records)
+    return read_results(setting, root)
+
+
+def test_two_precisions_are_compared_seed_by_seed(tmp_path: Path) -> None:
+    there = {f"a-s{seed}": (0.0, seed, {"accuracy": 0.7 + seed / 100}) for seed in (1, 2, 3, 4)}
+    same = {f"b-s{seed}": (0.0, seed, {"accuracy": 0.701 + seed / 100}) for seed in (1, 2, 3)}
+    other = {f"c-s{seed}": (0.0, seed, {"accuracy": 0.7 + seed**2 / 100}) for seed in (1, 2, 3)}
+    reference = recorded(tmp_path, there)
+    (row,) = precision_rows(recorded(tmp_path, same, dataclasses.replace(HERE, runs="b-*")), reference)
+    assert (row["seeds"], row["similar"]) == (3, "yes")
+    assert row["here"] - row["there"] == pytest.approx(0.001)
+    assert row["difference"] == "+0.0010 [+0.0010, +0.0010]"  # the seeds' own spread cancels
+    (row,) = precision_rows(recorded(tmp_path, other, dataclasses.replace(HERE, runs="c-*")), reference)
+    assert row["similar"] == "unresolved"
+
+
+def test_numbers_beside_the_projections(tmp_path: Path) -> None:
+    setting = dataclasses.replace(HERE, split="train")
+    figures = [{"scatter_ratio": value, "nc1": 2 * value, "arc_ratio_near": 1.0} for value in (1.0, 3.0)]
+    recorded(tmp_path, {f"a-s{i}": (0.1, i, figures[i]) for i in (0, 1)}, setting)
+    results = recorded(tmp_path, {"a-s0": (0.1, 0, {"scatter_ratio": 5.0})}, setting, split="validation")
+    train, validation = geometry_rows(results)
+    assert (train["split"], train["seeds"], train["scatter_ratio"], train["nc1"]) == ("train", 2, 2.0, 4.0)
+    assert train["scatter_ratio sd"] == pytest.approx(2**0.5)
+    assert (train["arc_ratio_near"], train["arc_ratio_near sd"]) == (1.0, 0.0)
+    assert (validation["split"], validation["seeds"], validation["scatter_ratio"]) == ("validation", 1, 5.0)
+    assert list(geometry_rows(read_results(HERE, tmp_path))) == []  # of images that were not trained on there are none
+
+
+def test_what_a_study_drew_is_shown_with_its_setting(tmp_path: Path) -> None:
+    results = recorded(tmp_path, {"a-s1": (0.0, 1, {"nll": 1.0}), "a-s10": (0.0, 10, {"nll": 1.0})})
+    drawn = tmp_path / "study" / "figures"
+    drawn.mkdir()
+    for name, width in (("logit-gaps-a-s1-last-test", 300), ("projection-a-s1-a-s2-raw", 700),
+                        ("logit-gaps-b-a-s1-last-test", 300)):  # fmt: skip
+        (drawn / f"{name}.svg").write_text(SVG.format(width))
+    (gaps,) = study_pictures(results)
+    assert (gaps.name, gaps.wide(drawn)) == ("logit-gaps-a-s1-last-test", False)
+    assert gaps.caption.startswith("digits (own split), an image's mean gap")
+    assert gaps.caption.endswith("Runs: a-s1.")
+    trained = dataclasses.replace(HERE, split="train")
+    (projection,) = study_pictures(recorded(tmp_path, {"a-s1": (0.0, 1, {"nll": 1.0})}, trained))
+    assert (projection.name, projection.wide(drawn)) == ("projection-a-s1-a-s2-raw", True)
+    assert "as Figure 1 of the paper" in projection.caption
+    assert "<svg" in projection.svg(drawn)
+
+
+def test_intervals_are_written_alike() -> None:
+    assert interval_text(-0.5, -1.0, 0.25, ".2f") == "−0.50 [−1.00, +0.25]"
+    assert interval_text(0.5, float("-inf"), float("inf"), ".1f") == "+0.5, no interval from one seed"
