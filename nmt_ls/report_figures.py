@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -74,8 +75,13 @@ class Picture:
 
 def setting_pictures(name: str, results: SettingResults) -> Iterator[Picture]:
     """What can be drawn of a setting of this name, and what its study drew of it."""
-    for kind, caption, figure in setting_figures(results):
+    drawn = list(setting_figures(results))
+    for kind, caption, figure in drawn:
         yield Picture(name=f"report-{name}-{kind}", caption=caption, figure=figure)
+    before = f"report-{name}-reliability"
+    if "reliability" not in [kind for kind, _, _ in drawn] and (results.folder / "figures" / f"{before}.svg").exists():
+        caption = f"{_reliability_caption(results)} Drawn when the study ran: the rows it was made of are not kept."
+        yield Picture(name=before, caption=caption)
     yield from study_pictures(results)
 
 
@@ -102,26 +108,16 @@ def setting_figures(results: SettingResults) -> Iterator[tuple[str, str, Figure]
             "Means over seeds with bands of one sd. Best temperatures are marked on the split that is shown."
         )
         yield "sweep", caption, sweep_figure(systems, title=title)
+    narrow = fill(f"{title}, {split} split", 48)
     diagrams, sums_of_first = _reliabilities(results)
     if diagrams:
-        caption = (
-            f"{title}, {split} split, as Figure 3 of the paper: accuracy against confidence given the correct prefix, "
-            "seeds pooled. Within the band a calibrated model with the confidences of the first would lie (95%; the "
-            "seeds have their tokens in common, so it is as wide as that of one). The fitted temperature is that of "
-            f"lowest NLL on {results.setting.choose_on}."
-        )
         band = null_distribution_from_sums(sums_of_first).accuracy_band()
-        yield "reliability", caption, reliability_diagram(diagrams, band, title=f"{title}, {split} split")
+        yield "reliability", _reliability_caption(results), reliability_diagram(diagrams, band, title=narrow)
     if of_images := reliabilities(results):
-        caption = (
-            f"{title}, {split} split, as Figure 2 of the paper: accuracy against confidence, seeds pooled. "
-            f"Temperatures are fitted to each run on {results.setting.choose_on} by NLL, and α above 0 is the one of "
-            "lowest NLL there."
-        )
-        yield "reliability", caption, reliability_diagram(of_images, title=f"{title}, {split} split")
+        yield "reliability", _reliability_caption(results), reliability_diagram(of_images, title=narrow)
     if panels := _against_alpha(results):
         caption = f"{title}, {split} split, T = 1, {results.setting.checkpoint} checkpoint: a dot is a seed."
-        yield "alpha", caption, alpha_figure(panels, title=title)
+        yield "alpha", caption, alpha_figure(panels, title=fill(title, 70))
     for alpha in (0.0, SMOOTHED):
         curves, exact = _estimators(results, alpha)
         if curves:
@@ -130,6 +126,21 @@ def setting_figures(results: SettingResults) -> Iterator[tuple[str, str, Figure]
                 "exact value of 15 bins; mean over seeds, bars of one sd over samples."
             )
             yield f"estimators-ls{alpha:g}", caption, estimator_figure(curves, exact, title=f"α = {alpha:g}")
+
+
+def _reliability_caption(results: SettingResults) -> str:
+    setting = results.setting
+    what = f"{setting.name}, {setting.split} split, as Figure"
+    if results.of_images:
+        return (
+            f"{what} 2 of the paper: accuracy against confidence, seeds pooled. Temperatures are fitted to each run on "
+            f"{setting.choose_on} by NLL, and α above 0 is the one of lowest NLL there."
+        )
+    return (
+        f"{what} 3 of the paper: accuracy against confidence given the correct prefix, seeds pooled. Within the band a "
+        "calibrated model with the confidences of the first would lie (95%; the seeds have their tokens in common, so "
+        f"it is as wide as that of one). The fitted temperature is that of lowest NLL on {setting.choose_on}."
+    )
 
 
 def _estimators(results: SettingResults, alpha: float) -> tuple[dict[str, dict[int, tuple[float, float]]], float]:

@@ -322,7 +322,7 @@ def _study_markdown(parts: Sequence[Part], verdicts: Sequence[Verdict]) -> Itera
     for part in parts:
         yield f"\n## {part.setting.name}\n"
         for table in part.tables:
-            yield f"{table.title}:\n"
+            yield f"**{table.title}**\n"
             yield _markdown_row([column.heading for column in table.shown])
             yield "|" + "---|" * len(table.shown)
             for row in table.rows:

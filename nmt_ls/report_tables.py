@@ -32,7 +32,7 @@ class Column:
         return format(value, self.format) if self.format and not isinstance(value, str) else str(value)
 
 
-RECIPES = "Recipes: means over seeds"
+RECIPES = "Recipes, means over seeds"
 ACCURACY_MATTERS = 0.005
 """Half a per cent of accuracy: less counts as similar."""
 RECIPE = [

@@ -93,7 +93,7 @@ class SettingResults:
             for checkpoint in sorted({str(record.signature.get("checkpoint")) for record in ours})
         }
         self._sentences = cache(self._read_sentences)
-        self.of_images = (folder / EXAMPLES).is_dir()
+        self.of_images = any("model" in record.signature for record in ours)
         self.unit = "image" if self.of_images else "sentence"
 
     def _read(self, records: Iterable[Record], split: str, checkpoint: str) -> dict[str, Run]:
@@ -195,6 +195,10 @@ class SettingResults:
 
         Raises NotMeasuredError where it is not there.
         """
+        how = " at a fitted temperature" if fitted else ""
+        missing = f"the {self.setting.split} images of {run.name} are not in {self.folder / EXAMPLES}{how}"
+        if not (self.folder / EXAMPLES).is_dir():
+            raise NotMeasuredError(missing)
         table = pq.read_table(
             self.folder / EXAMPLES,
             columns=["image", "confidence", "correct", "nll"],
@@ -207,10 +211,7 @@ class SettingResults:
             ],
         ).sort_by("image")
         if len(table) == 0:
-            how = " at a fitted temperature" if fitted else ""
-            raise NotMeasuredError(
-                f"the {self.setting.split} images of {run.name} are not in {self.folder / EXAMPLES}{how}"
-            )
+            raise NotMeasuredError(missing)
         return {name: table[name].to_numpy() for name in ("confidence", "correct", "nll")}
 
     def image_sums(self, run: Run, column: str, *, fitted: bool) -> FloatArray:

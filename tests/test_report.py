@@ -160,7 +160,7 @@ def test_pages_of_studies(results: Path, written: str) -> None:
         "multi30k-de",
         "multi30k-de-d0.1",
     ]
-    table = table[table.table == "Recipes: means over seeds"]
+    table = table[table.table == "Recipes, means over seeds"]
     assert table.setting.tolist() == ["multi30k-de", "multi30k-de", "multi30k-de-d0.1"]
     assert table.seeds.tolist() == [3, 3, 1]
     assert table.ece.tolist()[0] > table.ece.tolist()[1]
