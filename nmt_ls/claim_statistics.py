@@ -16,12 +16,12 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from nmt_ls.best_temperatures import TemperatureCurves
 from nmt_ls.claims import Side, Test
 from nmt_ls.findings import Finding, compared_runs, pooled_sd
 from nmt_ls.metrics.calibration import MOMENTS, ece_from_sums, unbiased_squared_l2_from_sums
 from nmt_ls.metrics.inputs import FloatArray
 from nmt_ls.metrics.statistics import Figure, combined_bootstrap, ratio_of_sums, seed_degrees
-from nmt_ls.metrics.temperature_grid import lowest_point
 from nmt_ls.metrics.translation import bleu_from_statistics
 from nmt_ls.record_statistics import record, record_distance, record_error
 from nmt_ls.study_results import NotMeasuredError, Run, SettingResults
@@ -330,59 +330,23 @@ def best_temperature_distance(test: Test, results: SettingResults) -> Finding:
     kept, (bleu_A,) = _measured(results, runs, [("bleu_statistics", decoded)])
     if len(kept) < len(runs):
         raise NotMeasuredError("some runs were not translated at the temperatures of the others")
-    parts = [nll_A, tokens_A, bins_A, np.moveaxis(bleu_A, 1, 2).astype(np.float64)]
-    sums = np.concatenate([part.reshape(*part.shape[:2], -1) for part in parts], -1)
-    count = len(temperatures)
-
-    def figure(total: FloatArray) -> FloatArray:
-        """NLL and squared L2 by temperature, then BLEU by temperature: [..., 2J + D]."""
-        nll_J, tokens_J, bins, statistics = np.split(total, [count, 2 * count, total.shape[-1] - 10 * len(decoded)], -1)
-        lead = total.shape[:-1]
-        return np.concatenate(
-            [
-                nll_J / tokens_J,
-                unbiased_squared_l2_from_sums(bins.reshape(*lead, count, MOMENTS, -1)),
-                bleu_from_statistics(statistics.reshape(*lead, len(decoded), 10)),
-            ],
-            -1,
-        )
-
-    def best(curves_RF: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-        nll_RJ, error_RJ, bleu_RD = np.split(curves_RF, [count, 2 * count], -1)
-        inverse = 1 / np.array(temperatures)
-        return (
-            1 / lowest_point(inverse, nll_RJ),
-            1 / lowest_point(inverse, error_RJ),
-            lowest_point(np.array(decoded), -bleu_RD),
-        )
-
-    def combine(curves: Sequence[FloatArray]) -> FloatArray:
-        by_nll, by_error, by_bleu = best(curves[0])
-        return np.asarray(np.abs(by_nll - by_bleu) - np.abs(by_error - by_bleu))
-
-    per_seed = figure(sums.sum(1))
+    grids = TemperatureCurves(temperatures=temperatures, decoded=decoded)
+    sums = grids.sums([nll_A, tokens_A, bins_A, np.moveaxis(bleu_A, 1, 2).astype(np.float64)])
+    per_seed = grids.of(sums.sum(1))
     mean = per_seed.mean(0)
-    shown = [float(t[0]) for t in best(mean[None])]
-    curves_of_mean = np.split(mean, [count, 2 * count])
-    lowest = [int(at) for at in (curves_of_mean[0].argmin(), curves_of_mean[1].argmin(), curves_of_mean[2].argmax())]
-    edge = ", ".join(
-        f"α = {test.treated.alpha:g} at the best T by {name}, {t:.3g}"
-        for name, at, t, size in zip(
-            ("NLL", "calibration error", "BLEU"), lowest, shown, (count, count, len(decoded)), strict=True
-        )
-        if at in (0, size - 1)
-    )
+    shown = dict(zip(("NLL", "calibration error", "BLEU"), (float(t[0]) for t in grids.best(mean[None])), strict=True))
     found = _finding(
         results,
         [sums],
-        figure,
-        combine,
-        per_seed=[combine([per_seed])],
-        ours="best T by NLL {:.2f}, by calibration error {:.2f}, by BLEU {:.2f}".format(*shown),
+        grids.of,
+        lambda curves: grids.distance(curves[0]),
+        per_seed=[grids.distance(per_seed)],
+        ours="best T " + ", ".join(f"by {name} {t:.2f}" for name, t in shown.items()),
         unit="in T",
         runs=[runs],
     )
-    return replace(found, edge=edge)
+    edge = (f"α = {test.treated.alpha:g} at the best T by {name}, {shown[name]:.3g}" for name in grids.edges(mean))
+    return replace(found, edge=", ".join(edge))
 
 
 _STATISTICS: dict[str, Callable[[Test, SettingResults], Finding]] = {
