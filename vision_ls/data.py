@@ -207,21 +207,22 @@ def embedded_images(sizes: EmbeddedSizes) -> ImageData:
     )
 
 
-def balanced_rows(labels_N: Tensor, size: int, classes: int, seed: int) -> Tensor:
+def balanced_rows(labels_N: Tensor, size: int, classes: Sequence[str], seed: int) -> Tensor:
     """Rows, in order, of a subset with equally many images of each class (±1); smaller ones lie in larger ones.
 
     Raises UserError where a class has too few.
     """
-    share, rest = divmod(size, classes)
+    share, rest = divmod(size, len(classes))
+    counts_K = torch.bincount(labels_N.cpu(), minlength=len(classes)).tolist()
     rows = []
-    for k in range(classes):
-        own = np.flatnonzero(labels_N.numpy() == k)
+    for k, count in enumerate(counts_K):
         wanted = share + (k < rest)
-        if len(own) < wanted:
+        if count < wanted:
             raise UserError(
-                f"train_size: {size} balanced images need {wanted} of class {k}, which has {len(own)}; "
-                f"ask for {classes * len(own)} at most"
+                f"train_size: {size} balanced images need {wanted} of class {classes[k]!r}, which has {count}; "
+                f"ask for {len(classes) * min(counts_K)} at most, or for all with 0"
             )
+        own = np.flatnonzero(labels_N.numpy() == k)
         rows.append(np.random.default_rng((seed, k)).permutation(own)[:wanted])
     return torch.from_numpy(np.sort(np.concatenate(rows)))
 

@@ -264,7 +264,7 @@ def training_images(config: TrainConfig, data: ImageData) -> ImageSplit:
     training = data.split("train")
     if not config.train_size:
         return training
-    return training.select(balanced_rows(training.labels_N, config.train_size, len(data.classes), SUBSET_SEED))
+    return training.select(balanced_rows(training.labels_N, config.train_size, data.classes, SUBSET_SEED))
 
 
 def new_model(config: TrainConfig, data: ImageData) -> ImageModel:

@@ -75,7 +75,7 @@ def test_unigram_prior_is_of_the_training_labels(tmp_path: Path) -> None:
 def test_training_on_a_subset(tmp_path: Path) -> None:
     task = task_of(small_training(tmp_path / "run", train_size=27))
     assert torch.bincount(task.training.labels_N, minlength=9).tolist() == [3] * 9
-    with pytest.raises(UserError, match="train_size: 900 balanced images need 100 of class 0"):
+    with pytest.raises(UserError, match="train_size: 900 balanced images need 100 of class 'diamond'"):
         task_of(small_training(tmp_path / "run", train_size=900))
 
 
