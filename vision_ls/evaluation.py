@@ -22,11 +22,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from nmt_ls.experiment.records import Record, append_new_records, command, prepare_results
+from nmt_ls.experiment.records import Record, prepare_results, records_of, store_records
 from nmt_ls.experiment.run_directory import RunDirectory, atomic_write
 from nmt_ls.metrics.logit_gaps import LogitGapAccumulator, LogitGaps, ideal_logit_gap
 from nmt_ls.metrics.null import null_distribution
-from nmt_ls.metrics.plots import logit_gap_figure, reliability_diagram, risk_coverage_figure, save_figure
+from nmt_ls.metrics.plots import logit_gap_figure, reliability_diagram, risk_coverage_figure
 from nmt_ls.metrics.temperature import fit_temperature
 from vision_ls.data import ImageSplit
 from vision_ls.runs import Classifier, find_run
@@ -87,11 +87,7 @@ class Figures:
 
     def records(self) -> list[Record]:
         """One a figure that is finite."""
-        return [
-            Record(name=name, value=value, signature=self.recipe, command=command())
-            for name, value in self.values.items()
-            if math.isfinite(value)
-        ]
+        return records_of(self.values, self.recipe)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,13 +235,8 @@ def store(results: Path, evaluated: Evaluated, *, figure: bool) -> None:
         table = pa.concat_tables([example_table(figures) for figures in everything])
         pq.write_table(table, file, compression="zstd", compression_level=9)
         atomic_write(examples / f"{evaluated.stem}.parquet", file.getvalue().to_pybytes())
-    for name, drawn in diagrams(evaluated).items() if figure else ():
-        for path in save_figure(drawn, results / "figures" / name):
-            print(f"wrote {path}", file=sys.stderr)
     records = [record for figures in everything for record in figures.records()]
-    added = append_new_records(results / "records.jsonl", records)
-    before = f" ({len(records) - added} were there)" if added < len(records) else ""
-    print(f"added {added} records to {results / 'records.jsonl'}{before}", file=sys.stderr)
+    store_records(results, records, diagrams(evaluated) if figure else {})
 
 
 def example_table(figures: Figures) -> pa.Table:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from nmt_ls.experiment.command_line import run_command
-from nmt_ls.experiment.records import append_new_records
+from nmt_ls.experiment.records import store_records
 from nmt_ls.experiment.tables import format_table
-from nmt_ls.metrics.plots import save_figure
 from vision_ls.geometry import project
 from vision_ls.projecting import ProjectConfig, Projected, outside_the_regime, pictures, project_runs
 
@@ -46,19 +46,15 @@ def print_tables(config: ProjectConfig, projected: Sequence[Projected], classes:
 
 
 def store(config: ProjectConfig, projected: Sequence[Projected], classes: Sequence[str]) -> None:
-    """Append the records that are not there yet and write the pictures; say so on standard error."""
-    results = Path(str(config.results))
+    """Write the pictures, and append the records that are not there yet."""
+    drawn: dict[str, Figure] = {}
     if config.figure:
         first = projected[0].recipe
         title = ", ".join(filter(None, (first["data"], first.get("note"), first["model"])))
         stem = "-".join(["projection", *(Path(run).name for run in config.runs), *filter(None, [config.name])])
-        for unit, figure in pictures(projected, classes, title).items():
-            for path in save_figure(figure, results / "figures" / f"{stem}-{unit}"):
-                print(f"wrote {path}", file=sys.stderr)
+        drawn = {f"{stem}-{unit}": figure for unit, figure in pictures(projected, classes, title).items()}
     records = [record for each in projected for record in each.records(classes, config.name)]
-    added = append_new_records(results / "records.jsonl", records)
-    before = f" ({len(records) - added} were there)" if added < len(records) else ""
-    print(f"added {added} records to {results / 'records.jsonl'}{before}", file=sys.stderr)
+    store_records(Path(str(config.results)), records, drawn)
 
 
 if __name__ == "__main__":

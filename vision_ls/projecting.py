@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nmt_ls.experiment.command_line import UserError
-from nmt_ls.experiment.records import Record, command, prepare_results
+from nmt_ls.experiment.records import Record, prepare_results, records_of
 from vision_ls.data import ImageSplit
 from vision_ls.geometry import (
     ClassMeans,
@@ -101,10 +101,12 @@ class Projected:
 
     def records(self, classes: Sequence[str], name: str) -> list[Record]:
         """One a number; those of the three classes name them."""
-        suffix, chosen = f"_{name}" if name else "", {**self.recipe, "classes": list(classes)}
-        everything = [(f"{key}{suffix}", value, chosen) for key, value in self.of_classes.items()]
-        everything += [(key, value, dict(self.recipe)) for key, value in self.of_all.items()]
-        return [Record(name=key, value=value, signature=recipe, command=command()) for key, value, recipe in everything]
+        suffix = f"_{name}" if name else ""
+        of_classes = {f"{key}{suffix}": value for key, value in self.of_classes.items()}
+        return [
+            *records_of(of_classes, {**self.recipe, "classes": list(classes)}),
+            *records_of(self.of_all, self.recipe),
+        ]
 
 
 def project_runs(config: ProjectConfig) -> tuple[list[Projected], tuple[str, ...]]:
