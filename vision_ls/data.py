@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -109,6 +110,11 @@ class ImageData:
             self._splits[name] = self._read(name)
         return self._splits[name]
 
+    def print_remarks(self) -> None:
+        """Say on standard error what there is to know about these images."""
+        for remark in self.remarks:
+            print(f"{self.place}: {remark}", file=sys.stderr)
+
     @property
     def embedded(self) -> bool:
         """Whether these are the embedded shapes."""
@@ -127,6 +133,11 @@ class ImageData:
             f"class {named!r} is none of the {len(self.classes)} of {self.place}; "
             f"{'near ones' if near else 'the first ones'} are {some}; numbers go from 0 to {len(self.classes) - 1}"
         )
+
+
+def in_brackets(note: str) -> str:
+    """A note as it follows what a heading names; empty where there is none."""
+    return f" ({note})" if note else ""
 
 
 def load_images(directory: str | Path) -> ImageData:

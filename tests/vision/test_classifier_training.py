@@ -21,16 +21,15 @@ from nmt_ls.experiment.precision import Precision
 from nmt_ls.experiment.run_directory import RunDirectory
 from nmt_ls.losses import LossConfig
 from vision_ls.augment import AugmentConfig
-from vision_ls.data import embedded_images
+from vision_ls.data import ImageSplit, embedded_images
 from vision_ls.models import ModelConfig
-from vision_ls.scoring import predict
+from vision_ls.scoring import predict, regime_rows, training_accuracy
 from vision_ls.train import main as train_command
 from vision_ls.training import (
     ClassificationTask,
     L2Config,
     TrainConfig,
     new_model,
-    regime_rows,
     steps_to_reach,
     train,
     train_all,
@@ -157,6 +156,8 @@ def test_several_seeds_in_one_call(tmp_path: Path, capsys: pytest.CaptureFixture
     said = capsys.readouterr().out
     assert "over 2 seeds, last checkpoint, test split" in said
     assert "what the truth allows: NLL" in said
+    named = f"--runs {tmp_path / 'run-s1'} {tmp_path / 'run-s2'} --results"
+    assert said.splitlines()[-1] == f"next: python -m vision_ls.evaluate {named} results/mine"
     one, two = (json.loads((tmp_path / f"run-s{seed}" / "summary.json").read_text()) for seed in (1, 2))
     assert one["nll"] != two["nll"]
     # the run of one seed by itself is the same run
@@ -181,7 +182,9 @@ def test_prepared_images_are_trained_on(tmp_path: Path, capsys: pytest.CaptureFi
     prepare(ImagesConfig(source=str(made_folder(tmp_path / "made")), out=str(tmp_path / "data")))
     config = small_training(tmp_path / "run", data=str(tmp_path / "data"), batch_size=8, precision="bf16")
     assert train_command(config) == 0
-    assert "what the truth allows" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "what the truth allows" not in said
+    assert f"vision_ls.evaluate --run {tmp_path / 'run'} --results" in said
     summary = RunDirectory(tmp_path / "run").read_summary()
     assert "exact_ece" not in summary
     assert summary["signature"]["precision"].startswith("fp32")
@@ -217,6 +220,13 @@ def test_regime_rows_are_spread() -> None:
     rows = regime_rows(40_000)
     assert len(rows) == 10_000
     assert rows[-1] == 39_996
+
+
+def test_training_accuracy_by_hand() -> None:
+    labels_N = torch.tensor([0, 1, 1, 0])
+    images = ImageSplit(torch.zeros(4, 1, 2, 2, dtype=torch.uint8), labels_N)
+    predicted = torch.tensor([0, 1, 0, 0])
+    assert training_accuracy(images, lambda rows_N: F.one_hot(predicted[rows_N], 2).float()) == 0.75
 
 
 def test_prediction_keeps_the_mode_and_does_not_depend_on_batches(
