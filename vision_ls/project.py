@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from nmt_ls.experiment.command_line import run_command
 from nmt_ls.experiment.records import store_records
 from nmt_ls.experiment.tables import format_table
+from vision_ls.data import in_brackets
 from vision_ls.geometry import project
 from vision_ls.projecting import ProjectConfig, Projected, outside_the_regime, pictures, project_runs
 
@@ -33,7 +34,8 @@ def main(config: ProjectConfig) -> None:
 def print_tables(config: ProjectConfig, projected: Sequence[Projected], classes: Sequence[str]) -> None:
     """The numbers beside the picture, and those of all classes."""
     heads = [{key: each.recipe[key] for key in HEAD} for each in projected]
-    print(f"{', '.join(classes)} of {projected[0].recipe['data']}, {config.checkpoint} checkpoint, on their plane\n")
+    data = projected[0].recipe["data"] + in_brackets(projected[0].recipe.get("note", ""))
+    print(f"{', '.join(classes)} of {data}, {config.checkpoint} checkpoint, on their plane\n")
     rows = [{**head, **each.of_classes} for head, each in zip(heads, projected, strict=True)]
     print(format_table(rows, [*HEAD, *PLANE]))
     print("\nregularity: shortest over longest side; arc_variation: of the first two classes' distances from the third")
@@ -41,8 +43,8 @@ def print_tables(config: ProjectConfig, projected: Sequence[Projected], classes:
     print("isotropic; all classes, in all dimensions:\n")
     rows = [{**head, **each.of_all} for head, each in zip(heads, projected, strict=True)]
     print(format_table(rows, [*HEAD, *ALL]))
-    for sentence in outside_the_regime(projected):
-        print(f"\n{sentence}")
+    for clause in outside_the_regime(projected):
+        print(f"\n{clause}; what it shows says nothing about over-confident networks")
 
 
 def store(config: ProjectConfig, projected: Sequence[Projected], classes: Sequence[str]) -> None:
