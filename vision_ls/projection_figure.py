@@ -64,7 +64,7 @@ def projection_figure(
             _draw(axes, panel)
             axes.set_xlabel(unit)
         row[0].set(xlim=(low_2[0], high_2[0]), ylim=(low_2[1], high_2[1]), ylabel=unit)
-        figure.legend(handles=_legend(classes), loc="outside lower center", ncols=4)
+        figure.legend(handles=_legend(classes), loc="outside lower center", ncols=4 if len(panels) > 1 else 2)
         if heading := "\n".join(filter(None, [title, *below])):
             figure.suptitle(heading, x=0.01, ha="left", fontsize=10)
     return figure
