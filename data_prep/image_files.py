@@ -16,7 +16,9 @@ from PIL import Image, UnidentifiedImageError
 
 from nmt_ls.experiment.command_line import UserError
 
-GREYSCALE_MODES = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L")
+SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
+GREYSCALE_MODES = ("1", "L", "LA", "La", *SIXTEEN_BITS)
+THIRTY_TWO_BITS = ("I", "F")
 
 
 class Picture(NamedTuple):
@@ -47,7 +49,10 @@ class Decoder:
             self.shape = (self.channels, height, width)
 
     def decode(self, picture: Picture) -> tuple[NDArray[np.uint8], bool]:
-        """The image, and whether it is greyscale. Raises UserError for one that is damaged or of another shape."""
+        """The image, and whether it is greyscale.
+
+        Raises UserError for one that is damaged, of another shape, or of 32 bits a pixel.
+        """
         pixels, greyscale = self._pixels(picture)
         if pixels.shape != self.shape:
             assert self.shape is not None
@@ -59,13 +64,19 @@ class Decoder:
 
     def _pixels(self, picture: Picture) -> tuple[NDArray[np.uint8], bool]:
         image = _open(picture)
+        if image.mode in THIRTY_TWO_BITS:
+            raise UserError(
+                f"{picture.where}: 32 bits a pixel, and nothing says which values are black and white; "
+                "save it with 8 bits"
+            )
         greyscale = image.mode in GREYSCALE_MODES
         if self.channels == 1 and not greyscale:
             raise UserError(
                 f"{picture.where}: in colour, where the images are to have one channel; prepare with --channels 3"
             )
         try:
-            image = _cropped(image.convert("L" if self.channels == 1 else "RGB"), self._size, self._resize)
+            image = _eight_bits(image).convert("L" if self.channels == 1 else "RGB")
+            image = _cropped(image, self._size, self._resize)
         except (OSError, ValueError, SyntaxError) as error:
             raise UserError(f"{picture.where}: does not decode ({error}); mend or remove it") from None
         pixels = np.asarray(image, dtype=np.uint8)
@@ -87,6 +98,13 @@ def _open(picture: Picture) -> Image.Image:
         ) from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{picture.where}: does not decode ({error}); mend or remove it") from None
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """One of 16 bits scaled to 8 (Pillow's own conversion cuts everything above 255 off); others as they are."""
+    if image.mode not in SIXTEEN_BITS:
+        return image
+    return Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
 
 
 def _cropped(image: Image.Image, size: int, resize: int) -> Image.Image:

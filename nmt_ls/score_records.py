@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from nmt_ls.experiment.records import Record, append_new_records, command
-from nmt_ls.metrics.plots import save_figure
+from nmt_ls.experiment.records import Record, records_of, store_records
 
 SEARCH_KEYS = ("beam", "length_penalty", "search")
 
@@ -43,31 +40,9 @@ class Figures:
             for key, value in {**recipe, **self.recipe}.items()
             if value is not None and (self.searched or key not in SEARCH_KEYS)
         }
-        return [
-            Record(
-                name=name,
-                value=value,
-                signature={
-                    **shared,
-                    **({"sacrebleu": self.signatures[name]} if name in self.signatures else {}),
-                },
-                command=command(),
-            )
-            for name, value in self.values.items()
-            if math.isfinite(value)
-        ]
+        return records_of(self.values, shared, {name: {"sacrebleu": text} for name, text in self.signatures.items()})
 
 
 def store(results: Path, groups: Iterable[Figures], recipe: Mapping[str, Any], diagrams: Mapping[str, Figure]) -> None:
-    """Append the records that are not there yet, and write the diagrams by their names; say so on standard error.
-
-    A figure measured again with the same recipe (commit and versions are of it) and value is not recorded twice; one
-    of another commit is a record of its own, and the later.
-    """
-    records = [record for group in groups for record in group.records(recipe)]
-    added = append_new_records(results / "records.jsonl", records)
-    for name, figure in diagrams.items():
-        for path in save_figure(figure, results / "figures" / name):
-            print(f"wrote {path}", file=sys.stderr)
-    before = f" ({len(records) - added} were there)" if added < len(records) else ""
-    print(f"added {added} records to {results / 'records.jsonl'}{before}", file=sys.stderr)
+    """Write the diagrams, and append the records that are not there yet; see experiment.records.store_records."""
+    store_records(results, [record for group in groups for record in group.records(recipe)], diagrams)

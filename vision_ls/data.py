@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -109,6 +110,11 @@ class ImageData:
             self._splits[name] = self._read(name)
         return self._splits[name]
 
+    def print_remarks(self) -> None:
+        """Say on standard error what there is to know about these images."""
+        for remark in self.remarks:
+            print(f"{self.place}: {remark}", file=sys.stderr)
+
     @property
     def embedded(self) -> bool:
         """Whether these are the embedded shapes."""
@@ -127,6 +133,11 @@ class ImageData:
             f"class {named!r} is none of the {len(self.classes)} of {self.place}; "
             f"{'near ones' if near else 'the first ones'} are {some}; numbers go from 0 to {len(self.classes) - 1}"
         )
+
+
+def in_brackets(note: str) -> str:
+    """A note as it follows what a heading names; empty where there is none."""
+    return f" ({note})" if note else ""
 
 
 def load_images(directory: str | Path) -> ImageData:
@@ -207,21 +218,22 @@ def embedded_images(sizes: EmbeddedSizes) -> ImageData:
     )
 
 
-def balanced_rows(labels_N: Tensor, size: int, classes: int, seed: int) -> Tensor:
+def balanced_rows(labels_N: Tensor, size: int, classes: Sequence[str], seed: int) -> Tensor:
     """Rows, in order, of a subset with equally many images of each class (±1); smaller ones lie in larger ones.
 
     Raises UserError where a class has too few.
     """
-    share, rest = divmod(size, classes)
+    share, rest = divmod(size, len(classes))
+    counts_K = torch.bincount(labels_N.cpu(), minlength=len(classes)).tolist()
     rows = []
-    for k in range(classes):
-        own = np.flatnonzero(labels_N.numpy() == k)
+    for k, count in enumerate(counts_K):
         wanted = share + (k < rest)
-        if len(own) < wanted:
+        if count < wanted:
             raise UserError(
-                f"train_size: {size} balanced images need {wanted} of class {k}, which has {len(own)}; "
-                f"ask for {classes * len(own)} at most"
+                f"train_size: {size} balanced images need {wanted} of class {classes[k]!r}, which has {count}; "
+                f"ask for {len(classes) * min(counts_K)} at most, or for all with 0"
             )
+        own = np.flatnonzero(labels_N.numpy() == k)
         rows.append(np.random.default_rng((seed, k)).permutation(own)[:wanted])
     return torch.from_numpy(np.sort(np.concatenate(rows)))
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,19 +20,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 from torch import Tensor
-from tqdm import tqdm
 
-from nmt_ls.experiment.records import Record, append_new_records, command, prepare_results
+from nmt_ls.experiment.records import Record, prepare_results, records_of, store_records
 from nmt_ls.experiment.run_directory import RunDirectory, atomic_write
 from nmt_ls.metrics.logit_gaps import LogitGapAccumulator, LogitGaps, ideal_logit_gap
 from nmt_ls.metrics.null import null_distribution
-from nmt_ls.metrics.plots import logit_gap_figure, reliability_diagram, risk_coverage_figure, save_figure
+from nmt_ls.metrics.plots import logit_gap_figure, reliability_diagram, risk_coverage_figure
 from nmt_ls.metrics.temperature import fit_temperature
-from vision_ls.data import ImageSplit
-from vision_ls.runs import Classifier, find_run
-from vision_ls.scoring import BINS, ImageScores, exact_figures, predict, score_logits
-from vision_ls.training import CheckpointName, label_prior, regime_rows, training_images
+from vision_ls.data import ImageData, in_brackets
+from vision_ls.runs import Classifier, find_run, find_runs
+from vision_ls.scoring import BINS, ImageScores, exact_figures, score_logits
+from vision_ls.training import CheckpointName, label_prior
 
+FITTED_ON = "validation"
+"""The split on which temperatures are fitted."""
 EXAMPLES = pa.schema(
     [
         ("run", pa.string()),
@@ -58,6 +59,7 @@ class EvaluateConfig:
     """Which run to evaluate, on what, and where the figures go.
 
     run: a run's directory; left out, the newest finished one of a classifier under runs/.
+    runs: or several, one after the other; mean and standard deviation over them come at the end.
     data: where the images of the run lie, if no longer where they were when it was trained.
     checkpoint: which weights of the run; claims are about the last.
     split: train, validation or test.
@@ -68,6 +70,7 @@ class EvaluateConfig:
     """
 
     run: str | None = None
+    runs: tuple[str, ...] = ()
     data: str | None = None
     checkpoint: CheckpointName = "best"
     split: Literal["train", "validation", "test"] = "test"
@@ -75,6 +78,12 @@ class EvaluateConfig:
     figure: bool = True
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.run is not None and self.runs:
+            raise ValueError("run, runs: name one run with the first or several with the second, not both")
+        if len(set(self.runs)) < len(self.runs):
+            raise ValueError("runs: name each only once")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,11 +96,7 @@ class Figures:
 
     def records(self) -> list[Record]:
         """One a figure that is finite."""
-        return [
-            Record(name=name, value=value, signature=self.recipe, command=command())
-            for name, value in self.values.items()
-            if math.isfinite(value)
-        ]
+        return records_of(self.values, self.recipe)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,79 +110,86 @@ class Evaluated:
     gaps: LogitGaps
 
     @property
+    def everything(self) -> list[Figures]:
+        """The figures at either temperature."""
+        return [self.plain] if self.fitted is None else [self.plain, self.fitted]
+
+    @property
     def stem(self) -> str:
         """What files of this evaluation are called after."""
         return f"{self.classifier.path.name}-{self.classifier.checkpoint}-{self.split}"
 
 
-def evaluate(config: EvaluateConfig) -> Evaluated:
-    """Evaluate a run on a split. Raises UserError for runs, images and settings that do not fit, before any work."""
-    path = find_run(config.run)
+def evaluate_runs(config: EvaluateConfig) -> Iterator[Evaluated]:
+    """Evaluate `config.runs`, or the one of `config.run`, one after the other; images that two share are read once.
+
+    Raises UserError as `evaluate`, of runs that there are not before any work.
+    """
+    known: tuple[ImageData, ...] = ()
+    for path in find_runs(config.runs) or [find_run(config.run)]:
+        evaluated = evaluate(replace(config, run=str(path), runs=()), known)
+        known = (evaluated.classifier.data,)
+        yield evaluated
+
+
+def evaluate(config: EvaluateConfig, known: Iterable[ImageData] = ()) -> Evaluated:
+    """Evaluate `config.run` on a split; known: see Classifier.open.
+
+    Raises UserError for runs, images and settings that do not fit, before any work.
+    """
+    assert not config.runs, "of several runs evaluate_runs takes one at a time"
     classifier = Classifier.open(
-        path, config.checkpoint, data=config.data, precision=config.precision, device=config.device
+        config.run, config.checkpoint, data=config.data, precision=config.precision, device=config.device, known=known
     )
     if config.results is not None:
         prepare_results(Path(config.results))
-    classifier.precision.apply()
-    trained, data = classifier.config, classifier.data
-    training = training_images(trained, data)
-    split = training if config.split == "train" else data.split(config.split)
-    validation = data.split("validation")
-    prior = label_prior(trained.loss, training, len(data.classes))
-    logits_NK = classifier_logits(classifier, split, config.split)
-    on_validation_NK = (
-        logits_NK if config.split == "validation" else classifier_logits(classifier, validation, "validation")
-    )
+    split, validation = classifier.images(config.split), classifier.images(FITTED_ON)
+    loss = classifier.config.loss
+    prior = label_prior(loss, classifier.images("train"), len(classifier.data.classes))
+    logits_NK = classifier.outputs(split, config.split)
+    on_validation_NK = logits_NK if config.split == FITTED_ON else classifier.outputs(validation, FITTED_ON)
 
-    def figures(temperature: float, chosen: str) -> Figures:
-        scores = score_logits(logits_NK, split.labels_N, loss=trained.loss, prior=prior, temperature=temperature)
+    def figures(temperature: float, chosen: Mapping[str, str]) -> Figures:
+        scores = score_logits(logits_NK, split.labels_N, loss=loss, prior=prior, temperature=temperature)
         exact = {} if split.posteriors_NK is None else exact_figures(scores, split.posteriors_NK)
         recipe = {
             **classifier.recipe(config.split, temperature),
-            "temperature_is": chosen,
+            **chosen,
             "training_command": classifier.manifest["command"],
             "training_threads": classifier.manifest["threads"],
         }
         return Figures(values={**scores.every_figure(), **exact}, recipe=recipe, scores=scores)
 
-    plain = figures(1.0, "given")
+    plain, fitted = figures(1.0, {"temperature_is": "given"}), None
     gaps = LogitGapAccumulator().update(logits_NK, split.labels_N).compute()
     plain.values.update(gap_figures(gaps, classifier))
     plain.values.update(template_figures(classifier.model.templates))
-    plain.values["train_accuracy"] = training_accuracy(classifier, training)
-    plain.values.update(training_speed(path))
-    fitted = None
-    try:
-        temperature = fit_temperature(on_validation_NK, validation.labels_N)
-    except ValueError as error:
-        print(f"no temperature was fitted: {error}", file=sys.stderr)
-    else:
+    plain.values["train_accuracy"] = classifier.training_accuracy()
+    plain.values.update(training_speed(classifier.path))
+    temperature = fitted_temperature(on_validation_NK, validation.labels_N, config.split)
+    if temperature is not None:
         plain.values["fitted_temperature"] = temperature
-        fitted = figures(temperature, "fitted")
+        fitted = figures(temperature, {"temperature_is": "fitted", "fitted_on": FITTED_ON})
     return Evaluated(classifier=classifier, split=config.split, plain=plain, fitted=fitted, gaps=gaps)
 
 
-def classifier_logits(classifier: Classifier, split: ImageSplit, name: str, rows_N: Tensor | None = None) -> Tensor:
-    """The logits of a split, or of these rows of it, NK in fp32, with a bar on a terminal."""
-    device = classifier.device.type
-    with tqdm(
-        total=len(split if rows_N is None else rows_N), unit=" images", desc=name, leave=False, disable=None
-    ) as bar:
-        return predict(
-            classifier.model,
-            classifier.augmentation,
-            split,
-            rows_N=rows_N,
-            autocast=lambda: classifier.precision.autocast(device),
-            on_progress=bar.update,
+def fitted_temperature(logits_NK: Tensor, labels_N: Tensor, reported: str) -> float | None:
+    """The temperature of least NLL on the validation split, or None where none is best.
+
+    Standard error says so then, and where the split that is reported is the same.
+    """
+    try:
+        temperature = fit_temperature(logits_NK, labels_N)
+    except ValueError as error:
+        print(f"no temperature was fitted: {error}", file=sys.stderr)
+        return None
+    if reported == FITTED_ON:
+        print(
+            f"warning: the temperature is fitted on the {FITTED_ON} split and reported on it, which flatters it; "
+            "name another --split",
+            file=sys.stderr,
         )
-
-
-def training_accuracy(classifier: Classifier, training: ImageSplit) -> float:
-    """Accuracy on training images, not augmented: what says whether the run is in the over-confident regime."""
-    rows_N = regime_rows(len(training))
-    predicted_N = classifier_logits(classifier, training, "train", rows_N).argmax(1)
-    return float((predicted_N == training.labels_N[rows_N].cpu()).double().mean())
+    return temperature
 
 
 def gap_figures(gaps: LogitGaps, classifier: Classifier) -> dict[str, float]:
@@ -214,8 +226,8 @@ def diagrams(evaluated: Evaluated) -> dict[str, Figure]:
     ideals: dict[str, float] = {}
     if loss.alpha > 0 and loss.prior == "uniform":
         ideals[name] = values["logit_gap_ideal"]
-    note = evaluated.classifier.data.note
-    what = f"{evaluated.split}, {evaluated.classifier.checkpoint} checkpoint" + (f" ({note})" if note else "")
+    note = in_brackets(evaluated.classifier.data.note)
+    what = f"{evaluated.split}, {evaluated.classifier.checkpoint} checkpoint{note}"
     return {
         f"reliability-{stem}": reliability_diagram(
             systems,
@@ -231,21 +243,15 @@ def diagrams(evaluated: Evaluated) -> dict[str, Figure]:
 
 def store(results: Path, evaluated: Evaluated, *, figure: bool) -> None:
     """Write examples and diagrams, then append the records that are not there yet; say so on standard error."""
-    everything = [evaluated.plain, *([evaluated.fitted] if evaluated.fitted is not None else [])]
     if evaluated.split != "train":  # megabytes a run, and no test is made image by image on what was trained on
         examples = results / "examples.parquet"
         examples.mkdir(parents=True, exist_ok=True)
         file = pa.BufferOutputStream()
-        table = pa.concat_tables([example_table(figures) for figures in everything])
+        table = pa.concat_tables([example_table(figures) for figures in evaluated.everything])
         pq.write_table(table, file, compression="zstd", compression_level=9)
         atomic_write(examples / f"{evaluated.stem}.parquet", file.getvalue().to_pybytes())
-    for name, drawn in diagrams(evaluated).items() if figure else ():
-        for path in save_figure(drawn, results / "figures" / name):
-            print(f"wrote {path}", file=sys.stderr)
-    records = [record for figures in everything for record in figures.records()]
-    added = append_new_records(results / "records.jsonl", records)
-    before = f" ({len(records) - added} were there)" if added < len(records) else ""
-    print(f"added {added} records to {results / 'records.jsonl'}{before}", file=sys.stderr)
+    records = [record for figures in evaluated.everything for record in figures.records()]
+    store_records(results, records, diagrams(evaluated) if figure else {})
 
 
 def example_table(figures: Figures) -> pa.Table:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from nmt_ls.experiment.command_line import run_command
-from nmt_ls.experiment.records import append_new_records
+from nmt_ls.experiment.records import store_records
 from nmt_ls.experiment.tables import format_table
-from nmt_ls.metrics.plots import save_figure
+from vision_ls.data import in_brackets
 from vision_ls.geometry import project
 from vision_ls.projecting import ProjectConfig, Projected, outside_the_regime, pictures, project_runs
 
@@ -33,7 +34,8 @@ def main(config: ProjectConfig) -> None:
 def print_tables(config: ProjectConfig, projected: Sequence[Projected], classes: Sequence[str]) -> None:
     """The numbers beside the picture, and those of all classes."""
     heads = [{key: each.recipe[key] for key in HEAD} for each in projected]
-    print(f"{', '.join(classes)} of {projected[0].recipe['data']}, {config.checkpoint} checkpoint, on their plane\n")
+    data = projected[0].recipe["data"] + in_brackets(projected[0].recipe.get("note", ""))
+    print(f"{', '.join(classes)} of {data}, {config.checkpoint} checkpoint, on their plane\n")
     rows = [{**head, **each.of_classes} for head, each in zip(heads, projected, strict=True)]
     print(format_table(rows, [*HEAD, *PLANE]))
     print("\nregularity: shortest over longest side; arc_variation: of the first two classes' distances from the third")
@@ -41,24 +43,20 @@ def print_tables(config: ProjectConfig, projected: Sequence[Projected], classes:
     print("isotropic; all classes, in all dimensions:\n")
     rows = [{**head, **each.of_all} for head, each in zip(heads, projected, strict=True)]
     print(format_table(rows, [*HEAD, *ALL]))
-    for sentence in outside_the_regime(projected):
-        print(f"\n{sentence}")
+    for clause in outside_the_regime(projected):
+        print(f"\n{clause}; what it shows says nothing about over-confident networks")
 
 
 def store(config: ProjectConfig, projected: Sequence[Projected], classes: Sequence[str]) -> None:
-    """Append the records that are not there yet and write the pictures; say so on standard error."""
-    results = Path(str(config.results))
+    """Write the pictures, and append the records that are not there yet."""
+    drawn: dict[str, Figure] = {}
     if config.figure:
         first = projected[0].recipe
         title = ", ".join(filter(None, (first["data"], first.get("note"), first["model"])))
         stem = "-".join(["projection", *(Path(run).name for run in config.runs), *filter(None, [config.name])])
-        for unit, figure in pictures(projected, classes, title).items():
-            for path in save_figure(figure, results / "figures" / f"{stem}-{unit}"):
-                print(f"wrote {path}", file=sys.stderr)
+        drawn = {f"{stem}-{unit}": figure for unit, figure in pictures(projected, classes, title).items()}
     records = [record for each in projected for record in each.records(classes, config.name)]
-    added = append_new_records(results / "records.jsonl", records)
-    before = f" ({len(records) - added} were there)" if added < len(records) else ""
-    print(f"added {added} records to {results / 'records.jsonl'}{before}", file=sys.stderr)
+    store_records(Path(str(config.results)), records, drawn)
 
 
 if __name__ == "__main__":

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
-from tqdm import tqdm
 
 from nmt_ls.experiment.command_line import UserError
-from nmt_ls.experiment.records import Record, command, prepare_results
+from nmt_ls.experiment.records import Record, prepare_results, records_of
+from nmt_ls.experiment.run_directory import RunDirectory
 from vision_ls.data import ImageSplit
 from vision_ls.geometry import (
     ClassMeans,
@@ -31,9 +30,8 @@ from vision_ls.geometry import (
     template_cosines,
 )
 from vision_ls.projection_figure import Panel, projection_figure
-from vision_ls.runs import Classifier, find_run
-from vision_ls.scoring import predict
-from vision_ls.training import FITTED_TO_TRAINING, CheckpointName, training_images
+from vision_ls.runs import Classifier, find_runs
+from vision_ls.training import FITTED_TO_TRAINING, CheckpointName
 
 SPLITS = ("train", "validation", "test")
 LEAST = 1e-30  # of what a logarithm is taken: clusters may have shrunk to points
@@ -91,6 +89,7 @@ class Projected:
     """One run and split: the picture's points in raw units, the scaled picture's unit, and the numbers.
 
     of_classes: numbers of the three classes on their plane. of_all: of all classes, in all dimensions.
+    training_accuracy: of a run with hard targets, which may be outside the regime; else None.
     """
 
     panel: Panel
@@ -98,13 +97,16 @@ class Projected:
     of_classes: Mapping[str, float]
     of_all: Mapping[str, float]
     recipe: Mapping[str, Any]
+    training_accuracy: float | None
 
     def records(self, classes: Sequence[str], name: str) -> list[Record]:
         """One a number; those of the three classes name them."""
-        suffix, chosen = f"_{name}" if name else "", {**self.recipe, "classes": list(classes)}
-        everything = [(f"{key}{suffix}", value, chosen) for key, value in self.of_classes.items()]
-        everything += [(key, value, dict(self.recipe)) for key, value in self.of_all.items()]
-        return [Record(name=key, value=value, signature=recipe, command=command()) for key, value, recipe in everything]
+        suffix = f"_{name}" if name else ""
+        of_classes = {f"{key}{suffix}": value for key, value in self.of_classes.items()}
+        return [
+            *records_of(of_classes, {**self.recipe, "classes": list(classes)}),
+            *records_of(self.of_all, self.recipe),
+        ]
 
 
 def project_runs(config: ProjectConfig) -> tuple[list[Projected], tuple[str, ...]]:
@@ -114,10 +116,10 @@ def project_runs(config: ProjectConfig) -> tuple[list[Projected], tuple[str, ...
     """
     if config.results is not None:
         prepare_results(Path(config.results))
-    runs = [
-        Classifier.open(find_run(path), config.checkpoint, data=config.data, device=config.device)
-        for path in config.runs
-    ]
+    runs: list[Classifier] = []
+    for path in find_runs(config.runs):
+        known = [run.data for run in runs]
+        runs.append(Classifier.open(path, config.checkpoint, data=config.data, device=config.device, known=known))
     for run in runs[1:]:
         if run.data.checksum != runs[0].data.checksum:
             raise UserError(
@@ -127,7 +129,7 @@ def project_runs(config: ProjectConfig) -> tuple[list[Projected], tuple[str, ...
     chosen = choose_classes(config.classes, runs[0])
     for run in runs:
         for split in config.splits:
-            images_of(run, split)
+            looked_at(run, split, chosen, config.images)
         plane_of(run, chosen)
     names = tuple(runs[0].data.classes[k] for k in chosen)
     alphas = [run.config.loss.alpha for run in runs]
@@ -136,7 +138,8 @@ def project_runs(config: ProjectConfig) -> tuple[list[Projected], tuple[str, ...
         which = f"α = {run.config.loss.alpha:g}"
         if alphas.count(run.config.loss.alpha) > 1:
             which += f", seed {run.config.seed}"
-        projected += [measure(run, split, chosen, config, f"{which}, {split}") for split in config.splits]
+        learnt = training_accuracy(run) if run.config.loss.alpha == 0 else None
+        projected += [measure(run, split, chosen, config, f"{which}, {split}", learnt) for split in config.splits]
     return projected, names
 
 
@@ -150,9 +153,29 @@ def choose_classes(asked: Sequence[str], run: Classifier) -> list[int]:
     return chosen
 
 
-def images_of(run: Classifier, split: str) -> ImageSplit:
-    """Of train, what the run was trained on."""
-    return training_images(run.config, run.data) if split == "train" else run.data.split(split)
+def training_accuracy(run: Classifier) -> float:
+    """Of this checkpoint, as the summary of the run has it; else measured."""
+    directory = RunDirectory(run.path)
+    figures = directory.read_summary()["checkpoints"] if directory.summary_file.exists() else {}
+    return float(figures[run.checkpoint]["train_accuracy"]) if run.checkpoint in figures else run.training_accuracy()
+
+
+def looked_at(run: Classifier, split: str, chosen: Sequence[int], most: int) -> tuple[ImageSplit, Tensor]:
+    """The images of a split, and which rows of it are looked at; most: see `spread_rows`.
+
+    Raises UserError where a class has none of them.
+    """
+    images = run.images(split)
+    labels_N = images.labels_N.cpu()
+    rows_N = spread_rows(labels_N, chosen, most)
+    absent = set(range(len(run.data.classes))) - set(labels_N[rows_N].tolist())
+    if absent:
+        k = min(absent)
+        what = "no example; leave the split out with --splits"
+        if bool((labels_N == k).any()):
+            what = f"no example among the {len(rows_N):,} looked at; look at more with --images"
+        raise UserError(f"{run.path}, {split} split: class {run.data.classes[k]!r} has {what}")
+    return images, rows_N
 
 
 def plane_of(run: Classifier, chosen: Sequence[int]) -> Plane:
@@ -164,11 +187,13 @@ def plane_of(run: Classifier, chosen: Sequence[int]) -> Plane:
         raise UserError(f"{run.path}, classes {names}: {error}; name others, or a checkpoint that has learnt") from None
 
 
-def measure(run: Classifier, split: str, chosen: Sequence[int], config: ProjectConfig, title: str) -> Projected:
-    """One run on one split."""
-    images = images_of(run, split)
-    rows_N = spread_rows(images.labels_N.cpu(), chosen, config.images)
-    activations_ND, labels_N = penultimate(run, images, rows_N, title), images.labels_N.cpu()[rows_N]
+def measure(
+    run: Classifier, split: str, chosen: Sequence[int], config: ProjectConfig, title: str, learnt: float | None
+) -> Projected:
+    """One run on one split; learnt: its training accuracy, see Projected."""
+    images, rows_N = looked_at(run, split, chosen, config.images)
+    activations_ND = run.outputs(images, title, rows_N=rows_N, forward=run.model.penultimate)
+    labels_N = images.labels_N.cpu()[rows_N]
     templates_KD, plane = run.model.templates.cpu(), plane_of(run, chosen)
     ours_N = torch.isin(labels_N, torch.tensor(chosen))
     coordinates_N2 = plane.coordinates(activations_ND[ours_N])
@@ -176,12 +201,11 @@ def measure(run: Classifier, split: str, chosen: Sequence[int], config: ProjectC
     corners_32 = plane.coordinates(templates_KD[list(chosen)])
     try:
         of_classes = plane_figures(coordinates_N2, places_N, corners_32)
-        of_all = {
-            **class_figures(activations_ND, labels_N, templates_KD),
-            ("train_accuracy" if split == "train" else "accuracy"): accuracy(run.model.last, activations_ND, labels_N),
-        }
+        of_all = class_figures(activations_ND, labels_N, templates_KD)
     except ValueError as error:
-        raise UserError(f"{run.path}, {split} split: {error}; leave the split out with --splits") from None
+        raise UserError(
+            f"{run.path}, {split} split: {error}; name other classes, or a checkpoint that has learnt more"
+        ) from None
     shown_N = first_of_each(places_N, config.shown)
     return Projected(
         panel=Panel(
@@ -199,21 +223,8 @@ def measure(run: Classifier, split: str, chosen: Sequence[int], config: ProjectC
             "data": Path(run.data.place).name,
             "examples": len(labels_N),
         },
+        training_accuracy=learnt,
     )
-
-
-def penultimate(run: Classifier, images: ImageSplit, rows_N: Tensor, title: str) -> Tensor:
-    """The activations ND (on the CPU) of these images, with a bar on a terminal."""
-    run.precision.apply()
-    with tqdm(total=len(rows_N), unit=" images", desc=title, leave=False, disable=None) as bar:
-        return predict(
-            run.model,
-            run.augmentation,
-            images,
-            rows_N=rows_N,
-            forward=run.model.penultimate,
-            on_progress=bar.update,
-        )
 
 
 def spread_rows(labels_N: Tensor, chosen: Sequence[int], most: int) -> Tensor:
@@ -271,29 +282,30 @@ def class_figures(activations_ND: Tensor, labels_N: Tensor, templates_KD: Tensor
     }
 
 
-def accuracy(last: torch.nn.Linear, activations_ND: Tensor, labels_N: Tensor) -> float:
-    """Of the logits that the last layer makes of the activations."""
-    logits_NK = F.linear(activations_ND, last.weight.detach().cpu(), last.bias.detach().cpu())
-    return float((logits_NK.argmax(1) == labels_N).double().mean())
-
-
 def pictures(projected: Sequence[Projected], classes: Sequence[str], title: str) -> dict[str, Figure]:
     """Figure 1 twice: in the units of the activations, whose scale is a finding, and in those of the templates."""
+    remarks = outside_the_regime(projected)
     return {
-        "raw": projection_figure([each.panel for each in projected], classes, "units of the activations", title),
+        "raw": projection_figure(
+            [each.panel for each in projected], classes, "units of the activations", title, remarks
+        ),
         "scaled": projection_figure(
-            [each.panel.scaled(each.unit) for each in projected], classes, "mean distances of the templates", title
+            [each.panel.scaled(each.unit) for each in projected],
+            classes,
+            "mean distances of the templates",
+            title,
+            remarks,
         ),
     }
 
 
 def outside_the_regime(projected: Sequence[Projected]) -> list[str]:
-    """Sentences about hard-target runs that have not learnt their training images well enough to be over-confident."""
-    return [
-        f"regime not reached: {each.recipe['run']} has a training accuracy of {each.of_all['train_accuracy']:.3f}, "
-        f"below {FITTED_TO_TRAINING}; what it shows says nothing about over-confident networks"
+    """Of each hard-target run that has not learnt its training images well enough to be over-confident: that it has
+    not, as a clause."""
+    found = {
+        f"regime not reached: {each.recipe['run']} has a training accuracy of {each.training_accuracy:.3f}, "
+        f"below {FITTED_TO_TRAINING}": None
         for each in projected
-        if each.recipe["split"] == "train"
-        and each.recipe["alpha"] == 0
-        and each.of_all["train_accuracy"] < FITTED_TO_TRAINING
-    ]
+        if each.training_accuracy is not None and each.training_accuracy < FITTED_TO_TRAINING
+    }
+    return list(found)

@@ -5,6 +5,7 @@ Shape suffixes: N examples, 3 classes, 2 coordinates in the plane.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from nmt_ls.metrics.plots import BLUE, GREEN, MARKERS, RED, look, new_figure
 
 COLOURS = (BLUE, RED, GREEN)
 _INK, _MARGIN = "#222222", 0.04
+_CHARACTERS, _LINE = 13, 0.17  # of the title: characters an inch, inches a line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +41,13 @@ class Panel:
         )
 
 
-def projection_figure(panels: Sequence[Panel], classes: Sequence[str], unit: str, title: str = "") -> Figure:
+def projection_figure(
+    panels: Sequence[Panel], classes: Sequence[str], unit: str, title: str = "", remarks: Sequence[str] = ()
+) -> Figure:
     """A row of panels on the same axes, both to the same scale; templates are hollow symbols joined by thin lines.
 
-    classes: the names of the three. unit: of the axes, as their label says it. Raises ValueError without a panel.
+    classes: the names of the three. unit: of the axes, as their label says it. remarks: to stand below the title.
+    Raises ValueError without a panel.
     """
     if not panels:
         raise ValueError("a projection figure needs at least one panel")
@@ -50,16 +55,18 @@ def projection_figure(panels: Sequence[Panel], classes: Sequence[str], unit: str
     width, height = high_2 - low_2
     # the panels are as tall as they are wide, as far as the data allow
     aspect = float(np.clip(height / width, 0.4, 1.6))
+    inches = 2.45 * len(panels) + 0.5
+    below = [line for remark in remarks for line in textwrap.wrap(remark, int(_CHARACTERS * inches))]
     with look():
-        figure = new_figure(2.45 * len(panels) + 0.5, 2.45 * aspect + 1.0)
+        figure = new_figure(inches, 2.45 * aspect + 1.0 + _LINE * len(below))
         row = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
         for axes, panel in zip(row, panels, strict=True):
             _draw(axes, panel)
             axes.set_xlabel(unit)
         row[0].set(xlim=(low_2[0], high_2[0]), ylim=(low_2[1], high_2[1]), ylabel=unit)
-        figure.legend(handles=_legend(classes), loc="outside lower center", ncols=4)
-        if title:
-            figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+        figure.legend(handles=_legend(classes), loc="outside lower center", ncols=4 if len(panels) > 1 else 2)
+        if heading := "\n".join(filter(None, [title, *below])):
+            figure.suptitle(heading, x=0.01, ha="left", fontsize=10)
     return figure
 
 

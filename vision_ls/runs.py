@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
+from tqdm import tqdm
 
 from nmt_ls.experiment import run_directory
 from nmt_ls.experiment.array_store import MANIFEST
@@ -20,14 +22,32 @@ from nmt_ls.experiment.precision import Precision, choose_precision
 from nmt_ls.experiment.processor import choose_device
 from nmt_ls.experiment.run_directory import RunDirectory
 from vision_ls.augment import Augmentation
-from vision_ls.data import EMBEDDED, ImageData, embedded_images, load_images
+from vision_ls.data import EMBEDDED, ImageData, ImageSplit, embedded_images, load_images
 from vision_ls.models import ImageModel
-from vision_ls.training import CheckpointName, TrainConfig, augmentation_of, new_model, run_signature
+from vision_ls.scoring import predict, training_accuracy
+from vision_ls.training import (
+    CheckpointName,
+    TrainConfig,
+    augmentation_of,
+    new_model,
+    run_signature,
+    training_images,
+)
 
 
 def find_run(run: str | None) -> Path:
     """The run that was named, or the newest finished classifier's; see experiment.run_directory.find_run."""
     return run_directory.find_run(run, kind="classifier", key="augment", trainer="vision_ls.train")
+
+
+def find_runs(runs: Sequence[str]) -> list[Path]:
+    """The runs that were named. Raises UserError as `find_run`, and where two have one name, which records go by."""
+    paths = [find_run(run) for run in runs]
+    names = [path.name for path in paths]
+    for path in paths:
+        if names.count(path.name) > 1:
+            raise UserError(f"runs: two of them are called {path.name}; rename one directory")
+    return paths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,31 +69,30 @@ class Classifier:
     @classmethod
     def open(
         cls,
-        run: str | Path,
+        run: str | Path | None,
         checkpoint: CheckpointName = "best",
         *,
         data: str | None = None,
         precision: Literal["auto", "fp32", "bf16"] = "fp32",
         device: Literal["auto", "cpu", "cuda"] = "auto",
+        known: Iterable[ImageData] = (),
     ) -> Classifier:
         """The model in eval mode on its device.
 
+        run: its directory; None is the newest finished one of a classifier under runs/.
         data: where its images lie, if no longer where they were when it was trained.
+        known: images that are open already: if they are the run's, they are not read once more.
 
         Raises UserError where it is no run of a classifier, has no such checkpoint, or the images are others.
         """
-        path = Path(run)
+        path = find_run(None if run is None else str(run))
         directory = RunDirectory(path)
         asked = directory.read_config()
-        if "augment" not in asked:
-            raise UserError(
-                f"run: {path} is no classifier's (its config.yaml has no augment); name one of vision_ls.train"
-            )
         config = load_config(TrainConfig, asked, where=f"{path}/config.yaml")
         manifest = directory.read_manifest()
         folder = directory.checkpoints / checkpoint
         weights = weights_id(folder)
-        images = run_images(path, config, manifest, data)
+        images = run_images(path, config, manifest, data, known)
         on = choose_device(device)
         model = new_model(config, images)
         model.load_state_dict(load_weights(folder))
@@ -90,6 +109,38 @@ class Classifier:
             precision=choose_precision(precision, on),
             device=on,
         )
+
+    def images(self, split: str) -> ImageSplit:
+        """The images of a split; of train, what the run was trained on."""
+        return training_images(self.config, self.data) if split == "train" else self.data.split(split)
+
+    def outputs(
+        self,
+        images: ImageSplit,
+        title: str,
+        *,
+        rows_N: Tensor | None = None,
+        forward: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """What `scoring.predict` gives of these images, in this classifier's arithmetic, with a bar on a terminal."""
+        self.precision.apply()
+        with tqdm(
+            total=len(images if rows_N is None else rows_N), unit=" images", desc=title, leave=False, disable=None
+        ) as bar:
+            return predict(
+                self.model,
+                self.augmentation,
+                images,
+                rows_N=rows_N,
+                forward=forward,
+                autocast=lambda: self.precision.autocast(self.device.type),
+                on_progress=bar.update,
+            )
+
+    def training_accuracy(self) -> float:
+        """On what it was trained on, measured."""
+        training = self.images("train")
+        return training_accuracy(training, lambda rows_N: self.outputs(training, "train", rows_N=rows_N))
 
     def recipe(self, split: str, temperature: float = 1.0) -> dict[str, Any]:
         """The signature of a figure of this run: how it was trained, which weights, on what."""
@@ -110,8 +161,27 @@ class Classifier:
         }
 
 
-def run_images(path: Path, config: TrainConfig, manifest: Mapping[str, Any], data: str | None = None) -> ImageData:
-    """The images that a run was trained on. Raises UserError where they have gone, have changed, or are others."""
+def run_images(
+    path: Path,
+    config: TrainConfig,
+    manifest: Mapping[str, Any],
+    data: str | None = None,
+    known: Iterable[ImageData] = (),
+) -> ImageData:
+    """The images that a run was trained on: what of `known` is the same, or just opened; then standard error gets what
+    there is to know about them.
+
+    Raises UserError where they have gone, have changed, or are others.
+    """
+    images = _find_images(path, config, manifest, data)
+    for other in known:
+        if (other.place, other.checksum, other.note) == (images.place, images.checksum, images.note):
+            return other
+    images.print_remarks()
+    return images
+
+
+def _find_images(path: Path, config: TrainConfig, manifest: Mapping[str, Any], data: str | None) -> ImageData:
     if manifest["corpus"] == EMBEDDED:
         if data is not None:
             raise UserError(f"data: {path} was trained on the embedded shapes; leave data out")

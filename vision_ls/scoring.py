@@ -6,8 +6,10 @@ Shape suffixes: N images, B of a batch, K classes.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +38,7 @@ BINS = 15
 EVALUATION_BATCH = 250
 """Images at a time where nothing is trained; a bound on memory, without influence on any figure."""
 TOP = 5
+REGIME_IMAGES = 10_000  # of the training images on which training accuracy is measured
 
 
 @torch.no_grad()
@@ -67,6 +70,33 @@ def predict(
             on_progress(len(images))
     model.train(training)
     return torch.cat(parts)
+
+
+def training_accuracy(training: ImageSplit, logits_of: Callable[[Tensor], Tensor]) -> float:
+    """Accuracy on (REGIME_IMAGES of) what a network was trained on, not augmented: whether it is over-confident.
+
+    logits_of: the logits NK of these rows of the images.
+    """
+    rows_N = regime_rows(len(training))
+    return float((logits_of(rows_N).argmax(1).cpu() == training.labels_N.cpu()[rows_N]).double().mean())
+
+
+def regime_rows(count: int) -> Tensor:
+    """The training images on which training accuracy is measured: REGIME_IMAGES of them, evenly spread, or all."""
+    wanted = min(count, REGIME_IMAGES)
+    return torch.arange(wanted) * count // max(wanted, 1)
+
+
+def over_runs(figures: Sequence[Mapping[str, float]], names: Sequence[str]) -> list[dict[str, Any]]:
+    """For a table, a row each of these figures that the first run has: mean and standard deviation over the runs (no
+    standard deviation of a single one)."""
+    rows = []
+    for name in names:
+        if name in figures[0]:
+            values = [found[name] for found in figures]
+            spread = {"sd": stdev(values)} if len(values) > 1 else {}
+            rows.append({"figure": name, "runs": len(values), "mean": mean(values), **spread})
+    return rows
 
 
 @dataclass(frozen=True, kw_only=True)

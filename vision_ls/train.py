@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
-from statistics import mean, stdev
 from typing import Any
 
 from nmt_ls.experiment.command_line import run_command
 from nmt_ls.experiment.tables import format_table
 from nmt_ls.experiment.training_run import Outcome
+from vision_ls.scoring import over_runs
 from vision_ls.training import TrainConfig, train_all
 
 SHORT_NAMES = {
@@ -32,7 +33,9 @@ def main(config: TrainConfig) -> int:
         print_over_seeds([summary for _, summary in finished])
     if len(finished) < len(outcomes):
         return 128 + outcomes[-1].signal
-    print(f"\nnext: python -m vision_ls.evaluate --run {outcomes[-1].run.path} --results results/mine")
+    runs = [str(outcome.run.path) for outcome in outcomes]
+    named = shlex.join(["--runs" if len(runs) > 1 else "--run", *runs])
+    print(f"\nnext: python -m vision_ls.evaluate {named} --results results/mine")
     return 0
 
 
@@ -60,9 +63,7 @@ def print_summary(outcome: Outcome, summary: Mapping[str, Any]) -> None:
 def print_over_seeds(summaries: Sequence[Mapping[str, Any]]) -> None:
     """Mean and standard deviation over the runs, of the figures that every summary has at top level."""
     print(f"\nover {len(summaries)} seeds, {summaries[0]['checkpoint']} checkpoint, {summaries[0]['split']} split:\n")
-    names = [name for name in ("accuracy", "nll", "ece", "train_accuracy", "exact_ece") if name in summaries[0]]
-    values = {name: [summary[name] for summary in summaries] for name in names}
-    rows = [{"figure": name, "mean": mean(found), "sd": stdev(found)} for name, found in values.items()]
+    rows = over_runs(summaries, ("accuracy", "nll", "ece", "train_accuracy", "exact_ece"))
     print(format_table(rows, ["figure", "mean", "sd"]))
 
 

@@ -34,13 +34,12 @@ from vision_ls.data import (
     load_images,
 )
 from vision_ls.models import ImageModel, ModelConfig, build_model
-from vision_ls.scoring import BINS, exact_figures, predict, score_logits
+from vision_ls.scoring import BINS, exact_figures, predict, score_logits, training_accuracy
 
 CheckpointName = Literal["last", "best", "averaged"]
 SUBSET_SEED = 0  # one subset of a size, for every run
 FITTED_TO_TRAINING = 0.95
 """Training accuracy from which on a hard-target network counts as over-confident; that of configs/claims.yaml."""
-REGIME_IMAGES = 10_000  # of the training images on which training accuracy is measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,8 +245,8 @@ def open_images(config: TrainConfig, *, quiet: bool = False) -> ImageData:
             print(f"no --data: the embedded shapes, {config.embedded.train:,} to train on", file=sys.stderr)
         return embedded_images(config.embedded)
     data = load_images(config.data)
-    for remark in () if quiet else data.remarks:
-        print(f"{data.place}: {remark}", file=sys.stderr)
+    if not quiet:
+        data.print_remarks()
     return data
 
 
@@ -264,7 +263,7 @@ def training_images(config: TrainConfig, data: ImageData) -> ImageSplit:
     training = data.split("train")
     if not config.train_size:
         return training
-    return training.select(balanced_rows(training.labels_N, config.train_size, len(data.classes), SUBSET_SEED))
+    return training.select(balanced_rows(training.labels_N, config.train_size, data.classes, SUBSET_SEED))
 
 
 def new_model(config: TrainConfig, data: ImageData) -> ImageModel:
@@ -295,21 +294,21 @@ def penalised_weights(model: nn.Module, config: L2Config) -> list[nn.Parameter]:
 def summarise(run: RunDirectory, task: ClassificationTask) -> dict[str, Any]:
     """Figures of each of `config.checkpoints` on the test split, in fp32; the first one's main ones at top level too.
 
-    Among them the accuracy on (the first REGIME_IMAGES of) the training images, not augmented, which says whether the
-    run is in the over-confident regime; on the embedded shapes also what only a known truth can say.
+    Among them the accuracy on training images, which says whether the run is in the over-confident regime; on the
+    embedded shapes also what only a known truth can say.
     """
     config, model, data = task.config, task.model, task.data
     test = data.split("test")
-    seen_N = regime_rows(len(task.training))
     figures: dict[str, dict[str, float]] = {}
     for name in config.checkpoints:
         model.load_state_dict(load_weights(run.checkpoints / name))
         print(f"scoring the {name} checkpoint on {len(test):,} test images", file=sys.stderr)
         logits_NK = predict(model, task.augmentation, test)
         scores = score_logits(logits_NK, test.labels_N, loss=config.loss, prior=task.prior.cpu())
-        predicted_N = predict(model, task.augmentation, task.training, rows_N=seen_N).argmax(1)
-        learnt = predicted_N == task.training.labels_N.cpu()[seen_N]
-        figures[name] = {**scores.figures(), "train_accuracy": float(learnt.double().mean())}
+        learnt = training_accuracy(
+            task.training, lambda rows_N: predict(model, task.augmentation, task.training, rows_N=rows_N)
+        )
+        figures[name] = {**scores.figures(), "train_accuracy": learnt}
         if test.posteriors_NK is not None:
             figures[name] |= exact_figures(scores, test.posteriors_NK)
     first = next(iter(figures))
@@ -324,12 +323,6 @@ def summarise(run: RunDirectory, task: ClassificationTask) -> dict[str, Any]:
         ).to_dict()
         | ({"note": data.note} if data.note else {}),
     }
-
-
-def regime_rows(count: int) -> Tensor:
-    """The training images on which training accuracy is measured: REGIME_IMAGES of them, evenly spread, or all."""
-    wanted = min(count, REGIME_IMAGES)
-    return torch.arange(wanted) * count // max(wanted, 1)
 
 
 def steps_to_reach(run: RunDirectory) -> dict[str, int]:

@@ -14,12 +14,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
 from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.processor import device_name, this_processor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PACKAGES = ("torch", "numpy", "sacrebleu", "sentencepiece")
 
@@ -187,6 +190,37 @@ def append_new_records(path: str | Path, records: Sequence[Record]) -> int:
     new = [record for record in records if _identity(record) not in there]
     append_records(path, new)
     return len(new)
+
+
+def records_of(
+    values: Mapping[str, float], signature: Mapping[str, Any], own: Mapping[str, Mapping[str, Any]] | None = None
+) -> list[Record]:
+    """One a figure, made by this process's command; none for a value that is not finite (a mean of nothing, say).
+
+    own: what besides belongs to the signature of one figure, by its name.
+    """
+    return [
+        Record(name=name, value=value, signature={**signature, **(own or {}).get(name, {})}, command=command())
+        for name, value in values.items()
+        if math.isfinite(value)
+    ]
+
+
+def store_records(results: Path, records: Sequence[Record], diagrams: Mapping[str, Figure]) -> None:
+    """Write the diagrams into figures/ by their names, then append to records.jsonl what is not there yet; say so on
+    standard error.
+
+    A figure measured again with the same recipe (commit and versions are of it) and value is not recorded twice; one
+    of another commit is a record of its own, and the later.
+    """
+    for name, figure in diagrams.items():
+        from nmt_ls.metrics.plots import save_figure  # loads matplotlib: only where something is drawn
+
+        for path in save_figure(figure, results / "figures" / name):
+            print(f"wrote {path}", file=sys.stderr)
+    added = append_new_records(results / "records.jsonl", records)
+    before = f" ({len(records) - added} were there)" if added < len(records) else ""
+    print(f"added {added} records to {results / 'records.jsonl'}{before}", file=sys.stderr)
 
 
 def _identity(record: Record) -> str:

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_images import CLASSES, made_folder, picture, png, write_parquet
+from PIL import Image
 
+from data_prep.image_files import Decoder, Picture
 from data_prep.images import KIND, PREPARE_WITH, ImagesConfig, SplitNames, main, stratified
 from nmt_ls.experiment.array_store import ArrayStore
 from nmt_ls.experiment.command_line import UserError
@@ -65,6 +67,36 @@ def test_cifar_and_greyscale_columns(tmp_path: Path) -> None:
     np.testing.assert_array_equal(rows(store, "test")[0][3, 0], np.asarray(picture(3, mode="L")))
     coloured = prepare(tmp_path / "made", tmp_path / "coloured", channels="3")
     assert coloured.manifest["splits"]["test"]["greyscale_converted"] == 12
+
+
+def encoded(pixels: np.ndarray, kind: str) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [("<u2", "PNG"), ("<u2", "TIFF"), (">u2", "TIFF")])
+@pytest.mark.parametrize("channels", ["1", "3"])
+def test_sixteen_bits_are_scaled_to_eight(dtype: str, kind: str, channels: str) -> None:
+    deep = np.array([[0, 128, 129, 257], [1000, 32768, 65406, 65535]], dtype=dtype)
+    decoder = Decoder(0, 0, channels)
+    picture = Picture("here", {"bytes": encoded(deep, kind)})
+    decoder.settle([picture])
+    pixels, greyscale = decoder.decode(picture)
+    assert greyscale
+    assert pixels.shape[0] == int(channels)
+    for channel in pixels:
+        assert channel.tolist() == [[0, 0, 1, 1], [4, 128, 254, 255]]
+
+
+@pytest.mark.parametrize("dtype", ["int32", "float32"])
+def test_thirty_two_bits_are_refused_by_file(dtype: str, tmp_path: Path) -> None:
+    for number in range(24):
+        folder = tmp_path / "made" / CLASSES[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number:02}.tiff").write_bytes(encoded(np.full((8, 8), 300 + number, dtype), "TIFF"))
+    with pytest.raises(UserError, match=r"\.tiff.*32 bits a pixel.*save it with 8 bits"):
+        prepare(tmp_path / "made", tmp_path / "out")
 
 
 def test_copies_and_greyscale_are_counted_not_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,8 +20,18 @@ import torch
 
 from nmt_ls.experiment import records
 from nmt_ls.experiment.command_line import UserError
-from nmt_ls.experiment.records import Record, Signature, append_new_records, append_records, provenance, read_records
+from nmt_ls.experiment.records import (
+    Record,
+    Signature,
+    append_new_records,
+    append_records,
+    provenance,
+    read_records,
+    records_of,
+    store_records,
+)
 from nmt_ls.experiment.tables import format_table
+from nmt_ls.metrics.plots import new_figure
 
 
 def record(name: str = "nll", value: float = 1.5, **signature: Any) -> Record:
@@ -218,3 +228,20 @@ def test_what_is_there_is_not_appended_again(tmp_path: Path) -> None:
     assert append_new_records(path, [first]) == 1
     assert append_new_records(path, [again, *others]) == 3
     assert read_records(path) == [first, *others]
+
+
+def test_figures_and_diagrams_are_stored_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = {"ece": 0.1, "bleu": 40.0, "correlation": math.nan}
+    found = records_of(values, {"alpha": 0.1}, {"bleu": {"sacrebleu": "tok:13a"}})
+    assert [(each.name, each.signature) for each in found] == [
+        ("ece", {"alpha": 0.1}), ("bleu", {"alpha": 0.1, "sacrebleu": "tok:13a"})
+    ]  # fmt: skip
+    store_records(tmp_path, found[:1], {"empty": new_figure(1, 1)})
+    store_records(tmp_path, found, {})
+    assert read_records(tmp_path / "records.jsonl") == found
+    said = capsys.readouterr().err.splitlines()
+    file, folder = tmp_path / "records.jsonl", tmp_path / "figures"
+    assert said == [
+        f"wrote {folder / 'empty.png'}", f"wrote {folder / 'empty.svg'}", f"added 1 records to {file}",
+        f"added 1 records to {file} (1 were there)",
+    ]  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean, stdev
 
 import numpy as np
 import pandas as pd
@@ -24,7 +25,7 @@ from nmt_ls.metrics import expected_calibration_error, fit_temperature
 from nmt_ls.metrics.plots import figure_svg
 from nmt_ls.runs import find_run as find_translator
 from vision_ls.evaluate import main as evaluate_command
-from vision_ls.evaluation import EvaluateConfig, diagrams, evaluate, template_figures
+from vision_ls.evaluation import EvaluateConfig, diagrams, evaluate, evaluate_runs, template_figures
 from vision_ls.runs import Classifier, find_run
 from vision_ls.scoring import exact_figures, predict, score_logits
 from vision_ls.training import train
@@ -52,6 +53,17 @@ def test_a_note_is_in_signatures_and_titles(telling_classifier: RunDirectory) ->
     drawn = diagrams(found)
     assert len(drawn) == 3
     assert all("own split" in str(figure_svg(figure)) for figure in drawn.values())
+
+
+def test_a_note_and_remarks_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    noted = ImagesConfig(source=str(made_folder(tmp_path / "made")), out=str(tmp_path / "noted"), note="own split")
+    prepare(noted)
+    run = train(small_training(tmp_path / "run", data=noted.out, batch_size=8)).run
+    assert f"{noted.out}: own split\n" in capsys.readouterr().err
+    evaluate_command(evaluated(run))
+    said = capsys.readouterr()
+    assert f"{run.path}, last checkpoint, test split, 6 images (own split)\n" in said.out
+    assert said.err.count(f"{noted.out}: own split\n") == 1
 
 
 def test_figures_are_those_of_the_library(telling_classifier: RunDirectory) -> None:
@@ -93,6 +105,7 @@ def test_records_examples_and_figures(telling_classifier: RunDirectory, tmp_path
     assert (signature["alpha"], signature["split"], signature["checkpoint"], signature["model"]) == (
         0.1, "test", "last", "small_cnn"
     )  # fmt: skip
+    assert (fitted["ece"].signature["fitted_on"], plain["ece"].signature.get("fitted_on")) == ("validation", None)
     assert fitted["ece"].signature["temperature"] == pytest.approx(plain["fitted_temperature"].value)
     table = pd.read_parquet(results / "examples.parquet")
     assert len(table) == 2 * 60
@@ -116,6 +129,67 @@ def test_the_ideal_gap_and_both_temperatures_are_drawn(telling_classifier: RunDi
     reliability = drawn["reliability-telling-last-test"].axes[0]
     labels = [text.get_text() for text in reliability.get_legend().get_texts()]
     assert sum("T = " in label for label in labels) == 2
+
+
+def test_a_temperature_reported_where_it_was_fitted_is_warned_of(
+    telling_classifier: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    warning = "warning: the temperature is fitted on the validation split and reported on it"
+    evaluate(evaluated(telling_classifier))
+    assert warning not in capsys.readouterr().err
+    evaluate(evaluated(telling_classifier, split="validation"))
+    assert warning in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("loss", "end"),
+    [
+        (LossConfig(alpha=0.1), "between the classes of one; least loss at 4.41"),
+        (LossConfig(alpha=0.1, prior="unigram"), "of one; no single ideal gap with a unigram prior"),
+        (LossConfig(alpha=0.0, prior="unigram"), "between the classes of one"),
+    ],
+)
+def test_the_ideal_gap_is_said_where_there_is_one(
+    loss: LossConfig, end: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(small_training(tmp_path / "run", loss=loss)).run
+    evaluate_command(evaluated(run))
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("logit gap")]
+    assert line.endswith(end)
+
+
+def test_several_runs_in_one_call(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [
+        train(small_training(tmp_path / name, seed=seed, loss=LossConfig(alpha=alpha))).run
+        for name, seed, alpha in (("hard", 1, 0.0), ("a", 1, 0.1), ("b", 2, 0.1))
+    ]
+    paths = tuple(str(run.path) for run in runs)
+    capsys.readouterr()
+    results = tmp_path / "results"
+    assert evaluate_command(EvaluateConfig(runs=paths, checkpoint="last", results=str(results), figure=False)) == 0
+    said = capsys.readouterr().out
+    each, over = said.split("over runs, last checkpoint, test split:")
+    assert all(f"{path}, last checkpoint, test split" in each for path in paths)
+    accuracies = {
+        record.signature["run"]: record.value
+        for record in read_records(results / "records.jsonl")
+        if record.name == "accuracy" and record.signature["temperature_is"] == "given"
+    }
+    rows = [line.split() for line in over.splitlines() if " accuracy " in line and " given " in line]
+    both = [accuracies["a"], accuracies["b"]]
+    assert rows == [
+        ["0", "given", "accuracy", "1", f"{accuracies['hard']:.4g}"],
+        ["0.1", "given", "accuracy", "2", f"{mean(both):.4g}", f"{stdev(both):.4g}"],
+    ]
+
+
+def test_a_run_or_several_are_named() -> None:
+    with pytest.raises(ValueError, match="run, runs: name one run with the first or several with the second"):
+        EvaluateConfig(run="a", runs=("b", "c"))
+    with pytest.raises(ValueError, match="runs: name each only once"):
+        EvaluateConfig(runs=("b", "b"))
+    with pytest.raises(UserError, match="nowhere is not a run"):
+        next(evaluate_runs(EvaluateConfig(runs=("nowhere",))))
 
 
 def test_exact_figures_of_a_run(small_classifier: RunDirectory) -> None:

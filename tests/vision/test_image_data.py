@@ -138,12 +138,19 @@ def test_embedded_images_have_posteriors() -> None:
 
 def test_balanced_subsets_are_nested() -> None:
     labels = torch.tensor([0] * 9 + [1] * 6 + [2] * 5)
-    small, large = balanced_rows(labels, 7, 3, seed=0), balanced_rows(labels, 15, 3, seed=0)
+    small, large = (balanced_rows(labels, size, CLASSES, seed=0) for size in (7, 15))
     assert torch.bincount(labels[small]).tolist() == [3, 2, 2]
     assert torch.bincount(labels[large]).tolist() == [5, 5, 5]
     assert set(small.tolist()) < set(large.tolist())
-    with pytest.raises(UserError, match="need 6 of class 2, which has 5; ask for 15 at most"):
-        balanced_rows(labels, 18, 3, seed=0)
+    with pytest.raises(UserError, match="need 6 of class 'horse', which has 5; ask for 15 at most"):
+        balanced_rows(labels, 18, CLASSES, seed=0)
+
+
+def test_the_size_advised_for_a_balanced_subset_can_be_had() -> None:
+    labels = torch.tensor([0] * 6 + [1] * 9 + [2] * 4)  # the first class falls short, and the last one more
+    with pytest.raises(UserError, match="need 7 of class 'cat', which has 6; ask for 12 at most"):
+        balanced_rows(labels, 21, CLASSES, seed=0)
+    assert torch.bincount(labels[balanced_rows(labels, 12, CLASSES, seed=0)]).tolist() == [4, 4, 4]
 
 
 def test_batches_are_full_and_a_function_of_seed_and_epoch() -> None:

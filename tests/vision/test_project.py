@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+import shutil
 import statistics
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from made_images import telling_folder
 from matplotlib.figure import Figure
 from small_classifiers import small_training
 
+from data_prep.images import ImagesConfig
+from data_prep.images import main as prepare
 from nmt_ls.experiment.command_line import UserError, run_command
+from nmt_ls.experiment.engine import EngineConfig
 from nmt_ls.experiment.records import read_records
 from nmt_ls.experiment.run_directory import RunDirectory
 from nmt_ls.losses import LossConfig
@@ -30,7 +35,7 @@ from vision_ls.projecting import (
     spread_rows,
 )
 from vision_ls.runs import Classifier
-from vision_ls.training import train, training_images
+from vision_ls.training import FITTED_TO_TRAINING, train, training_images
 
 
 def of(*runs: RunDirectory, **settings: object) -> ProjectConfig:
@@ -64,8 +69,7 @@ def test_numbers_are_those_of_the_activations(smoothed: RunDirectory) -> None:
     means = ClassMeans.of(activations_ND, images.labels_N, 9)
     assert found["nc1"] == pytest.approx(means.nc1(), rel=1e-4)
     assert found["scatter_ratio_all"] == pytest.approx(means.within_over_between(), rel=1e-4)
-    logits_NK = activations_ND @ run.model.templates.T + run.model.last.bias
-    assert found["train_accuracy"] == pytest.approx(float((logits_NK.argmax(1) == images.labels_N).double().mean()))
+    assert not {"accuracy", "train_accuracy"} & set(found)  # evaluate's, of other images
     places = {8: 0, 0: 1, 4: 2}
     chosen_N = torch.tensor([int(label) in places for label in images.labels_N])
     coordinates_N2 = project(activations_ND[chosen_N], run.model.templates[[8, 0, 4]])
@@ -127,7 +131,7 @@ def test_records_and_pictures_of_two_runs(
     config = of(hard, smoothed, results=str(tmp_path / "results"), name="near")
     main(config)
     printed = capsys.readouterr().out
-    assert "diamond, lozenge, needle of embedded shapes" in printed
+    assert "diamond, lozenge, needle of embedded shapes, last checkpoint" in printed
     assert "regime not reached: hard" in printed
     records = read_records(tmp_path / "results" / "records.jsonl")
     arcs = {(r.signature["run"], r.signature["split"]): r for r in records if r.name == "arc_variation_near"}
@@ -163,8 +167,45 @@ def test_pictures_have_one_scale(hard: RunDirectory, smoothed: RunDirectory) -> 
 
 def test_only_hard_runs_can_miss_the_regime(smoothed: RunDirectory) -> None:
     projected, _ = project_runs(of(smoothed))
-    assert projected[0].of_all["train_accuracy"] < 0.95
+    assert smoothed.read_summary()["train_accuracy"] < FITTED_TO_TRAINING
     assert outside_the_regime(projected) == []
+
+
+def test_the_regime_is_looked_up_where_training_images_are_not_projected(hard: RunDirectory) -> None:
+    projected, classes = project_runs(of(hard, splits=("validation",)))
+    learnt = hard.read_summary()["checkpoints"]["last"]["train_accuracy"]
+    (clause,) = outside_the_regime(projected)
+    assert clause == f"regime not reached: hard has a training accuracy of {learnt:.3f}, below 0.95"
+    for figure in pictures(projected, classes, "shapes").values():
+        title = figure.get_suptitle().splitlines()
+        assert title[0] == "shapes"
+        assert " ".join(title[1:]) == clause
+        assert max(map(len, title)) <= 13 * figure.get_size_inches()[0]
+
+
+def test_of_an_unfinished_run_training_accuracy_is_measured(hard: RunDirectory, tmp_path: Path) -> None:
+    copied = tmp_path / "unfinished"
+    shutil.copytree(hard.path, copied)
+    (copied / "summary.json").unlink()
+    projected, _ = project_runs(of(RunDirectory(copied), splits=("train", "validation")))
+    expected = hard.read_summary()["checkpoints"]["last"]["train_accuracy"]
+    assert [each.training_accuracy for each in projected] == [expected, expected]
+    assert len(outside_the_regime(projected)) == 1
+
+
+def test_a_note_and_remarks_are_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    noted = ImagesConfig(source=str(telling_folder(tmp_path / "made")), out=str(tmp_path / "noted"), note="own split")
+    prepare(noted)
+    engine = EngineConfig(max_updates=30, validate_every=30, log_every=30, monitor="accuracy", average_last=0)
+    runs = [
+        train(small_training(tmp_path / name, data=noted.out, seed=seed, engine=engine)).run
+        for seed, name in enumerate("ab")
+    ]
+    capsys.readouterr()
+    main(of(*runs))
+    said = capsys.readouterr()
+    assert said.out.startswith("cat, dog, horse of noted (own split), last checkpoint")
+    assert said.err.count(f"{noted.out}: own split\n") == 1
 
 
 def test_a_class_that_there_is_not_is_one_line_with_near_ones(
@@ -192,8 +233,33 @@ def test_what_does_not_fit_is_refused(smoothed: RunDirectory, telling_classifier
 
 def test_a_split_without_some_class_is_refused(tmp_path: Path) -> None:
     run = train(small_training(tmp_path / "few", embedded=replace(SIZES, validation=8))).run
-    with pytest.raises(UserError, match=r"validation split: class . has no example; leave the split out"):
+    with pytest.raises(UserError, match=r"validation split: class '[a-z]+' has no example; leave the split out"):
         project_runs(of(run, splits=("validation",)))
+
+
+def test_a_class_that_is_not_looked_at_is_refused(smoothed: RunDirectory) -> None:
+    with pytest.raises(
+        UserError, match=r"class '[a-z]+' has no example among the [0-9]+ looked at; look at more with --images"
+    ):
+        project_runs(of(smoothed, images=1))
+
+
+def test_activations_in_one_point_are_refused(smoothed: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Classifier.open(smoothed.path, "last")
+    with torch.no_grad():
+        for name, parameter in opened.model.named_parameters():
+            if not name.startswith("last"):
+                parameter.zero_()
+    monkeypatch.setattr(Classifier, "open", lambda *_, **__: opened)
+    with pytest.raises(UserError, match=r"name other classes, or a checkpoint that has learnt more") as refused:
+        project_runs(of(smoothed))
+    assert "--splits" not in str(refused.value)
+
+
+def test_runs_of_one_name_are_refused(smoothed: RunDirectory, tmp_path: Path) -> None:
+    shutil.copytree(smoothed.path, tmp_path / "smoothed")
+    with pytest.raises(UserError, match="runs: two of them are called smoothed; rename one directory"):
+        project_runs(of(smoothed, RunDirectory(tmp_path / "smoothed")))
 
 
 def test_templates_on_a_line_are_refused(smoothed: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
