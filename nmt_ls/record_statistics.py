@@ -17,6 +17,26 @@ from nmt_ls.metrics.inputs import FloatArray
 from nmt_ls.metrics.statistics import equivalence_test
 from nmt_ls.study_results import NotMeasuredError, Run, SettingResults
 
+NAMES = {
+    "exact_ece": "exact ECE",
+    "kl_to_truth": "KL(p* to model)",
+    "tv_to_truth": "total variation from p*",
+    "logit_gap_mean": "mean logit gap",
+    "logit_gap_ideal": "ideal",
+    "logit_gap_sd": "sd of mean logit gaps",
+    "logit_gap_within_sd": "sd of logit gaps over classes",
+    "log_scatter_ratio": "log of within over between",
+    "log_projection_scale": "log of the distance from the centre",
+    "arc_ratio_near": "arc ratio",
+    "steps_to_98": "updates to 98% of the final accuracy",
+}
+"""What records are called in the report; others by their own names."""
+
+
+def _name(figure: str) -> str:
+    kind, *parts = figure.split(" ")
+    return " ".join([NAMES.get(kind, kind.replace("_", " ").replace(" ece", " ECE")), *parts])
+
 
 def _recorded(
     results: SettingResults, side: Side, runs: Sequence[Run], names: Sequence[str]
@@ -71,7 +91,7 @@ def record(test: Test, results: SettingResults) -> Finding:
         raise NotMeasuredError(f"{test.figure} is not recorded of every run on both sides")
     ours = " → ".join(f"{side.mean():.4g} ({name})" for side, name in zip(values, test.sides, strict=True))
     compared = [values[1] - values[0]] if test.within_runs else values
-    return _of_seeds(test, compared, [runs for runs, _ in sides], f"{test.figure} {ours}", "")
+    return _of_seeds(test, compared, [runs for runs, _ in sides], f"{_name(test.figure)} {ours}", "")
 
 
 def record_distance(test: Test, results: SettingResults) -> Finding:
@@ -85,7 +105,7 @@ def record_distance(test: Test, results: SettingResults) -> Finding:
     found = [_recorded(results, side, runs, [test.figure]) for side, runs in zip(test.sides, sides, strict=True)]
     values = [np.abs(figures[:, 0] - target) for _, figures in found]
     means = " → ".join(f"{figures.mean():.4g} ({side})" for (_, figures), side in zip(found, test.sides, strict=True))
-    ours = f"{test.figure} {means}, {test.target} {target:.4g}"
+    ours = f"{_name(test.figure)} {means}, {_name(test.target)} {target:.4g}"
     return _of_seeds(test, values, [runs for runs, _ in found], ours, "")
 
 
@@ -93,5 +113,5 @@ def record_error(test: Test, results: SettingResults) -> Finding:
     """A recorded figure less the one that it estimates, of all runs of a recipe."""
     (runs,) = compared_runs(test, results)
     kept, both = _recorded(results, test.treated, runs, [test.figure, test.target])
-    ours = f"{test.figure} {both[:, 0].mean():.4f}, {test.target} {both[:, 1].mean():.4f}"
+    ours = f"{_name(test.figure)} {both[:, 0].mean():.4f}, {_name(test.target)} {both[:, 1].mean():.4f}"
     return _of_seeds(test, [both[:, 0] - both[:, 1]], [kept], ours, "")
