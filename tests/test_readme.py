@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-BLOCKS = [block for block in re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)]
+BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 ALONE = [block for block in BLOCKS if "runs/" not in block]
 
 
