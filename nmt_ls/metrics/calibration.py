@@ -115,7 +115,7 @@ class CalibrationAccumulator:
         Of equal probabilities the first is predicted. Raises ValueError where a value is NaN or outside [0, 1].
         """
         p_NK, y_N = checked_probabilities(probabilities_NK, targets_N)
-        keep_N = None if mask_N is None else as_mask(mask_N, y_N)
+        keep_N = None if mask_N is None else as_mask(mask_N, y_N, "targets")
         rows = max(1, (_CHUNK * 8) // p_NK.shape[1])
 
         def sums_from(start: int) -> FloatArray:
@@ -147,7 +147,7 @@ def checked_pair(confidences: Any, correct: Any, mask: Any = None) -> tuple[NDAr
     c, y = as_array(confidences, "confidences"), as_array(correct, "correct")
     same_shape(c, "confidences", y, "correct")
     if mask is not None:
-        keep = as_mask(mask, c)
+        keep = as_mask(mask, c, "confidences")
         c, y = c[keep], y[keep]
     if c.dtype.kind != "f":
         c = c.astype(np.float64)

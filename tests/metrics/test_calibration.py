@@ -240,6 +240,10 @@ def test_wrong_bins_masks_and_probabilities_are_refused():
         CalibrationAccumulator(0)
     with pytest.raises(ValueError, match="mask must be boolean"):
         CalibrationAccumulator().update([0.5], [True], [1])
+    with pytest.raises(ValueError, match="confidences and mask must have the same shape"):
+        CalibrationAccumulator().update([0.5, 0.5], [True, True], [True])
+    with pytest.raises(ValueError, match="targets and mask must have the same shape"):
+        CalibrationAccumulator().update_probabilities([[0.5, 0.5]], [0], [True, False])
     with pytest.raises(ValueError, match=r"\[N, K\]"):
         CalibrationAccumulator().update_probabilities([0.5], [0])
     with pytest.raises(ValueError, match="from 0 to 1"):
