@@ -65,7 +65,7 @@ def fit_temperature(
     by="ece": the minimiser of the equal-width ECE over `bins` bins. It is neither convex nor continuous, so a grid
     even in 1/T, from T = 0.24 to 8, is searched and then refined twice around its best point.
     Logits and targets are numpy or torch; rows whose target is `ignore_index` are left out. Raises ValueError where no
-    finite temperature is best.
+    finite temperature is best: by="ece", where the best of the grid is its first or last.
     """
     logits_NK, targets_N = check_logits(logits_NK, targets_N, ignore_index)
     return fit_temperature_to_chunks(
@@ -208,7 +208,7 @@ def _ece_optimum(chunks: Chunks, bins: int) -> float:
     from nmt_ls.metrics.temperature_grid import TemperatureGrid, inverse_temperature_grid
 
     inverses = inverse_temperature_grid(0.125, 4.125, 65)
-    for _ in range(3):
+    for refinement in range(3):
         grid = TemperatureGrid(inverses, bins)
         for logits_NK, targets_N in chunks():
             grid.update(logits_NK, targets_N)
@@ -216,5 +216,10 @@ def _ece_optimum(chunks: Chunks, bins: int) -> float:
         best = min(grid.compute(), key=lambda point: (point.calibration.ece, abs(math.log(point.temperature))))
         step = inverses[1] - inverses[0]
         centre = best.inverse_temperature
+        if refinement == 0 and centre in (inverses[0], inverses[-1]):
+            raise ValueError(
+                f"no temperature from {1 / inverses[-1]:.2g} to {1 / inverses[0]:.2g} minimises the ECE: the best of "
+                f"those tried, {best.temperature:.2g}, is the last, and a better one may lie beyond"
+            )
         inverses = inverse_temperature_grid(max(centre - step, 0.125), centre + step, 33)
     return best.temperature

@@ -113,6 +113,19 @@ def test_temperature_fitted_by_ece_is_no_worse_than_a_fine_grid():
     assert fitted == pytest.approx(1.7, rel=0.15)
 
 
+@pytest.mark.parametrize("labels", ["random", "best", "worst"])
+def test_an_ece_that_is_least_at_the_edge_of_the_grid_is_no_optimum(labels):
+    logits, targets = sample(400, classes=50, scale=4.0)
+    given = {
+        "random": torch.randint(0, 50, (400,), generator=torch.Generator().manual_seed(1)),
+        "best": logits.argmax(-1),
+        "worst": logits.argmin(-1),
+    }
+    with pytest.raises(ValueError, match=r"no temperature from 0.24 to 8 minimises the ECE: .* may lie beyond"):
+        fit_temperature(logits, given[labels], by="ece")
+    assert 0.3 < fit_temperature(logits, targets, by="ece") < 3
+
+
 def test_data_without_a_best_temperature_are_refused():
     logits, _ = sample(200)
     with pytest.raises(ValueError, match="already the most probable"):
