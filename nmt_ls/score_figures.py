@@ -6,6 +6,7 @@ Shapes: N tokens of a slab, V pieces, S sentences of the split.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -130,20 +131,30 @@ class OutputTokens:
         )
 
 
-def sentence_scores(evaluation: Evaluation, split: Split) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
-    """Of every sentence that has a translation: log p, log p a token, sentence BLEU, sentence chrF."""
+class SentenceScores(NamedTuple):
+    """Of every sentence that has a translation; each [number of those]."""
+
+    rows: list[int]  # of the split
+    log_p: FloatArray  # of the translation, nats
+    a_token: FloatArray  # the same over its tokens, end-of-sentence included
+    bleu: FloatArray  # of the sentence, at most 100
+    chrf: FloatArray
+
+
+def sentence_scores(evaluation: Evaluation, split: Split) -> SentenceScores:
+    """How probable each translation is, and how good."""
     rows = [row for row, found in enumerate(evaluation.hypotheses) if found and found[0].token_log_probs]
     best = [evaluation.hypotheses[row][0] for row in rows]
     texts, references = [one.text for one in best], [split.references(row) for row in rows]
     log_p = np.array([one.log_prob for one in best])
     a_token = log_p / np.array([len(one.token_log_probs) for one in best])
     bleu = np.minimum(sentence_bleu(texts, references), 100.0)  # sacrebleu's rounding exceeds it a little
-    return log_p, a_token, bleu, sentence_chrf(texts, references)
+    return SentenceScores(rows, log_p, a_token, bleu, sentence_chrf(texts, references))
 
 
 def sentence_figures(evaluation: Evaluation, split: Split, empty_S: FloatArray) -> Figures:
     """Do probable translations have better quality, and how probable is saying nothing?"""
-    log_p, a_token, bleu, chrf = sentence_scores(evaluation, split)
+    rows, log_p, a_token, bleu, chrf = sentence_scores(evaluation, split)
     values: dict[str, float] = {}
     if len(log_p) >= 2:
         for quality_name, quality in (("bleu", bleu), ("chrf", chrf)):
@@ -154,7 +165,6 @@ def sentence_figures(evaluation: Evaluation, split: Split, empty_S: FloatArray) 
     if len(log_p):
         curve = risk_coverage(a_token, bleu / 100)
         values |= {"sentence_aurc": curve.aurc, "sentence_excess_aurc": curve.excess_aurc}
-        rows = [row for row, found in enumerate(evaluation.hypotheses) if found and found[0].token_log_probs]
         empty = empty_translation(np.minimum(empty_S[rows], 0.0), np.minimum(log_p, 0.0))
         values |= {"empty_probability": empty.mean_probability, "empty_preferred": empty.preferred}
     return Figures(values=values, searched=True)
@@ -224,10 +234,10 @@ def reliability(name: str, forced: TeacherForced, outputs: OutputTokens | None, 
 def risks(evaluation: Evaluation, split: Split, title: str) -> Figure:
     """Risk against coverage: of tokens given the correct prefix, and of whole translations by log p a token."""
     tokens = evaluation.teacher_forced.tokens
-    _, a_token, bleu, _ = sentence_scores(evaluation, split)
+    scores = sentence_scores(evaluation, split)
     curves = {"tokens: share wrong": risk_coverage(tokens.confidences, tokens.correct)}
-    if len(bleu):
-        curves["sentences: 1 − sentence BLEU"] = risk_coverage(a_token, bleu / 100)
+    if scores.rows:
+        curves["sentences: 1 − sentence BLEU"] = risk_coverage(scores.a_token, scores.bleu / 100)
     return risk_coverage_figure(curves, title=title, risk_label="risk")
 
 

@@ -61,7 +61,7 @@ def binned_sums(confidences: NDArray[Any], correct: NDArray[Any], bins: int) -> 
         if y.dtype == np.bool_:
             _add_boolean(sums, index, c.astype(np.float64), y, bins)
         else:
-            _add_fractional(sums, index, c.astype(np.float64), y.astype(np.float64), bins)
+            sums += moment_sums(index, c.astype(np.float64), y.astype(np.float64), bins)
     return sums
 
 
@@ -77,9 +77,9 @@ def _add_boolean(sums: FloatArray, index: NDArray[np.intp], c: FloatArray, y: ND
     sums[PRODUCT] += once[:, 1]
 
 
-def _add_fractional(sums: FloatArray, index: NDArray[np.intp], c: FloatArray, y: FloatArray, bins: int) -> None:
-    for moment, weights in enumerate((None, c, y, c * c, c * y, y * y)):
-        sums[moment] += np.bincount(index, weights, bins)
+def moment_sums(index: NDArray[np.intp], c: FloatArray, y: FloatArray, cells: int) -> FloatArray:
+    """The six sums of every cell, [6, cells], where `index` says which cell each confidence falls into."""
+    return np.stack([np.bincount(index, weights, cells) for weights in (None, c, y, c * c, c * y, y * y)])
 
 
 def expected_calibration_error(confidences: Any, correct: Any, bins: int = 15) -> float:

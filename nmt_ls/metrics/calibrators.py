@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from nmt_ls.metrics.calibration import checked_pair
-from nmt_ls.metrics.inputs import FloatArray, as_array, check_unit_interval
+from nmt_ls.metrics.inputs import FloatArray, as_array, check_unit_interval, mean_of_ties
 from nmt_ls.metrics.temperature import as_tensor, check_logits, fit_temperature, log_probs, logit_chunks
 
 
@@ -128,8 +128,7 @@ class IsotonicCalibration:
         check_unit_interval(y, "correct")
         if c.size == 0:
             raise ValueError("there are no confidences to fit an isotonic calibrator to")
-        values, inverse, counts = np.unique(c.astype(np.float64), return_inverse=True, return_counts=True)
-        means = np.bincount(inverse.ravel(), y.astype(np.float64)) / counts
+        values, means, counts = mean_of_ties(c, y)
         fitted = pool_adjacent_violators(means, counts.astype(np.float64))
         # only the ends of each step matter to interpolation
         changes = np.flatnonzero(np.diff(fitted) != 0)
