@@ -17,9 +17,10 @@ from torch import Tensor
 from nmt_ls.corpus import Corpus, Split
 from nmt_ls.losses import LossConfig
 from nmt_ls.metrics.calibration import Calibration, CalibrationAccumulator
+from nmt_ls.metrics.figures import calibration_figures
 from nmt_ls.metrics.inputs import FloatArray
 from nmt_ls.metrics.logit_gaps import LogitGapAccumulator, LogitGaps, ideal_logit_gap
-from nmt_ls.metrics.null import calibration_test, null_distribution
+from nmt_ls.metrics.null import null_distribution
 from nmt_ls.metrics.plots import logit_gap_figure, reliability_diagram, risk_coverage_figure
 from nmt_ls.metrics.selective import risk_coverage
 from nmt_ls.metrics.sequence import correlation, empty_translation, nbest_calibration
@@ -53,25 +54,9 @@ class Watcher:
 
 
 def forced_figures(forced: TeacherForced) -> Figures:
-    """Likelihood, calibration and selective prediction given the correct prefix.
-
-    Of ECE the floor (95% of a calibrated model's ECEs lie below) and the p-value, and the unbiased squared L2 error.
-    """
+    """Likelihood, calibration and selective prediction given the correct prefix."""
     tokens = forced.tokens
-    test = calibration_test(tokens.confidences, tokens.correct, BINS)
-    curve = risk_coverage(tokens.confidences, tokens.correct)
-    return Figures(
-        values={
-            **forced.figures(),
-            "ece_floor": test.floor,
-            "ece_p_value": test.p_value,
-            "squared_l2": test.unbiased_squared_l2,
-            "over_confidence": forced.calibration.over_confidence,
-            "under_confidence": forced.calibration.under_confidence,
-            "aurc": curve.aurc,
-            "excess_aurc": curve.excess_aurc,
-        }
-    )
+    return Figures(values={**forced.figures(), **calibration_figures(tokens.confidences, tokens.correct, bins=BINS)})
 
 
 def translation_figures(evaluation: Evaluation) -> Figures:
@@ -112,18 +97,7 @@ class OutputTokens:
 
     def figures(self) -> Figures:
         """Inference calibration, in the names of the teacher-forced one."""
-        calibration, test = self.calibration(), calibration_test(self.confidences, self.correct, BINS)
-        values = {
-            "ece": calibration.ece,
-            "ece_floor": test.floor,
-            "ece_p_value": test.p_value,
-            "squared_l2": test.unbiased_squared_l2,
-            "over_confidence": calibration.over_confidence,
-            "under_confidence": calibration.under_confidence,
-            "confidence": calibration.confidence,
-            "accuracy": calibration.accuracy,
-            "tokens": float(calibration.count),
-        }
+        values = calibration_figures(self.confidences, self.correct, bins=BINS) | {"tokens": len(self.correct)}
         return Figures(
             values={f"inference_{name}": value for name, value in values.items()},
             searched=True,

@@ -13,12 +13,20 @@ from nmt_ls.corpus import Corpus
 from nmt_ls.experiment.records import read_records
 from nmt_ls.experiment.run_directory import RunDirectory
 from nmt_ls.losses import LossConfig
-from nmt_ls.metrics import expected_calibration_error
+from nmt_ls.metrics import calibration_figures, expected_calibration_error
 from nmt_ls.metrics.logit_gaps import LogitGapAccumulator
 from nmt_ls.metrics.ter_alignment import ter_alignment
 from nmt_ls.reporting import ScoreConfig
 from nmt_ls.score import main
-from nmt_ls.score_figures import OutputTokens, Watcher, gap_figures, nbest_figures, sentence_figures, slice_figures
+from nmt_ls.score_figures import (
+    OutputTokens,
+    Watcher,
+    forced_figures,
+    gap_figures,
+    nbest_figures,
+    sentence_figures,
+    slice_figures,
+)
 from nmt_ls.scoring import Evaluation, evaluate
 from nmt_ls.search import SearchConfig
 from nmt_ls.search_changes import SearchChanges
@@ -46,6 +54,15 @@ def test_the_empty_translation(watched: tuple[Translator, Evaluation, Watcher], 
     log_probs = [found[0].log_prob for found in evaluation.hypotheses]
     assert values["empty_preferred"] == pytest.approx(np.mean(watcher.empty_S > log_probs))
     assert -1 <= values["mean_log_prob_bleu_spearman"] <= 1
+
+
+def test_every_calibration_figure_of_the_library_is_given(watched: tuple[Translator, Evaluation, Watcher]) -> None:
+    forced = watched[1].teacher_forced
+    expected = calibration_figures(forced.tokens.confidences, forced.tokens.correct)
+    values = forced_figures(forced).values
+    assert values == {**values, **expected}
+    assert values == {**values, **forced.figures()}  # one number by one name
+    assert {"mce", "brier", "within_bin", "equal_mass_ece", "sweep_ece", "smooth_ece", "ece_null_mean"} <= set(values)
 
 
 def test_gaps_are_of_temperature_one_and_of_every_token(watched: tuple[Translator, Evaluation, Watcher]) -> None:
@@ -85,6 +102,8 @@ def test_output_tokens_are_aligned_with_the_nearer_reference(
     assert values["inference_under_confidence"] == pytest.approx(1 - math.exp(-0.5))
     assert values["inference_over_confidence"] == 0
     assert values["inference_tokens"] == len(pieces)
+    expected = calibration_figures(found.confidences, found.correct)
+    assert set(values) == {f"inference_{name}" for name in (*expected, "tokens")}
 
 
 def test_nbest_lists_are_calibrated_against_the_best_of_each(watched: tuple[Translator, Evaluation, Watcher]) -> None:

@@ -190,12 +190,11 @@ class Calibration:
     ece: float
     mce: float
     debiased_l1: float
-    squared_l2: float
     unbiased_squared_l2: float
     over_confidence: float
     under_confidence: float
-    brier: float
-    reliability: float
+    brier: float  # = reliability - resolution + uncertainty + within_bin (Murphy 1973; Stephenson et al. 2008)
+    reliability: float  # the squared L2 error with the bias of finite bins
     resolution: float
     uncertainty: float
     within_bin: float
@@ -206,9 +205,23 @@ class Calibration:
         return self.accuracy - self.confidence
 
     def figures(self) -> dict[str, float]:
-        """Every figure that is one number, for a record or a table."""
-        scalars = {name: value for name, value in vars(self).items() if not name.startswith("bin_")}
-        return scalars | {"signed_gap": self.signed_gap}
+        """Every figure that is one number, by the names under which they are recorded; squared_l2 is the unbiased."""
+        return {
+            "accuracy": self.accuracy,
+            "confidence": self.confidence,
+            "ece": self.ece,
+            "debiased_ece": self.debiased_l1,
+            "squared_l2": self.unbiased_squared_l2,
+            "mce": self.mce,
+            "brier": self.brier,
+            "reliability": self.reliability,
+            "resolution": self.resolution,
+            "uncertainty": self.uncertainty,
+            "within_bin": self.within_bin,
+            "over_confidence": self.over_confidence,
+            "under_confidence": self.under_confidence,
+            "signed_gap": self.signed_gap,
+        }
 
 
 def calibration_from_sums(sums: FloatArray) -> Calibration:
@@ -236,7 +249,6 @@ def calibration_from_sums(sums: FloatArray) -> Calibration:
         ece=float(ece_from_sums(sums)),
         mce=float(np.abs(gap).max()),
         debiased_l1=float(debiased_l1_from_sums(sums)),
-        squared_l2=reliability,
         unbiased_squared_l2=float(unbiased_squared_l2_from_sums(sums)),
         over_confidence=float((weight * np.maximum(-gap, 0)).sum()),
         under_confidence=float((weight * np.maximum(gap, 0)).sum()),

@@ -50,9 +50,11 @@ def test_ece_by_hand():
     assert result.under_confidence == pytest.approx(2 / 5 * 0.2)
     assert result.accuracy == pytest.approx(0.6)
     assert result.confidence == pytest.approx(0.6)
-    assert result.squared_l2 == pytest.approx(2 / 5 * 0.2**2 + 3 / 5 * (0.8 - 2 / 3) ** 2)
+    assert result.reliability == pytest.approx(2 / 5 * 0.2**2 + 3 / 5 * (0.8 - 2 / 3) ** 2)
     assert result.signed_gap == pytest.approx(result.under_confidence - result.over_confidence, abs=1e-12)
     assert result.figures()["ece"] == result.ece
+    assert not hasattr(result, "squared_l2")  # one name, one meaning: the recorded one is the unbiased
+    assert result.figures()["squared_l2"] == result.unbiased_squared_l2
     assert all(isinstance(value, int | float) for value in result.figures().values())
 
 
