@@ -20,7 +20,7 @@ from nmt_ls.metrics.calibration import Calibration, CalibrationAccumulator
 from nmt_ls.metrics.figures import calibration_figures
 from nmt_ls.metrics.inputs import FloatArray
 from nmt_ls.metrics.logit_gaps import LogitGapAccumulator, LogitGaps, ideal_logit_gap
-from nmt_ls.metrics.null import null_distribution
+from nmt_ls.metrics.null import calibration_test, null_distribution
 from nmt_ls.metrics.plots import logit_gap_figure, reliability_diagram, risk_coverage_figure
 from nmt_ls.metrics.selective import risk_coverage
 from nmt_ls.metrics.sequence import correlation, empty_translation, nbest_calibration
@@ -35,6 +35,7 @@ from nmt_ls.vocabulary import EOS, Vocabulary
 POSITION_EDGES = (1, 4, 8, 16)  # from 1, end-of-sentence included
 FREQUENCY_EDGES = (10, 100, 1_000, 10_000)  # of the label among the training split's targets
 LENGTH_EDGES = (5, 10, 15, 20, 30)  # of the reference in pieces, end-of-sentence included
+EXACT_SLICE = 1_000  # tokens whose null distribution is drawn one by one, in about 30 ms; of more, bin by bin
 
 
 class Watcher:
@@ -186,15 +187,26 @@ def slice_figures(tokens: Tokens, corpus: Corpus) -> list[Figures]:
 def calibration_apart(
     confidences: FloatArray, correct: NDArray[np.bool_], kinds: Mapping[str, tuple[NDArray[np.intp], list[str]]]
 ) -> list[Figures]:
-    """ECE and signed gap (accuracy minus confidence) of each slice; kinds: the tokens' slices, and their names."""
-    return [
-        Figures(
-            values={f"ece_by_{kind}": calibration.ece, f"signed_gap_by_{kind}": calibration.signed_gap},
-            recipe={"slice": names[index], "tokens": calibration.count},
-        )
-        for kind, (groups, names) in kinds.items()
-        for index, calibration in calibration_by_slice(confidences, correct, groups, BINS).items()
-    ]
+    """Of each slice ECE with its floor and p-value, debiased ECE, and signed gap (accuracy minus confidence).
+
+    A slice has fewer tokens than the whole, and so a higher floor: an ECE below it says nothing.
+    kinds: the tokens' slices, and their names.
+    """
+    found = []
+    for kind, (groups, names) in kinds.items():
+        for index, calibration in calibration_by_slice(confidences, correct, groups, BINS).items():
+            inside = groups == index
+            test = calibration_test(confidences[inside], correct[inside], BINS, exact_up_to=EXACT_SLICE)
+            values = {
+                "ece": calibration.ece,
+                "ece_floor": test.floor,
+                "ece_p_value": test.p_value,
+                "debiased_ece": calibration.debiased_l1,
+                "signed_gap": calibration.signed_gap,
+            }
+            values = {f"{name}_by_{kind}": value for name, value in values.items()}
+            found.append(Figures(values=values, recipe={"slice": names[index], "tokens": calibration.count}))
+    return found
 
 
 def reliability(name: str, forced: TeacherForced, outputs: OutputTokens | None, title: str) -> Figure:

@@ -21,6 +21,7 @@ from nmt_ls.score import main
 from nmt_ls.score_figures import (
     OutputTokens,
     Watcher,
+    calibration_apart,
     forced_figures,
     gap_figures,
     nbest_figures,
@@ -125,6 +126,21 @@ def test_nbest_lists_are_calibrated_against_the_best_of_each(watched: tuple[Tran
     assert found.values["nbest_brier"] == pytest.approx((0.0625 + 0.0625) / 3)
     assert found.searched
     assert nbest_figures(watched[1], OneReference()) == []  # type: ignore[arg-type]
+
+
+def test_a_slice_has_a_floor_of_its_own() -> None:
+    rng = np.random.default_rng(0)
+    confidences = rng.beta(3, 1, 4_000)
+    groups = (np.arange(4_000) % 20 == 0).astype(np.intp)
+    correct = rng.random(4_000) < confidences - 0.1 * (groups == 0)  # the large slice is too sure, the small one not
+    large, small = calibration_apart(confidences, correct, {"end": (groups, ["words", "end of sentence"])})
+    assert (large.recipe["tokens"], small.recipe["tokens"]) == (3_800, 200)
+    whole = calibration_figures(confidences[groups == 1], correct[groups == 1])
+    for name in ("ece", "ece_floor", "ece_p_value", "debiased_ece", "signed_gap"):
+        assert small.values[f"{name}_by_end"] == pytest.approx(whole[name]), name
+    assert small.values["ece_floor_by_end"] > 3 * large.values["ece_floor_by_end"]
+    assert large.values["ece_p_value_by_end"] < 0.01 < small.values["ece_p_value_by_end"]
+    assert "ece_floor_by_end (words)" in [row["figure"] for row in large.rows()]
 
 
 def test_slices_partition_the_tokens(watched: tuple[Translator, Evaluation, Watcher], small_corpus: Corpus) -> None:
