@@ -131,12 +131,11 @@ def test_figures_by_hand() -> None:
     by_name = {figures.recipe["estimator"]: figures.values for figures in estimated}
     ece = expected_calibration_error(tokens.confidences, tokens.correct)
     assert by_name["equal-width"] == {"estimated_ece": pytest.approx(ece)}
-    assert by_name["squared-l2"] == {
-        "estimated_squared_l2": pytest.approx(0.5 * (0.4**2 - 0.25) + 0.5 * (0.2**2 - 0.25))
-    }
-    # two bins of gaps -0.2 and -0.1, less the variance of each: (0.1^2 + 0.1^2) / 2 in both
+    # two bins of gaps -0.4 and 0.2, less the variance of each, 0.5 / 2; of the truths -0.2 and -0.1, less 0.02 / 2
+    squared = 0.5 * (0.4**2 - 0.25) + 0.5 * (0.2**2 - 0.25)
+    assert by_name["squared-l2"] == {"estimated_squared_l2": pytest.approx(squared)}
     assert exact.values["exact_squared_l2"] == pytest.approx(0.5 * (0.2**2 - 0.01) + 0.5 * (0.1**2 - 0.01))
-    # the truths rise from 0.2 to 0.7 over two sweep bins, and would over the four tokens, ties shared
+    # a bin a token; tied tokens share the mean of their truths, 0.2 and 0.7
     assert exact.values["exact_sweep_ece"] == pytest.approx(0.5 * 0.2 + 0.5 * 0.1)
     assert {figures.recipe["sample_tokens"] for figures in estimated} == {4}
 

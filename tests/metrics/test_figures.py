@@ -27,11 +27,8 @@ def test_every_figure_is_that_of_its_own_function():
     found = calibration_figures(c, y, bins=10)
     binned, test = CalibrationAccumulator(10).update(c, y).compute(), calibration_test(c, y, 10)
     assert found["ece"] == expected_calibration_error(c, y, 10) == test.ece
-    assert (found["ece_floor"], found["ece_null_mean"], found["ece_p_value"]) == (
-        test.floor,
-        test.null_mean,
-        test.p_value,
-    )
+    assert (found["ece_floor"], found["ece_p_value"]) == (test.floor, test.p_value)
+    assert found["ece_null_mean"] == test.null_mean
     assert (found["squared_l2"], found["squared_l2_p_value"]) == (test.unbiased_squared_l2, test.squared_l2_p_value)
     assert (found["sweep_ece"], found["sweep_bins"]) == sweep_ece(c, y)
     assert (found["equal_mass_ece"], found["smooth_ece"]) == (equal_mass_ece(c, y, 10), smooth_ece(c, y))

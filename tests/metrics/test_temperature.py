@@ -200,7 +200,7 @@ def test_grid_refuses_what_it_cannot_compute():
         temperature_grid_statistics(logits, targets + 20, [1.0])
     spoiled = logits.clone()
     spoiled[3, 5] = math.nan
-    with pytest.raises(ValueError, match="logits must not hold NaN .* row 3 does"):
+    with pytest.raises(ValueError, match=r"logits must not hold NaN .* row 3 does"):
         temperature_grid_statistics(spoiled, targets, [1.0])
     targets[3] = -100
     assert not temperature_grid_statistics(spoiled, targets, [1.0]).confidences.isnan().any()
