@@ -92,7 +92,7 @@ class VectorScaling:
             for z_NK, y_N in logit_chunks(logits_NK, targets_N):
                 log_p = torch.log_softmax(parameters_2K[0] * z_NK.double() + parameters_2K[1], -1)
                 part = -log_p.gather(1, y_N[:, None]).sum() / targets_N.numel()
-                part.backward()  # type: ignore[no-untyped-call]
+                part.backward()
                 loss = loss.detach() + part.detach()
             return loss
 
