@@ -49,8 +49,9 @@ def calibration_figures(
         "smooth_ece": smooth_ece(confidences_N, correct_N),
         "sweep_bins": sweep_bins,
         "ece_null_mean": test.null_mean,
-        **binned,  # what is above keeps its place
+        "squared_l2": binned["squared_l2"],
         "squared_l2_p_value": test.squared_l2_p_value,
+        **binned,  # what is above keeps its place
         "aurc": curve.aurc,
         "excess_aurc": curve.excess_aurc,
         **({} if probabilities_NK is None else _class_figures(probabilities_NK, targets_N, bins)),
