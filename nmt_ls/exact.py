@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,6 @@ from nmt_ls.metrics.adaptive import equal_mass_ece, smooth_ece, sweep_ece
 from nmt_ls.metrics.calibration import (
     binned_sums,
     debiased_l1_from_sums,
-    ece_from_sums,
     expected_calibration_error,
     unbiased_squared_l2_from_sums,
 )
@@ -43,15 +43,36 @@ from nmt_ls.truth import is_embedded
 MOST_SAMPLES = 20
 """Disjoint samples of a size on which the estimators are tried."""
 
-Estimator = Callable[[FloatArray, NDArray[np.bool_]], float]
-ESTIMATORS: dict[str, Estimator] = {
-    "equal-width": lambda c, y: expected_calibration_error(c, y, BINS),
-    "debiased": lambda c, y: float(debiased_l1_from_sums(binned_sums(c, y, BINS))),
-    "equal-mass": lambda c, y: equal_mass_ece(c, y, BINS),
-    "sweep": lambda c, y: sweep_ece(c, y)[0],
-    "smooth": smooth_ece,
+Measure = Callable[[FloatArray, NDArray[Any]], float]
+"""Of confidences [N] and correctness [N]: 0/1, or the true probability of being right."""
+
+
+def _squared_l2(confidences: FloatArray, correct: NDArray[Any]) -> float:
+    return float(unbiased_squared_l2_from_sums(binned_sums(confidences, correct, BINS)))
+
+
+EXACT: dict[str, Measure] = {
+    "exact_ece": lambda c, p: expected_calibration_error(c, p, BINS),
+    "exact_equal_mass_ece": lambda c, p: equal_mass_ece(c, p, BINS),
+    "exact_sweep_ece": lambda c, p: sweep_ece(c, p)[0],
+    "exact_smooth_ece": smooth_ece,
+    "exact_squared_l2": _squared_l2,
 }
-"""Of ECE, by name; the truth of the first three is exact_ece (equal-mass: exact_equal_mass_ece)."""
+"""The exact values by name: calibration errors of all tokens, with the true probability of being right for
+correctness. The sweep's bins are as many as keep that probability rising from bin to bin."""
+
+ESTIMATORS: dict[str, Measure] = {
+    "equal-width": EXACT["exact_ece"],
+    "debiased": lambda c, y: float(debiased_l1_from_sums(binned_sums(c, y, BINS))),
+    "equal-mass": EXACT["exact_equal_mass_ece"],
+    "sweep": EXACT["exact_sweep_ece"],
+    "smooth": EXACT["exact_smooth_ece"],
+    "squared-l2": EXACT["exact_squared_l2"],
+}
+"""What is made of 0/1 correctness, by name. Each is held against the same measure with the truth: equal-width against
+exact_ece, equal-mass, sweep, smooth and squared-l2 (unbiased, Kumar et al. 2019) against the exact value of that name;
+debiased, which corrects equal-width ECE, against exact_ece too. All estimate an ECE and are recorded as estimated_ece,
+but squared-l2, whose unit is another: estimated_squared_l2."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,13 +145,9 @@ def _against(log_q_NV: Tensor, labels_N: Tensor, text: FreshText, tokens_N: NDAr
 def exact_figures(tokens: ExactTokens) -> list[Figures]:
     """Exact calibration and approximation error; then what each estimator of ECE says of samples of these tokens."""
     recipe = {"split": "test", "drawn": "afresh", "tokens": len(tokens)}
-    sums = binned_sums(tokens.confidences, tokens.truths, BINS)
     gaps = tokens.truths - tokens.confidences
     exact = {
-        "exact_ece": float(ece_from_sums(sums)),
-        "exact_equal_mass_ece": equal_mass_ece(tokens.confidences, tokens.truths, BINS),
-        "exact_smooth_ece": smooth_ece(tokens.confidences, tokens.truths),
-        "exact_squared_l2": float(unbiased_squared_l2_from_sums(sums)),
+        **{name: measure(tokens.confidences, tokens.truths) for name, measure in EXACT.items()},
         "exact_signed_gap": float(gaps.mean()),
         "exact_accuracy": float(tokens.truths.mean()),
         "kl_to_truth": float(tokens.kl.mean()),
@@ -158,10 +175,11 @@ def estimator_figures(tokens: ExactTokens, recipe: dict[str, object]) -> list[Fi
                 estimator(tokens.confidences[start : start + size], tokens.correct[start : start + size])
                 for start in starts
             ]
-            spread = {"estimated_ece_sd": float(np.std(values, ddof=1))} if len(values) > 1 else {}
+            figure = "estimated_squared_l2" if name == "squared-l2" else "estimated_ece"
+            spread = {f"{figure}_sd": float(np.std(values, ddof=1))} if len(values) > 1 else {}
             found.append(
                 Figures(
-                    values={"estimated_ece": float(np.mean(values)), **spread},
+                    values={figure: float(np.mean(values)), **spread},
                     recipe={**recipe, "estimator": name, "sample_tokens": size, "samples": len(values)},
                 )
             )
@@ -169,10 +187,12 @@ def estimator_figures(tokens: ExactTokens, recipe: dict[str, object]) -> list[Fi
 
 
 def estimator_diagram(figures: list[Figures], title: str) -> Figure:
-    """What the estimators say against the number of tokens, beside the exact value."""
+    """What the estimators of ECE say against the number of tokens, beside the exact value of equal-width bins."""
     exact, *estimated = figures
     curves: dict[str, dict[int, tuple[float, float]]] = {}
     for each in estimated:
+        if "estimated_ece" not in each.values:
+            continue
         mean, sd = each.values["estimated_ece"], each.values.get("estimated_ece_sd", 0.0)
         curves.setdefault(str(each.recipe["estimator"]), {})[int(each.recipe["sample_tokens"])] = (mean, sd)
     return estimator_figure(curves, exact.values["exact_ece"], title=title)

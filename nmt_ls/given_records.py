@@ -29,11 +29,11 @@ from numpy.typing import NDArray
 
 from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.records import Signature, provenance
-from nmt_ls.metrics.adaptive import equal_mass_ece, smooth_ece, sweep_ece
 from nmt_ls.metrics.calibration import CalibrationAccumulator
+from nmt_ls.metrics.figures import calibration_figures
 from nmt_ls.metrics.inputs import FloatArray
 from nmt_ls.metrics.likelihood import perplexity
-from nmt_ls.metrics.null import calibration_test, null_distribution
+from nmt_ls.metrics.null import null_distribution
 from nmt_ls.metrics.plots import reliability_diagram, risk_coverage_figure
 from nmt_ls.metrics.selective import risk_coverage
 from nmt_ls.metrics.slices import bucket
@@ -171,36 +171,10 @@ def _refuse(where: str, key: str, fault: str, advice: str | None = None) -> NoRe
 
 def record_figures(tokens: TokenRecords) -> list[Figures]:
     """The calibration report: every figure of the tokens, and calibration apart by position, at the end, by length."""
-    c, y = tokens.confidences, tokens.correct
-    calibration = CalibrationAccumulator(BINS).update(c, y).compute()
-    test, curve, (sweep, sweep_bins) = calibration_test(c, y, BINS), risk_coverage(c, y), sweep_ece(c, y)
-    values = {
-        "tokens": float(len(c)),
-        "sentences": float(tokens.sentences.max() + 1),
-        "accuracy": calibration.accuracy,
-        "confidence": calibration.confidence,
-        "ece": calibration.ece,
-        "ece_floor": test.floor,
-        "ece_null_mean": test.null_mean,
-        "ece_p_value": test.p_value,
-        "debiased_ece": calibration.debiased_l1,
-        "equal_mass_ece": equal_mass_ece(c, y, BINS),
-        "sweep_ece": sweep,
-        "sweep_bins": float(sweep_bins),
-        "smooth_ece": smooth_ece(c, y),
-        "squared_l2": test.unbiased_squared_l2,
-        "squared_l2_p_value": test.squared_l2_p_value,
-        "mce": calibration.mce,
-        "brier": calibration.brier,
-        "brier_reliability": calibration.reliability,
-        "brier_resolution": calibration.resolution,
-        "brier_uncertainty": calibration.uncertainty,
-        "brier_within_bin": calibration.within_bin,
-        "over_confidence": calibration.over_confidence,
-        "under_confidence": calibration.under_confidence,
-        "signed_gap": calibration.signed_gap,
-        "aurc": curve.aurc,
-        "excess_aurc": curve.excess_aurc,
+    values: dict[str, float] = {
+        "tokens": len(tokens.correct),
+        "sentences": int(tokens.sentences.max()) + 1,
+        **calibration_figures(tokens.confidences, tokens.correct, bins=BINS),
     }
     if tokens.log_probs is not None:
         nll = float(-tokens.log_probs.mean())

@@ -6,6 +6,7 @@ Shapes: N tokens of a slab, V pieces, S sentences of the split.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from nmt_ls.corpus import Corpus, Split
 from nmt_ls.losses import LossConfig
 from nmt_ls.metrics.calibration import Calibration, CalibrationAccumulator
+from nmt_ls.metrics.figures import calibration_figures
 from nmt_ls.metrics.inputs import FloatArray
 from nmt_ls.metrics.logit_gaps import LogitGapAccumulator, LogitGaps, ideal_logit_gap
 from nmt_ls.metrics.null import calibration_test, null_distribution
@@ -33,6 +35,7 @@ from nmt_ls.vocabulary import EOS, Vocabulary
 POSITION_EDGES = (1, 4, 8, 16)  # from 1, end-of-sentence included
 FREQUENCY_EDGES = (10, 100, 1_000, 10_000)  # of the label among the training split's targets
 LENGTH_EDGES = (5, 10, 15, 20, 30)  # of the reference in pieces, end-of-sentence included
+EXACT_SLICE = 1_000  # tokens whose null distribution is drawn one by one, in about 30 ms; of more, bin by bin
 
 
 class Watcher:
@@ -52,25 +55,9 @@ class Watcher:
 
 
 def forced_figures(forced: TeacherForced) -> Figures:
-    """Likelihood, calibration and selective prediction given the correct prefix.
-
-    Of ECE the floor (95% of a calibrated model's ECEs lie below) and the p-value, and the unbiased squared L2 error.
-    """
+    """Likelihood, calibration and selective prediction given the correct prefix."""
     tokens = forced.tokens
-    test = calibration_test(tokens.confidences, tokens.correct, BINS)
-    curve = risk_coverage(tokens.confidences, tokens.correct)
-    return Figures(
-        values={
-            **forced.figures(),
-            "ece_floor": test.floor,
-            "ece_p_value": test.p_value,
-            "squared_l2": test.unbiased_squared_l2,
-            "over_confidence": forced.calibration.over_confidence,
-            "under_confidence": forced.calibration.under_confidence,
-            "aurc": curve.aurc,
-            "excess_aurc": curve.excess_aurc,
-        }
-    )
+    return Figures(values={**forced.figures(), **calibration_figures(tokens.confidences, tokens.correct, bins=BINS)})
 
 
 def translation_figures(evaluation: Evaluation) -> Figures:
@@ -111,18 +98,7 @@ class OutputTokens:
 
     def figures(self) -> Figures:
         """Inference calibration, in the names of the teacher-forced one."""
-        calibration, test = self.calibration(), calibration_test(self.confidences, self.correct, BINS)
-        values = {
-            "ece": calibration.ece,
-            "ece_floor": test.floor,
-            "ece_p_value": test.p_value,
-            "squared_l2": test.unbiased_squared_l2,
-            "over_confidence": calibration.over_confidence,
-            "under_confidence": calibration.under_confidence,
-            "confidence": calibration.confidence,
-            "accuracy": calibration.accuracy,
-            "tokens": float(calibration.count),
-        }
+        values = calibration_figures(self.confidences, self.correct, bins=BINS) | {"tokens": len(self.correct)}
         return Figures(
             values={f"inference_{name}": value for name, value in values.items()},
             searched=True,
@@ -130,20 +106,30 @@ class OutputTokens:
         )
 
 
-def sentence_scores(evaluation: Evaluation, split: Split) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
-    """Of every sentence that has a translation: log p, log p a token, sentence BLEU, sentence chrF."""
+class SentenceScores(NamedTuple):
+    """Of every sentence that has a translation; each [number of those]."""
+
+    rows: list[int]  # of the split
+    log_p: FloatArray  # of the translation, nats
+    a_token: FloatArray  # the same over its tokens, end-of-sentence included
+    bleu: FloatArray  # of the sentence, at most 100
+    chrf: FloatArray
+
+
+def sentence_scores(evaluation: Evaluation, split: Split) -> SentenceScores:
+    """How probable each translation is, and how good."""
     rows = [row for row, found in enumerate(evaluation.hypotheses) if found and found[0].token_log_probs]
     best = [evaluation.hypotheses[row][0] for row in rows]
     texts, references = [one.text for one in best], [split.references(row) for row in rows]
     log_p = np.array([one.log_prob for one in best])
     a_token = log_p / np.array([len(one.token_log_probs) for one in best])
     bleu = np.minimum(sentence_bleu(texts, references), 100.0)  # sacrebleu's rounding exceeds it a little
-    return log_p, a_token, bleu, sentence_chrf(texts, references)
+    return SentenceScores(rows, log_p, a_token, bleu, sentence_chrf(texts, references))
 
 
 def sentence_figures(evaluation: Evaluation, split: Split, empty_S: FloatArray) -> Figures:
     """Do probable translations have better quality, and how probable is saying nothing?"""
-    log_p, a_token, bleu, chrf = sentence_scores(evaluation, split)
+    rows, log_p, a_token, bleu, chrf = sentence_scores(evaluation, split)
     values: dict[str, float] = {}
     if len(log_p) >= 2:
         for quality_name, quality in (("bleu", bleu), ("chrf", chrf)):
@@ -154,7 +140,6 @@ def sentence_figures(evaluation: Evaluation, split: Split, empty_S: FloatArray) 
     if len(log_p):
         curve = risk_coverage(a_token, bleu / 100)
         values |= {"sentence_aurc": curve.aurc, "sentence_excess_aurc": curve.excess_aurc}
-        rows = [row for row, found in enumerate(evaluation.hypotheses) if found and found[0].token_log_probs]
         empty = empty_translation(np.minimum(empty_S[rows], 0.0), np.minimum(log_p, 0.0))
         values |= {"empty_probability": empty.mean_probability, "empty_preferred": empty.preferred}
     return Figures(values=values, searched=True)
@@ -202,15 +187,26 @@ def slice_figures(tokens: Tokens, corpus: Corpus) -> list[Figures]:
 def calibration_apart(
     confidences: FloatArray, correct: NDArray[np.bool_], kinds: Mapping[str, tuple[NDArray[np.intp], list[str]]]
 ) -> list[Figures]:
-    """ECE and signed gap (accuracy minus confidence) of each slice; kinds: the tokens' slices, and their names."""
-    return [
-        Figures(
-            values={f"ece_by_{kind}": calibration.ece, f"signed_gap_by_{kind}": calibration.signed_gap},
-            recipe={"slice": names[index], "tokens": calibration.count},
-        )
-        for kind, (groups, names) in kinds.items()
-        for index, calibration in calibration_by_slice(confidences, correct, groups, BINS).items()
-    ]
+    """Of each slice ECE with its floor and p-value, debiased ECE, and signed gap (accuracy minus confidence).
+
+    A slice has fewer tokens than the whole, and so a higher floor: an ECE below it says nothing.
+    kinds: the tokens' slices, and their names.
+    """
+    found = []
+    for kind, (groups, names) in kinds.items():
+        for index, calibration in calibration_by_slice(confidences, correct, groups, BINS).items():
+            inside = groups == index
+            test = calibration_test(confidences[inside], correct[inside], BINS, exact_up_to=EXACT_SLICE)
+            values = {
+                "ece": calibration.ece,
+                "ece_floor": test.floor,
+                "ece_p_value": test.p_value,
+                "debiased_ece": calibration.debiased_l1,
+                "signed_gap": calibration.signed_gap,
+            }
+            values = {f"{name}_by_{kind}": value for name, value in values.items()}
+            found.append(Figures(values=values, recipe={"slice": names[index], "tokens": calibration.count}))
+    return found
 
 
 def reliability(name: str, forced: TeacherForced, outputs: OutputTokens | None, title: str) -> Figure:
@@ -224,10 +220,10 @@ def reliability(name: str, forced: TeacherForced, outputs: OutputTokens | None, 
 def risks(evaluation: Evaluation, split: Split, title: str) -> Figure:
     """Risk against coverage: of tokens given the correct prefix, and of whole translations by log p a token."""
     tokens = evaluation.teacher_forced.tokens
-    _, a_token, bleu, _ = sentence_scores(evaluation, split)
+    scores = sentence_scores(evaluation, split)
     curves = {"tokens: share wrong": risk_coverage(tokens.confidences, tokens.correct)}
-    if len(bleu):
-        curves["sentences: 1 − sentence BLEU"] = risk_coverage(a_token, bleu / 100)
+    if scores.rows:
+        curves["sentences: 1 − sentence BLEU"] = risk_coverage(scores.a_token, scores.bleu / 100)
     return risk_coverage_figure(curves, title=title, risk_label="risk")
 
 

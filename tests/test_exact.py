@@ -10,11 +10,12 @@ import torch
 
 from data_prep.grammar import Grammar
 from nmt_ls.corpus import Corpus
-from nmt_ls.exact import ExactTokens, check_exact, exact_figures, exact_tokens, sample_sizes
+from nmt_ls.exact import ExactTokens, check_exact, estimator_diagram, exact_figures, exact_tokens, sample_sizes
 from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.run_directory import RunDirectory
 from nmt_ls.fresh_text import fresh_pairs, fresh_text
 from nmt_ls.metrics import expected_calibration_error
+from nmt_ls.metrics.plots import figure_svg
 from nmt_ls.translator import Translator
 
 
@@ -130,7 +131,38 @@ def test_figures_by_hand() -> None:
     by_name = {figures.recipe["estimator"]: figures.values for figures in estimated}
     ece = expected_calibration_error(tokens.confidences, tokens.correct)
     assert by_name["equal-width"] == {"estimated_ece": pytest.approx(ece)}
+    # two bins of gaps -0.4 and 0.2, less the variance of each, 0.5 / 2; of the truths -0.2 and -0.1, less 0.02 / 2
+    squared = 0.5 * (0.4**2 - 0.25) + 0.5 * (0.2**2 - 0.25)
+    assert by_name["squared-l2"] == {"estimated_squared_l2": pytest.approx(squared)}
+    assert exact.values["exact_squared_l2"] == pytest.approx(0.5 * (0.2**2 - 0.01) + 0.5 * (0.1**2 - 0.01))
+    # a bin a token; tied tokens share the mean of their truths, 0.2 and 0.7
+    assert exact.values["exact_sweep_ece"] == pytest.approx(0.5 * 0.2 + 0.5 * 0.1)
     assert {figures.recipe["sample_tokens"] for figures in estimated} == {4}
+
+
+def test_each_estimator_tends_to_its_own_exact_value() -> None:
+    rng = np.random.default_rng(1)
+    count = 200_000
+    confidences = rng.beta(2, 1, count)
+    truths = np.clip(confidences - 0.15 * np.sin(8 * confidences), 0, 1)  # falls here and there: few sweep bins
+    zeros = np.zeros(count)
+    tokens = ExactTokens(
+        confidences=confidences, correct=rng.random(count) < truths, truths=truths,
+        kl=zeros, variation=zeros, entropy=zeros, nll=zeros,
+    )  # fmt: skip
+    exact, *estimated = exact_figures(tokens)
+    whole = {str(each.recipe["estimator"]): each.values for each in estimated if each.recipe["sample_tokens"] == count}
+    targets = {name: f"exact_{name.replace('-', '_')}_ece" for name in ("equal-mass", "sweep", "smooth")}
+    targets |= {"equal-width": "exact_ece", "debiased": "exact_ece"}
+    assert {*targets, "squared-l2"} == set(whole)
+    for name, target in targets.items():
+        assert whole[name]["estimated_ece"] == pytest.approx(exact.values[target], abs=0.004), name
+    drawn = figure_svg(estimator_diagram([exact, *estimated], "estimators"))
+    assert "sweep" in drawn
+    assert "squared-l2" not in drawn  # of another unit
+    assert abs(exact.values["exact_sweep_ece"] - exact.values["exact_ece"]) > 0.01
+    error = whole["squared-l2"]["estimated_squared_l2"] - exact.values["exact_squared_l2"]
+    assert abs(error) < 0.02 * exact.values["exact_squared_l2"]
 
 
 def test_samples_do_not_overlap() -> None:

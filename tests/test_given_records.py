@@ -13,7 +13,7 @@ import pytest
 from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.records import read_records
 from nmt_ls.given_records import read_token_records, record_figures
-from nmt_ls.metrics import expected_calibration_error
+from nmt_ls.metrics import calibration_figures, expected_calibration_error
 from nmt_ls.reporting import ScoreConfig
 from nmt_ls.score import main
 from nmt_ls.search_changes import SearchChanges
@@ -105,6 +105,7 @@ def test_the_report_by_hand(tmp_path: Path) -> None:
     )
     whole, *slices = record_figures(tokens)
     values = whole.values
+    assert set(values) - {"tokens", "sentences", "nll", "perplexity"} == set(calibration_figures([0.5], [1]))
     assert values["tokens"] == 4
     assert values["sentences"] == 2
     assert values["ece"] == pytest.approx(0.5 * 0.4 + 0.5 * 0.25)
@@ -114,8 +115,8 @@ def test_the_report_by_hand(tmp_path: Path) -> None:
     assert values["signed_gap"] == pytest.approx(-0.075)
     brier = (0.01 + 0.81 + 0.0625 + 0.5625) / 4
     assert values["brier"] == pytest.approx(brier)
-    split = ("brier_reliability", "brier_uncertainty", "brier_within_bin")
-    assert sum(values[name] for name in split) - values["brier_resolution"] == pytest.approx(brier)
+    split = ("reliability", "uncertainty", "within_bin")
+    assert sum(values[name] for name in split) - values["resolution"] == pytest.approx(brier)
     assert values["nll"] == pytest.approx(1.5)
     assert values["perplexity"] == pytest.approx(math.exp(1.5))
     assert values["aurc"] == pytest.approx((0.5 + 0.5 + 0.5 + 0.5) / 4)
@@ -140,7 +141,7 @@ def test_score_prints_and_records_it(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert found["ece"].value == pytest.approx(expected_calibration_error(confidences, correct))
     assert found["ece"].signature["records"] == "tokens.jsonl"
     assert len(found["ece"].signature["records_sha256"]) == 64
-    assert {"smooth_ece", "sweep_ece", "debiased_ece", "ece_p_value", "brier_resolution"} <= set(found)
+    assert {"smooth_ece", "sweep_ece", "debiased_ece", "ece_p_value", "resolution"} <= set(found)
     assert "nll" not in found
     pictures = {file.name for file in (tmp_path / "results" / "figures").glob("*.png")}
     assert pictures == {"reliability-tokens.png", "risk-coverage-tokens.png"}

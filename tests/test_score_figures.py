@@ -13,12 +13,21 @@ from nmt_ls.corpus import Corpus
 from nmt_ls.experiment.records import read_records
 from nmt_ls.experiment.run_directory import RunDirectory
 from nmt_ls.losses import LossConfig
-from nmt_ls.metrics import expected_calibration_error
+from nmt_ls.metrics import calibration_figures, expected_calibration_error
 from nmt_ls.metrics.logit_gaps import LogitGapAccumulator
 from nmt_ls.metrics.ter_alignment import ter_alignment
 from nmt_ls.reporting import ScoreConfig
 from nmt_ls.score import main
-from nmt_ls.score_figures import OutputTokens, Watcher, gap_figures, nbest_figures, sentence_figures, slice_figures
+from nmt_ls.score_figures import (
+    OutputTokens,
+    Watcher,
+    calibration_apart,
+    forced_figures,
+    gap_figures,
+    nbest_figures,
+    sentence_figures,
+    slice_figures,
+)
 from nmt_ls.scoring import Evaluation, evaluate
 from nmt_ls.search import SearchConfig
 from nmt_ls.search_changes import SearchChanges
@@ -46,6 +55,15 @@ def test_the_empty_translation(watched: tuple[Translator, Evaluation, Watcher], 
     log_probs = [found[0].log_prob for found in evaluation.hypotheses]
     assert values["empty_preferred"] == pytest.approx(np.mean(watcher.empty_S > log_probs))
     assert -1 <= values["mean_log_prob_bleu_spearman"] <= 1
+
+
+def test_every_calibration_figure_of_the_library_is_given(watched: tuple[Translator, Evaluation, Watcher]) -> None:
+    forced = watched[1].teacher_forced
+    expected = calibration_figures(forced.tokens.confidences, forced.tokens.correct)
+    values = forced_figures(forced).values
+    assert values == {**values, **expected}
+    assert values == {**values, **forced.figures()}  # one number by one name
+    assert {"mce", "brier", "within_bin", "equal_mass_ece", "sweep_ece", "smooth_ece", "ece_null_mean"} <= set(values)
 
 
 def test_gaps_are_of_temperature_one_and_of_every_token(watched: tuple[Translator, Evaluation, Watcher]) -> None:
@@ -85,6 +103,8 @@ def test_output_tokens_are_aligned_with_the_nearer_reference(
     assert values["inference_under_confidence"] == pytest.approx(1 - math.exp(-0.5))
     assert values["inference_over_confidence"] == 0
     assert values["inference_tokens"] == len(pieces)
+    expected = calibration_figures(found.confidences, found.correct)
+    assert set(values) == {f"inference_{name}" for name in (*expected, "tokens")}
 
 
 def test_nbest_lists_are_calibrated_against_the_best_of_each(watched: tuple[Translator, Evaluation, Watcher]) -> None:
@@ -106,6 +126,21 @@ def test_nbest_lists_are_calibrated_against_the_best_of_each(watched: tuple[Tran
     assert found.values["nbest_brier"] == pytest.approx((0.0625 + 0.0625) / 3)
     assert found.searched
     assert nbest_figures(watched[1], OneReference()) == []  # type: ignore[arg-type]
+
+
+def test_a_slice_has_a_floor_of_its_own() -> None:
+    rng = np.random.default_rng(0)
+    confidences = rng.beta(3, 1, 4_000)
+    groups = (np.arange(4_000) % 20 == 0).astype(np.intp)
+    correct = rng.random(4_000) < confidences - 0.1 * (groups == 0)  # the large slice is too sure, the small one not
+    large, small = calibration_apart(confidences, correct, {"end": (groups, ["words", "end of sentence"])})
+    assert (large.recipe["tokens"], small.recipe["tokens"]) == (3_800, 200)
+    whole = calibration_figures(confidences[groups == 1], correct[groups == 1])
+    for name in ("ece", "ece_floor", "ece_p_value", "debiased_ece", "signed_gap"):
+        assert small.values[f"{name}_by_end"] == pytest.approx(whole[name]), name
+    assert small.values["ece_floor_by_end"] > 3 * large.values["ece_floor_by_end"]
+    assert large.values["ece_p_value_by_end"] < 0.01 < small.values["ece_p_value_by_end"]
+    assert "ece_floor_by_end (words)" in [row["figure"] for row in large.rows()]
 
 
 def test_slices_partition_the_tokens(watched: tuple[Translator, Evaluation, Watcher], small_corpus: Corpus) -> None:

@@ -17,16 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nmt_ls.losses import LossConfig, Prior, smoothed_cross_entropy
-from nmt_ls.metrics.adaptive import (
-    ClasswiseAccumulator,
-    adaptive_calibration_error,
-    equal_mass_ece,
-    smooth_ece,
-    sweep_ece,
-)
 from nmt_ls.metrics.calibration import Calibration, CalibrationAccumulator
+from nmt_ls.metrics.figures import calibration_figures
 from nmt_ls.metrics.likelihood import Likelihood, LikelihoodAccumulator, TokenStatistics, divergences, token_statistics
-from nmt_ls.metrics.null import calibration_test
 from nmt_ls.metrics.selective import RiskCoverage, risk_coverage
 from nmt_ls.metrics.temperature import log_probs
 from vision_ls.augment import Augmentation
@@ -129,30 +122,12 @@ class ImageScores:
         }
 
     def every_figure(self) -> dict[str, float]:
-        """These and all other calibration figures of the library, and the areas over the risk-coverage curve."""
+        """These and all other calibration figures of the library, those of every class too."""
+        probabilities_NK = log_probs(self.logits_NK, self.temperature).exp()
         confidences, correct = self.examples.confidences, self.examples.correct
-        probabilities_NK, labels_N = log_probs(self.logits_NK, self.temperature).exp().numpy(), self.labels_N.numpy()
-        classwise = ClasswiseAccumulator(probabilities_NK.shape[1], BINS).update(probabilities_NK, labels_N).compute()
-        test, binned = calibration_test(confidences, correct, BINS), self.calibration
-        swept, sweep_bins = sweep_ece(confidences, correct)
-        ranked = self.risk_coverage()
         return {
             **self.figures(),
-            "ece_floor": test.floor,
-            "ece_p_value": test.p_value,
-            "squared_l2": test.unbiased_squared_l2,
-            "squared_l2_p_value": test.squared_l2_p_value,
-            **{name: getattr(binned, name) for name in ("mce", "over_confidence", "under_confidence", "signed_gap")},
-            **{name: getattr(binned, name) for name in ("confidence", "brier", "reliability", "resolution")},
-            "equal_mass_ece": equal_mass_ece(confidences, correct, BINS),
-            "sweep_ece": swept,
-            "sweep_bins": sweep_bins,
-            "smooth_ece": smooth_ece(confidences, correct),
-            "classwise_ece": classwise.static,
-            "worst_class_ece": float(classwise.by_class.max()),
-            "adaptive_calibration_error": adaptive_calibration_error(probabilities_NK, labels_N, BINS),
-            "aurc": ranked.aurc,
-            "excess_aurc": ranked.excess_aurc,
+            **calibration_figures(confidences, correct, probabilities_NK, self.labels_N, bins=BINS),
         }
 
     def risk_coverage(self) -> RiskCoverage:

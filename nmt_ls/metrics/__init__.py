@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nmt_ls.metrics.calibration import CalibrationAccumulator, expected_calibration_error
+    from nmt_ls.metrics.figures import calibration_figures
     from nmt_ls.metrics.likelihood import LikelihoodAccumulator
     from nmt_ls.metrics.temperature import fit_temperature, log_probs
 
 __all__ = [
     "CalibrationAccumulator",
     "LikelihoodAccumulator",
+    "calibration_figures",
     "expected_calibration_error",
     "fit_temperature",
     "log_probs",
@@ -26,6 +28,7 @@ _HOMES = {
     "CalibrationAccumulator": "calibration",
     "expected_calibration_error": "calibration",
     "LikelihoodAccumulator": "likelihood",
+    "calibration_figures": "figures",
     "fit_temperature": "temperature",
     "log_probs": "temperature",
 }

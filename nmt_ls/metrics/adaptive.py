@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nmt_ls.metrics.calibration import bin_indices, checked_pair, checked_probabilities
-from nmt_ls.metrics.inputs import FloatArray, check_bins, check_unit_interval
+from nmt_ls.metrics.inputs import FloatArray, check_bins, check_unit_interval, mean_of_ties
 
 
 def equal_mass_ece(confidences: Any, correct: Any, bins: int = 15) -> float:
@@ -36,8 +36,9 @@ def sweep_ece(confidences: Any, correct: Any) -> tuple[float, int]:
     that breaks it.
     """
     c, y = _sorted_pair(confidences, correct)
-    best = 1
-    for bins in range(2, len(c) + 1):
+    # where correctness itself never falls, neither do the means of any bins: no need to try each number of them
+    best = len(c) if (np.diff(y) >= 0).all() else 1
+    for bins in range(best + 1, len(c) + 1):
         edges = _equal_mass_edges(len(c), bins)
         accuracy = _sums_between(y, edges) / np.diff(edges)
         if (np.diff(accuracy) < -1e-12).any():
@@ -54,8 +55,7 @@ def _sorted_pair(confidences: Any, correct: Any) -> tuple[FloatArray, FloatArray
     check_unit_interval(y, "correct")
     if c.size == 0:
         raise ValueError("calibration of nothing: no confidences were given")
-    values, inverse, counts = np.unique(c.astype(np.float64), return_inverse=True, return_counts=True)
-    means = np.bincount(inverse.ravel(), y.astype(np.float64)) / counts
+    values, means, counts = mean_of_ties(c, y)
     return np.repeat(values, counts), np.repeat(means, counts)
 
 

@@ -61,7 +61,7 @@ def binned_sums(confidences: NDArray[Any], correct: NDArray[Any], bins: int) -> 
         if y.dtype == np.bool_:
             _add_boolean(sums, index, c.astype(np.float64), y, bins)
         else:
-            _add_fractional(sums, index, c.astype(np.float64), y.astype(np.float64), bins)
+            sums += moment_sums(index, c.astype(np.float64), y.astype(np.float64), bins)
     return sums
 
 
@@ -77,9 +77,9 @@ def _add_boolean(sums: FloatArray, index: NDArray[np.intp], c: FloatArray, y: ND
     sums[PRODUCT] += once[:, 1]
 
 
-def _add_fractional(sums: FloatArray, index: NDArray[np.intp], c: FloatArray, y: FloatArray, bins: int) -> None:
-    for moment, weights in enumerate((None, c, y, c * c, c * y, y * y)):
-        sums[moment] += np.bincount(index, weights, bins)
+def moment_sums(index: NDArray[np.intp], c: FloatArray, y: FloatArray, cells: int) -> FloatArray:
+    """The six sums of every cell, [6, cells], where `index` says which cell each confidence falls into."""
+    return np.stack([np.bincount(index, weights, cells) for weights in (None, c, y, c * c, c * y, y * y)])
 
 
 def expected_calibration_error(confidences: Any, correct: Any, bins: int = 15) -> float:
@@ -115,7 +115,7 @@ class CalibrationAccumulator:
         Of equal probabilities the first is predicted. Raises ValueError where a value is NaN or outside [0, 1].
         """
         p_NK, y_N = checked_probabilities(probabilities_NK, targets_N)
-        keep_N = None if mask_N is None else as_mask(mask_N, y_N)
+        keep_N = None if mask_N is None else as_mask(mask_N, y_N, "targets")
         rows = max(1, (_CHUNK * 8) // p_NK.shape[1])
 
         def sums_from(start: int) -> FloatArray:
@@ -147,7 +147,7 @@ def checked_pair(confidences: Any, correct: Any, mask: Any = None) -> tuple[NDAr
     c, y = as_array(confidences, "confidences"), as_array(correct, "correct")
     same_shape(c, "confidences", y, "correct")
     if mask is not None:
-        keep = as_mask(mask, c)
+        keep = as_mask(mask, c, "confidences")
         c, y = c[keep], y[keep]
     if c.dtype.kind != "f":
         c = c.astype(np.float64)
@@ -190,12 +190,11 @@ class Calibration:
     ece: float
     mce: float
     debiased_l1: float
-    squared_l2: float
     unbiased_squared_l2: float
     over_confidence: float
     under_confidence: float
-    brier: float
-    reliability: float
+    brier: float  # = reliability - resolution + uncertainty + within_bin (Murphy 1973; Stephenson et al. 2008)
+    reliability: float  # the squared L2 error with the bias of finite bins
     resolution: float
     uncertainty: float
     within_bin: float
@@ -206,9 +205,23 @@ class Calibration:
         return self.accuracy - self.confidence
 
     def figures(self) -> dict[str, float]:
-        """Every figure that is one number, for a record or a table."""
-        scalars = {name: value for name, value in vars(self).items() if not name.startswith("bin_")}
-        return scalars | {"signed_gap": self.signed_gap}
+        """Every figure that is one number, by the names under which they are recorded; squared_l2 is the unbiased."""
+        return {
+            "accuracy": self.accuracy,
+            "confidence": self.confidence,
+            "ece": self.ece,
+            "debiased_ece": self.debiased_l1,
+            "squared_l2": self.unbiased_squared_l2,
+            "mce": self.mce,
+            "brier": self.brier,
+            "reliability": self.reliability,
+            "resolution": self.resolution,
+            "uncertainty": self.uncertainty,
+            "within_bin": self.within_bin,
+            "over_confidence": self.over_confidence,
+            "under_confidence": self.under_confidence,
+            "signed_gap": self.signed_gap,
+        }
 
 
 def calibration_from_sums(sums: FloatArray) -> Calibration:
@@ -236,7 +249,6 @@ def calibration_from_sums(sums: FloatArray) -> Calibration:
         ece=float(ece_from_sums(sums)),
         mce=float(np.abs(gap).max()),
         debiased_l1=float(debiased_l1_from_sums(sums)),
-        squared_l2=reliability,
         unbiased_squared_l2=float(unbiased_squared_l2_from_sums(sums)),
         over_confidence=float((weight * np.maximum(-gap, 0)).sum()),
         under_confidence=float((weight * np.maximum(gap, 0)).sum()),

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from nmt_ls.metrics.calibration import checked_pair
-from nmt_ls.metrics.inputs import FloatArray, as_array, check_unit_interval
-from nmt_ls.metrics.temperature import check_logits, fit_temperature, log_probs, logit_chunks
+from nmt_ls.metrics.inputs import FloatArray, as_array, check_unit_interval, mean_of_ties
+from nmt_ls.metrics.temperature import as_tensor, check_logits, fit_temperature, log_probs, logit_chunks
 
 
 def _check_split(fitted_on: str, split: str, same_split: bool) -> None:
@@ -38,18 +38,18 @@ class TemperatureScaling:
     @classmethod
     def fit(
         cls,
-        logits_NK: Tensor,
-        targets_N: Tensor,
+        logits_NK: Any,
+        targets_N: Any,
         *,
         split: str,
         by: Literal["nll", "ece"] = "nll",
         ignore_index: int = -100,
     ) -> Self:
-        """Fit by NLL or by ECE: see `fit_temperature`."""
+        """Fit by NLL or by ECE: see `fit_temperature`, also for what is refused."""
         return cls(temperature=fit_temperature(logits_NK, targets_N, by, ignore_index=ignore_index), fitted_on=split)
 
-    def apply(self, logits: Tensor, *, split: str, same_split: bool = False) -> Tensor:
-        """Calibrated log-probabilities, nats."""
+    def apply(self, logits: Any, *, split: str, same_split: bool = False) -> Tensor:
+        """Calibrated log-probabilities, nats: a tensor of the shape of the logits, which are numpy or torch."""
         _check_split(self.fitted_on, split, same_split)
         return log_probs(logits, self.temperature)
 
@@ -64,19 +64,18 @@ class VectorScaling:
 
     @classmethod
     def fit(
-        cls, logits_NK: Tensor, targets_N: Tensor, *, split: str, penalty: float = 1e-4, ignore_index: int = -100
+        cls, logits_NK: Any, targets_N: Any, *, split: str, penalty: float = 1e-4, ignore_index: int = -100
     ) -> Self:
         """Minimise the mean NLL plus penalty * (|scale - 1|^2 + |shift|^2), a convex problem, by L-BFGS.
 
         Without a penalty the shift of a class that the split never shows has no finite optimum. Starts from the
         fitted temperature.
         """
-        check_logits(logits_NK, targets_N)
+        logits_NK, targets_N = check_logits(logits_NK, targets_N, ignore_index)
         if not penalty >= 0:
             raise ValueError(f"penalty must be at least 0, got {penalty}")
         keep_N = targets_N != ignore_index
         logits_NK, targets_N = logits_NK[keep_N], targets_N[keep_N]
-        check_logits(logits_NK, targets_N)
         start = 1.0 / fit_temperature(logits_NK, targets_N)
         classes = logits_NK.shape[1]
         parameters_2K = torch.zeros(2, classes, dtype=torch.float64, device=logits_NK.device)
@@ -93,7 +92,7 @@ class VectorScaling:
             for z_NK, y_N in logit_chunks(logits_NK, targets_N):
                 log_p = torch.log_softmax(parameters_2K[0] * z_NK.double() + parameters_2K[1], -1)
                 part = -log_p.gather(1, y_N[:, None]).sum() / targets_N.numel()
-                part.backward()  # type: ignore[no-untyped-call]
+                part.backward()
                 loss = loss.detach() + part.detach()
             return loss
 
@@ -101,9 +100,10 @@ class VectorScaling:
         scale_K, shift_K = parameters_2K.detach()
         return cls(scale_K=scale_K, shift_K=shift_K, fitted_on=split)
 
-    def apply(self, logits: Tensor, *, split: str, same_split: bool = False) -> Tensor:
+    def apply(self, logits: Any, *, split: str, same_split: bool = False) -> Tensor:
         """Calibrated log-probabilities, nats, [..., K]; fp32, or float64 for float64 logits."""
         _check_split(self.fitted_on, split, same_split)
+        logits = as_tensor(logits, "logits")
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         return log_probs(self.scale_K.to(dtype) * logits.to(dtype) + self.shift_K.to(dtype))
 
@@ -128,8 +128,7 @@ class IsotonicCalibration:
         check_unit_interval(y, "correct")
         if c.size == 0:
             raise ValueError("there are no confidences to fit an isotonic calibrator to")
-        values, inverse, counts = np.unique(c.astype(np.float64), return_inverse=True, return_counts=True)
-        means = np.bincount(inverse.ravel(), y.astype(np.float64)) / counts
+        values, means, counts = mean_of_ties(c, y)
         fitted = pool_adjacent_violators(means, counts.astype(np.float64))
         # only the ends of each step matter to interpolation
         changes = np.flatnonzero(np.diff(fitted) != 0)

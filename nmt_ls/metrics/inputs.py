@@ -46,13 +46,25 @@ def check_unit_interval(array: NDArray[Any], name: str) -> None:
     raise ValueError(f"{name} must lie in [0, 1], got values from {low:.6g} to {high:.6g}")
 
 
-def as_mask(mask: Any, like: NDArray[Any], name: str = "mask") -> NDArray[np.bool_]:
-    """A boolean array of the shape of `like`; True means the position counts."""
-    array = as_array(mask, name)
-    same_shape(like, "confidences", array, name)
+def check_finite(array: NDArray[Any], name: str) -> None:
+    """ValueError if a value is NaN or infinite."""
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} must not hold NaN or infinite values")
+
+
+def as_mask(mask: Any, like: NDArray[Any], like_name: str) -> NDArray[np.bool_]:
+    """A boolean array of the shape of `like`, which the caller knows as `like_name`; True: the position counts."""
+    array = as_array(mask, "mask")
+    same_shape(like, like_name, array, "mask")
     if array.dtype != np.bool_:
-        raise ValueError(f"{name} must be boolean (True where a position counts), got {array.dtype}")
+        raise ValueError(f"mask must be boolean (True where a position counts), got {array.dtype}")
     return array
+
+
+def mean_of_ties(scores: NDArray[Any], values: NDArray[Any]) -> tuple[FloatArray, FloatArray, NDArray[np.intp]]:
+    """The different scores, rising; the mean value of each; how many share it. Both of one dimension and length."""
+    different, inverse, counts = np.unique(scores.astype(np.float64), return_inverse=True, return_counts=True)
+    return different, np.bincount(inverse.ravel(), values.astype(np.float64)) / counts, counts
 
 
 def check_bins(bins: int) -> int:

@@ -14,8 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nmt_ls.metrics.inputs import as_array, as_mask, same_shape
-from nmt_ls.metrics.temperature import check_logits, log_probs, logit_chunks
+from nmt_ls.metrics.inputs import as_array, as_mask, check_finite, check_unit_interval, same_shape
+from nmt_ls.metrics.temperature import as_tensor, check_logits, check_rows, log_probs, logit_chunks
+
+_ROUNDING = 1e-6  # may leave the log-probability of a certain token above 0, and its entropy below
 
 
 class TokenStatistics(NamedTuple):
@@ -30,30 +32,31 @@ class TokenStatistics(NamedTuple):
 
 
 def token_statistics(
-    logits_NK: Tensor, targets_N: Tensor, temperature: float = 1.0, ignore_index: int = -100
+    logits_NK: Any, targets_N: Any, temperature: float = 1.0, ignore_index: int = -100
 ) -> TokenStatistics:
     """Target log-probability, confidence, correctness and entropy of every token whose target is not `ignore_index`.
 
-    Rows are taken a slab at a time, so that the memory beside the logits does not grow with N. Ignored tokens are
-    dropped, not zeroed: a pad can reach no figure that is made from the result.
+    Logits and targets are numpy or torch. Rows are taken a slab at a time, so that the memory beside the logits does
+    not grow with N. Ignored tokens are dropped, not zeroed: a pad can reach no figure that is made from the result.
+
+    Raises ValueError for shapes and targets that do not fit and for logits without a softmax (NaN, +inf, a row only
+    -inf). What is NaN in the result is then the temperature's fault: one so small that logits / temperature overflows.
     """
-    check_logits(logits_NK, targets_N)
+    logits_NK, targets_N = check_logits(logits_NK, targets_N, ignore_index)
     kept_N = targets_N != ignore_index
     parts: list[tuple[Tensor, ...]] = []
     for z, y in logit_chunks(logits_NK, targets_N):
         keep = y != ignore_index
         if not bool(keep.all()):
             z, y = z[keep], y[keep]
-        if y.numel() and (int(y.min()) < 0 or int(y.max()) >= z.shape[1]):
-            raise ValueError(
-                f"targets must lie in [0, {z.shape[1] - 1}] or be {ignore_index}, got {int(y.min())} to {int(y.max())}"
-            )
         log_p = log_probs(z, temperature)
         top, predicted = log_p.max(-1)
         # a class of probability 0 adds nothing: 0 * -inf would be NaN
         entropy = -(log_p.exp() * log_p.clamp_min(torch.finfo(log_p.dtype).min)).sum(-1)
         parts.append((log_p.gather(1, y[:, None]).squeeze(1), top.exp(), predicted == y, entropy, predicted))
     log_p_M, confidence_M, correct_M, entropy_M, predicted_M = (torch.cat(part) for part in zip(*parts, strict=True))
+    if bool(confidence_M.isnan().any()):
+        check_rows(logits_NK, kept_N)
     return TokenStatistics(log_p_M, confidence_M, correct_M, entropy_M, predicted_M, kept_N)
 
 
@@ -81,19 +84,26 @@ class LikelihoodAccumulator:
         """Add tokens: log-probabilities of their targets (nats), and what else is known of them.
 
         All of one shape, numpy or torch; only positions where the boolean mask is True. What is left out in one
-        update (correctness, entropy) is NaN in the result. Raises ValueError for NaN and for log-probabilities
-        above 0.
+        update (correctness, entropy) is NaN in the result. Raises ValueError for NaN, for log-probabilities above 0,
+        for correctness outside [0, 1] and for entropies that are negative or infinite.
         """
         log_p = as_array(log_probs_N, "log_probs")
-        keep = np.ones(log_p.shape, bool) if mask_N is None else as_mask(mask_N, log_p)
+        keep = np.ones(log_p.shape, bool) if mask_N is None else as_mask(mask_N, log_p, "log_probs")
         kept = log_p[keep].astype(np.float64)
-        # rounding may leave a certain token a little above 0
-        if np.isnan(kept).any() or (kept.size and kept.max() > 1e-6):
+        if np.isnan(kept).any() or (kept.size and kept.max() > _ROUNDING):
             raise ValueError(f"log_probs must be at most 0 and not NaN, got a maximum of {kept.max()}")
+        # both before anything is added, so that refused input leaves the sums as they were
+        right, uncertain = _kept(correct_N, "correct", log_p, keep), _kept(entropies_N, "entropies", log_p, keep)
+        if right is not None:
+            check_unit_interval(right, "correct")
+        if uncertain is not None:
+            check_finite(uncertain, "entropies")
+            if uncertain.size and uncertain.min() < -_ROUNDING:
+                raise ValueError(f"entropies must be at least 0, got a minimum of {uncertain.min()}")
         self.tokens += kept.size
         self.nll_sum -= float(kept.sum())
-        self.correct_sum += _sum_or_nan(correct_N, "correct", log_p, keep)
-        self.entropy_sum += _sum_or_nan(entropies_N, "entropies", log_p, keep)
+        self.correct_sum += math.nan if right is None else float(right.sum(dtype=np.float64))
+        self.entropy_sum += math.nan if uncertain is None else float(uncertain.sum(dtype=np.float64))
         return self
 
     def merge(self, other: LikelihoodAccumulator) -> Self:
@@ -123,20 +133,22 @@ def perplexity(nll: float) -> float:
     return math.exp(nll) if nll < 709.0 else math.inf
 
 
-def _sum_or_nan(values: Any, name: str, like: NDArray[Any], keep: NDArray[np.bool_]) -> float:
+def _kept(values: Any, name: str, like: NDArray[Any], keep: NDArray[np.bool_]) -> NDArray[Any] | None:
+    """The values that count, if there are any."""
     if values is None:
-        return math.nan
+        return None
     array = as_array(values, name)
     same_shape(like, "log_probs", array, name)
-    return float(array[keep].sum(dtype=np.float64))
+    return np.asarray(array[keep])
 
 
-def divergences(true_probs_NK: Tensor, log_probs_NK: Tensor) -> tuple[Tensor, Tensor]:
+def divergences(true_probs_NK: Any, log_probs_NK: Any) -> tuple[Tensor, Tensor]:
     """KL(p* || model) in nats and total variation of every row, float64 [N] each, where the truth p* is known.
 
     These say how far a model is from the truth, which is another thing than calibration: never mix the two. KL is
     infinite where the model gives no probability to what can happen.
     """
+    true_probs_NK, log_probs_NK = as_tensor(true_probs_NK, "true_probs"), as_tensor(log_probs_NK, "log_probs")
     if true_probs_NK.shape != log_probs_NK.shape or true_probs_NK.ndim != 2:
         raise ValueError(
             "true_probs and log_probs must both be [N, K], got "
@@ -151,13 +163,15 @@ def divergences(true_probs_NK: Tensor, log_probs_NK: Tensor) -> tuple[Tensor, Te
 
 
 def sparse_divergences(
-    rows_E: Tensor, classes_E: Tensor, true_probs_E: Tensor, log_probs_NK: Tensor
+    rows_E: Any, classes_E: Any, true_probs_E: Any, log_probs_NK: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`divergences` where the truth gives probability to few classes, and the truth's entropy: float64 [N] each.
 
     Entry e says that class classes_E[e] has probability true_probs_E[e] > 0 in row rows_E[e]; no class twice in a row.
     Raises ValueError where a row's entries do not sum to 1.
     """
+    rows_E, classes_E = as_tensor(rows_E, "rows"), as_tensor(classes_E, "classes")
+    true_probs_E, log_probs_NK = as_tensor(true_probs_E, "true_probs"), as_tensor(log_probs_NK, "log_probs")
     count = log_probs_NK.shape[0]
     p_E, log_q_E = true_probs_E.double(), log_probs_NK[rows_E, classes_E].double()
 

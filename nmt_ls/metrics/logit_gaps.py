@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -92,12 +92,12 @@ class LogitGapAccumulator:
         self.mean_sum = self.square_sum = self.within_sum = 0.0
         self.token_counts, self.gap_counts = np.zeros(cells), np.zeros(cells)
 
-    def update(self, logits_NK: Tensor, targets_N: Tensor, ignore_index: int = -100) -> Self:
-        """Add rows of logits (K at least 2) and their labels; rows whose label is `ignore_index` are left out.
+    def update(self, logits_NK: Any, targets_N: Any, ignore_index: int = -100) -> Self:
+        """Add rows of logits (K at least 2) and their labels, numpy or torch; where the label is `ignore_index` not.
 
         Raises ValueError for shapes and labels that do not fit, and for logits that are not finite.
         """
-        check_logits(logits_NK, targets_N)
+        logits_NK, targets_N = check_logits(logits_NK, targets_N, ignore_index)
         classes = logits_NK.shape[1]
         if classes < 2 or self.classes not in (0, classes):
             raise ValueError(f"logits have {classes} classes, but {self.classes or 'at least 2'} are wanted")

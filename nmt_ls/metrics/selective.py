@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from nmt_ls.metrics.calibration import checked_pair
-from nmt_ls.metrics.inputs import FloatArray, check_unit_interval
+from nmt_ls.metrics.inputs import FloatArray, check_unit_interval, mean_of_ties
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,7 @@ def risk_coverage(confidences: Any, correct: Any) -> RiskCoverage:
     if np.isnan(score).any():
         raise ValueError("confidences must not hold NaN")
     loss = 1.0 - y.astype(np.float64)
-    _, inverse, counts = np.unique(-score.astype(np.float64), return_inverse=True, return_counts=True)
-    mean_loss = np.bincount(inverse.ravel(), loss) / counts
+    _, mean_loss, counts = mean_of_ties(-score, loss)
     kept = np.arange(1, loss.size + 1)
     risk = np.cumsum(np.repeat(mean_loss, counts)) / kept
     best = np.cumsum(np.sort(loss)) / kept

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from nmt_ls.metrics.calibration import Calibration, CalibrationAccumulator
-from nmt_ls.metrics.inputs import FloatArray, as_array, same_shape
+from nmt_ls.metrics.inputs import FloatArray, as_array, as_mask, check_finite, same_shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +37,7 @@ def correlation(scores_S: Any, quality_S: Any) -> Correlation:
 
 def _finite(values: Any, name: str) -> FloatArray:
     array = as_array(values, name).astype(np.float64).ravel()
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name} must not hold NaN or infinite values")
+    check_finite(array, name)
     return array
 
 
@@ -65,12 +64,11 @@ def nbest_calibration(log_probs_SH: Any, quality_SH: Any, mask_SH: Any = None, b
     same_shape(log_p, "log_probs", quality, "quality")
     if log_p.ndim != 2 or log_p.size == 0:
         raise ValueError(f"log_probs must be [sentences, hypotheses], got {log_p.shape}")
-    mask = np.ones(log_p.shape, bool) if mask_SH is None else as_array(mask_SH, "mask")
-    same_shape(log_p, "log_probs", mask, "mask")
-    if mask.dtype != np.bool_ or not mask.any(1).all():
-        raise ValueError("mask must be boolean, with at least one hypothesis for every sentence")
-    if not (np.isfinite(log_p[mask]).all() and np.isfinite(quality[mask]).all()):
-        raise ValueError("log_probs and quality must not hold NaN or infinite values")
+    mask = np.ones(log_p.shape, bool) if mask_SH is None else as_mask(mask_SH, log_p, "log_probs")
+    if not mask.any(1).all():
+        raise ValueError("mask must leave at least one hypothesis for every sentence")
+    check_finite(log_p[mask], "log_probs")
+    check_finite(quality[mask], "quality")
     log_p = np.where(mask, log_p.astype(np.float64), -np.inf)
     quality = np.where(mask, quality.astype(np.float64), -np.inf)
     share = np.exp(log_p - log_p.max(1, keepdims=True))

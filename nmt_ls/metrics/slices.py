@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nmt_ls.metrics.calibration import MOMENTS, Calibration, bin_indices, calibration_from_sums, checked_pair
+from nmt_ls.metrics.calibration import (
+    MOMENTS,
+    Calibration,
+    bin_indices,
+    calibration_from_sums,
+    checked_pair,
+    moment_sums,
+)
 from nmt_ls.metrics.inputs import FloatArray, as_array, check_bins, check_unit_interval, same_shape
 
 _CHUNK = 1 << 16
@@ -37,9 +44,7 @@ def sliced_sums(confidences: Any, correct: Any, slices: Any, count: int, bins: i
         check_unit_interval(c[part], "confidences")
         check_unit_interval(y[part], "correct")
         key = group[part].astype(np.intp) * bins + bin_indices(c[part], bins)
-        ck, yk = c[part].astype(np.float64), y[part].astype(np.float64)
-        for moment, weights in enumerate((None, ck, yk, ck * ck, ck * yk, yk * yk)):
-            sums[moment] += np.bincount(key, weights, count * bins)
+        sums += moment_sums(key, c[part].astype(np.float64), y[part].astype(np.float64), count * bins)
     return np.ascontiguousarray(sums.reshape(MOMENTS, count, bins).transpose(1, 0, 2))
 
 

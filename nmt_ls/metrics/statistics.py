@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from nmt_ls.metrics.distributions import student_t_cdf, student_t_quantile, t_test_power
-from nmt_ls.metrics.inputs import FloatArray, as_array, same_shape
+from nmt_ls.metrics.inputs import FloatArray, as_array, check_finite, same_shape
 
 Figure = Callable[[FloatArray], FloatArray]
 _WEIGHTS_AT_ONCE = 1 << 21
@@ -144,8 +144,7 @@ def _checked(statistics: Any, name: str) -> FloatArray:
     array = as_array(statistics, name).astype(np.float64)
     if array.ndim < 3 or 0 in array.shape:
         raise ValueError(f"{name} must be [seeds, sentences, sums...] and not empty, got {array.shape}")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name} must not hold NaN or infinite sums")
+    check_finite(array, name)
     return array
 
 
@@ -240,9 +239,14 @@ def equivalence_test(
     paired: bool = False,
     level: float = 0.05,
 ) -> Equivalence:
-    """Are two recipes' figures (accuracies of several seeds, say) the same to within `margin`? Welch's t, or paired."""
+    """Are two recipes' figures (accuracies of several seeds, say) the same to within `margin`? Welch's t, or paired.
+
+    Raises ValueError for NaN or infinite values, fewer than two of a recipe, and a margin that is not above 0.
+    """
     x = as_array(first, "first").astype(np.float64).ravel()
     y = as_array(second, "second").astype(np.float64).ravel()
+    check_finite(x, "first")
+    check_finite(y, "second")
     if paired:
         same_shape(x, "first", y, "second")
         x, y = np.zeros(1), y - x
@@ -262,6 +266,10 @@ def equivalence_from_error(
     """The same from a difference and its standard error, such as a bootstrap's sd."""
     if not margin > 0:
         raise ValueError(f"margin must be above 0, got {margin}")
+    if not (math.isfinite(difference) and 0 <= standard_error < math.inf):
+        raise ValueError(
+            f"an equivalence test needs a difference and its standard error, got {difference} and {standard_error}"
+        )
     if standard_error > 0:
         below = student_t_cdf((difference - margin) / standard_error, degrees)
         above = student_t_cdf(-(difference + margin) / standard_error, degrees)

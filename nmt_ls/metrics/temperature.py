@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Chunks = Callable[[], Iterable[tuple[Tensor, Tensor]]]
+from nmt_ls.metrics.inputs import as_array
+
+Chunks = Callable[[], Iterable[tuple[Any, Any]]]
 
 # Logits are upcast and exponentiated a slab at a time, whatever N and K are. On a processor slabs that stay in the
 # second-level cache take half the time of large ones; an accelerator wants them large.
@@ -32,14 +35,16 @@ def check_temperature(temperature: float) -> float:
     return value
 
 
-def log_probs(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """log softmax(logits / temperature) over the last dimension, nats; same shape as logits.
+def log_probs(logits: Any, temperature: float = 1.0) -> Tensor:
+    """log softmax(logits / temperature) over the last dimension, nats: a tensor of the shape of the logits.
 
-    fp16 and bf16 logits are computed and returned in fp32; fp32 and float64 keep their type. At temperature 1 the
-    result is exactly `log_softmax(logits)`. Raises ValueError for a temperature that is not finite and positive.
+    Logits are numpy or torch; fp32 and float64 keep their type, all others (fp16, bf16) are computed and returned in
+    fp32. At temperature 1 the result is exactly `log_softmax(logits)`. Raises ValueError for a temperature that is not
+    finite and positive.
     """
     temperature = check_temperature(temperature)
-    if logits.dtype in (torch.float16, torch.bfloat16):
+    logits = as_tensor(logits, "logits")
+    if logits.dtype not in (torch.float32, torch.float64):
         logits = logits.float()
     if temperature != 1.0:
         logits = logits / temperature
@@ -47,8 +52,8 @@ def log_probs(logits: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def fit_temperature(
-    logits_NK: Tensor,
-    targets_N: Tensor,
+    logits_NK: Any,
+    targets_N: Any,
     by: Literal["nll", "ece"] = "nll",
     *,
     bins: int = 15,
@@ -59,9 +64,10 @@ def fit_temperature(
     by="nll": the exact minimiser of the negative log-likelihood, which is convex in 1/T (safeguarded Newton).
     by="ece": the minimiser of the equal-width ECE over `bins` bins. It is neither convex nor continuous, so a grid
     even in 1/T, from T = 0.24 to 8, is searched and then refined twice around its best point.
-    Rows whose target is `ignore_index` are left out. Raises ValueError where no finite temperature is best.
+    Logits and targets are numpy or torch; rows whose target is `ignore_index` are left out. Raises ValueError where no
+    finite temperature is best: by="ece", where the best of the grid is its first or last.
     """
-    check_logits(logits_NK, targets_N)
+    logits_NK, targets_N = check_logits(logits_NK, targets_N, ignore_index)
     return fit_temperature_to_chunks(
         lambda: logit_chunks(logits_NK, targets_N), by, bins=bins, ignore_index=ignore_index
     )
@@ -73,7 +79,8 @@ def fit_temperature_to_chunks(
     """`fit_temperature` for more than memory holds: `chunks()` yields (logits_NK, targets_N) anew each call."""
 
     def kept() -> Iterator[tuple[Tensor, Tensor]]:
-        for logits_NK, targets_N in chunks():
+        for logits, targets in chunks():
+            logits_NK, targets_N = as_tensor(logits, "logits"), as_tensor(targets, "targets")
             keep_N = targets_N != ignore_index
             if bool(keep_N.all()):
                 yield logits_NK, targets_N
@@ -100,14 +107,47 @@ def logit_chunks(logits_NK: Tensor, targets_N: Tensor) -> Iterator[tuple[Tensor,
         yield logits_NK[start : start + rows], targets_N[start : start + rows]
 
 
-def check_logits(logits_NK: Tensor, targets_N: Tensor) -> None:
-    """ValueError unless the shapes are [N, K] and [N], with at least one row."""
+def as_tensor(values: Any, name: str) -> Tensor:
+    """A torch tensor as it is; an array or a list as a tensor, of the same memory where torch can share it."""
+    if isinstance(values, Tensor):
+        return values
+    # torch cannot share memory that is not to be written, or that runs backwards
+    return torch.from_numpy(np.require(as_array(values, name), requirements=["C", "W"]))
+
+
+def check_logits(logits: Any, targets: Any, ignore_index: int = -100) -> tuple[Tensor, Tensor]:
+    """Logits [N, K], of a floating-point type, and targets [N], int64 and on the device of the logits: both tensors.
+
+    ValueError unless those are their shapes, with at least one row, and every target is a class or `ignore_index`.
+    """
+    logits_NK, targets_N = as_tensor(logits, "logits"), as_tensor(targets, "targets")
     if logits_NK.ndim != 2 or targets_N.ndim != 1 or logits_NK.shape[0] != targets_N.shape[0]:
         raise ValueError(
             f"logits must be [N, K] and targets [N], got {tuple(logits_NK.shape)} and {tuple(targets_N.shape)}"
         )
-    if logits_NK.shape[0] == 0:
-        raise ValueError("there are no rows to fit a temperature to")
+    if logits_NK.numel() == 0:
+        raise ValueError(f"logits must hold at least one row and one class, got {tuple(logits_NK.shape)}")
+    if targets_N.is_floating_point() or targets_N.dtype == torch.bool:
+        raise ValueError(f"targets must be whole numbers, got {targets_N.dtype}")
+    if not logits_NK.is_floating_point():
+        logits_NK = logits_NK.float()
+    targets_N = targets_N.to(logits_NK.device, torch.int64)
+    # both ends at once: an accelerator is waited for once
+    low, high = torch.stack(targets_N.masked_fill(targets_N == ignore_index, 0).aminmax()).tolist()
+    if low < 0 or high >= logits_NK.shape[1]:
+        raise ValueError(f"targets must lie in [0, {logits_NK.shape[1] - 1}] or be {ignore_index}, got {low} to {high}")
+    return logits_NK, targets_N
+
+
+def check_rows(logits_NK: Tensor, kept_N: Tensor) -> None:
+    """ValueError, naming the first, if a kept row has NaN, +inf, or nothing above -inf: such a row has no softmax.
+
+    It reads all logits: for when a figure of theirs has come out as NaN.
+    """
+    bad_N = kept_N & ~logits_NK.amax(-1).isfinite()
+    if bool(bad_N.any()):
+        row = int(bad_N.nonzero()[0])
+        raise ValueError(f"logits must not hold NaN or +inf, nor a row only -inf: row {row} does")
 
 
 def _upcast(logits: Tensor) -> Tensor:
@@ -168,7 +208,7 @@ def _ece_optimum(chunks: Chunks, bins: int) -> float:
     from nmt_ls.metrics.temperature_grid import TemperatureGrid, inverse_temperature_grid
 
     inverses = inverse_temperature_grid(0.125, 4.125, 65)
-    for _ in range(3):
+    for refinement in range(3):
         grid = TemperatureGrid(inverses, bins)
         for logits_NK, targets_N in chunks():
             grid.update(logits_NK, targets_N)
@@ -176,5 +216,10 @@ def _ece_optimum(chunks: Chunks, bins: int) -> float:
         best = min(grid.compute(), key=lambda point: (point.calibration.ece, abs(math.log(point.temperature))))
         step = inverses[1] - inverses[0]
         centre = best.inverse_temperature
+        if refinement == 0 and centre in (inverses[0], inverses[-1]):
+            raise ValueError(
+                f"no temperature from {1 / inverses[-1]:.2g} to {1 / inverses[0]:.2g} minimises the ECE: the best of "
+                f"those tried, {best.temperature:.2g}, is the last, and a better one may lie beyond"
+            )
         inverses = inverse_temperature_grid(max(centre - step, 0.125), centre + step, 33)
     return best.temperature

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from nmt_ls.metrics.calibration import Calibration, CalibrationAccumulator
 from nmt_ls.metrics.inputs import FloatArray
-from nmt_ls.metrics.temperature import check_logits, check_temperature, rows_at_once
+from nmt_ls.metrics.temperature import check_logits, check_rows, check_temperature, rows_at_once
 
 
 class GridStatistics(NamedTuple):
@@ -43,36 +43,36 @@ def inverse_temperature_grid(first: float, last: float, count: int) -> list[floa
 
 
 def temperature_grid_statistics(
-    logits_NK: Tensor, targets_N: Tensor, inverse_temperatures: Sequence[float], ignore_index: int = -100
+    logits_NK: Any, targets_N: Any, inverse_temperatures: Sequence[float], ignore_index: int = -100
 ) -> GridStatistics:
     """Target log-probability and confidence of every token at every inverse temperature 1/T.
 
-    fp16 and bf16 logits are computed in fp32. Raises ValueError for inverse temperatures that are not finite and
-    positive, and for shapes or targets that do not fit.
+    Logits and targets are numpy or torch; fp16 and bf16 logits are computed in fp32. Raises ValueError for inverse
+    temperatures that are not finite and positive, and for what `token_statistics` refuses.
     """
-    check_logits(logits_NK, targets_N)
+    logits_NK, targets_N = check_logits(logits_NK, targets_N, ignore_index)
     inverse_J = [check_temperature(value) for value in inverse_temperatures]
     if not inverse_J:
         raise ValueError("inverse_temperatures must hold at least one value")
     kept_N = targets_N != ignore_index
-    if not bool(kept_N.all()):
-        logits_NK, targets_N = logits_NK[kept_N], targets_N[kept_N]
-    if targets_N.numel() and not 0 <= int(targets_N.min()) <= int(targets_N.max()) < logits_NK.shape[1]:
-        raise ValueError(f"targets must lie in [0, {logits_NK.shape[1] - 1}] or be {ignore_index}")
-    rows = rows_at_once(logits_NK)
-    dtype = torch.float64 if logits_NK.dtype == torch.float64 else torch.float32
-    totals_JM = torch.empty(len(inverse_J), logits_NK.shape[0], dtype=dtype, device=logits_NK.device)
-    target_M = torch.empty(logits_NK.shape[0], dtype=dtype, device=logits_NK.device)
-    correct_M = torch.empty(logits_NK.shape[0], dtype=torch.bool, device=logits_NK.device)
-    for start in range(0, logits_NK.shape[0], rows):
+    whole = bool(kept_N.all())
+    logits_MK, targets_M = (logits_NK, targets_N) if whole else (logits_NK[kept_N], targets_N[kept_N])
+    rows, count, device = rows_at_once(logits_MK), logits_MK.shape[0], logits_MK.device
+    dtype = torch.float64 if logits_MK.dtype == torch.float64 else torch.float32
+    totals_JM = torch.empty(len(inverse_J), count, dtype=dtype, device=device)
+    target_M = torch.empty(count, dtype=dtype, device=device)
+    correct_M = torch.empty(count, dtype=torch.bool, device=device)
+    for start in range(0, count, rows):
         block = slice(start, start + rows)
-        z_RK, y_R = logits_NK[block].to(dtype), targets_N[block, None]
+        z_RK, y_R = logits_MK[block].to(dtype), targets_M[block, None]
         predicted_R = _argmax(z_RK)
         d_RK = z_RK - z_RK.gather(1, predicted_R)
         target_M[block] = d_RK.gather(1, y_R).squeeze(1)
         correct_M[block] = (predicted_R == y_R).squeeze(1)
         _normalisers(d_RK, inverse_J, totals_JM[:, block])
-    inverse_J1 = torch.tensor(inverse_J, dtype=dtype, device=logits_NK.device)[:, None]
+    if bool(totals_JM.isnan().any()):
+        check_rows(logits_NK, kept_N)
+    inverse_J1 = torch.tensor(inverse_J, dtype=dtype, device=device)[:, None]
     return GridStatistics(inverse_J1 * target_M - totals_JM.log(), 1.0 / totals_JM, correct_M, kept_N)
 
 
@@ -118,7 +118,7 @@ class TemperatureGrid:
         self.nll_sums = [0.0] * len(self.inverse_temperatures)
         self.tokens = 0
 
-    def update(self, logits_NK: Tensor, targets_N: Tensor, ignore_index: int = -100) -> Self:
+    def update(self, logits_NK: Any, targets_N: Any, ignore_index: int = -100) -> Self:
         """Add tokens; those whose target is `ignore_index` are left out."""
         return self.add(temperature_grid_statistics(logits_NK, targets_N, self.inverse_temperatures, ignore_index))
 

@@ -64,6 +64,13 @@ def test_sweep_of_perfectly_sorted_labels_uses_every_bin():
     assert error == pytest.approx((0.1 + 0.2 + 0.2 + 0.1) / 4)
 
 
+def test_sweep_of_many_rising_probabilities_is_quick_and_uses_every_bin():
+    truths = np.linspace(0, 0.9, 200_000)  # trying every number of bins would take an hour
+    error, bins = sweep_ece(truths + 0.1, truths)
+    assert bins == 200_000
+    assert error == pytest.approx(0.1)
+
+
 def smooth_by_images(confidences, correct, width, points=2000):
     """The reflected kernel written out: every residual with its mirror images, integrated by the trapezoid rule."""
     t = np.linspace(0, 1, points + 1)
@@ -149,6 +156,46 @@ def test_all_class_figures_of_a_calibrated_model_are_small():
     assert adaptive_calibration_error(probabilities, targets) < 0.015
     assert ClasswiseAccumulator(3).update(probabilities, targets).compute().static < 0.01
     assert adaptive_calibration_error(probabilities[:, ::-1], targets) > 0.15
+
+
+def many_classes():
+    """A number of rows that 15 divides: netcal's quantiles and our counts then cut the bins at the same places."""
+    rng = np.random.default_rng(8)
+    return rng.dirichlet(np.full(5, 0.6), 15_000), rng.integers(0, 5, 15_000)
+
+
+def test_torchmetrics_agrees_on_every_class():
+    """It has no class-wise error, but ours is the mean of its binary one over the classes (Nixon et al. 2019)."""
+    peer = pytest.importorskip(
+        "torchmetrics.functional.classification", reason="torchmetrics is not installed: an optional peer"
+    )
+    probabilities_NK, targets_N = many_classes()
+    theirs = [
+        float(peer.binary_calibration_error(torch.tensor(probabilities_NK[:, k]), torch.tensor(targets_N == k).long()))
+        for k in range(5)
+    ]
+    ours = ClasswiseAccumulator(5, 15).update(probabilities_NK, targets_N).compute()
+    np.testing.assert_allclose(ours.by_class, theirs, atol=1e-5)
+    assert ours.static == pytest.approx(np.mean(theirs), abs=1e-5)
+
+
+def test_netcal_agrees_on_bins_of_equal_mass_and_on_every_class():
+    """Its ACE is another figure, the mean gap of the top label over equal-width bins (Neumann et al. 2018); taken of
+    one class at a time, with bins of equal mass, its mean over the classes is the ACE of Nixon et al. 2019, ours."""
+    peers = pytest.importorskip("netcal.metrics", reason="netcal is not installed: an optional peer")
+    probabilities_NK, targets_N = many_classes()
+    top_N, correct_N = probabilities_NK.max(1), (probabilities_NK.argmax(1) == targets_N).astype(int)
+    theirs = peers.ECE(15, equal_intervals=False).measure(top_N, correct_N)
+    assert equal_mass_ece(top_N, correct_N) == pytest.approx(float(theirs), abs=1e-6)
+
+    def over_classes(peer):
+        return np.mean([peer.measure(probabilities_NK[:, k], (targets_N == k).astype(int)) for k in range(5)])
+
+    static = ClasswiseAccumulator(5, 15).update(probabilities_NK, targets_N).compute().static
+    assert static == pytest.approx(over_classes(peers.ECE(15)), abs=1e-6)
+    ace = adaptive_calibration_error(probabilities_NK, targets_N)
+    assert ace == pytest.approx(over_classes(peers.ACE(15, equal_intervals=False)), abs=1e-6)
+    assert abs(ace - float(peers.ACE(15).measure(probabilities_NK, targets_N))) > 0.01
 
 
 def test_wrong_inputs_are_refused():

@@ -39,6 +39,11 @@ def calibrated(count, seed):
     return confidences, rng.random(count) < confidences
 
 
+def of_five_classes(count):
+    rng = np.random.default_rng(10)
+    return rng.dirichlet(np.full(5, 0.6), count), rng.integers(0, 5, count)
+
+
 def test_ece_by_hand():
     # bins of width 1/2: {0.2 wrong, 0.4 right}, {0.9 right, 0.8 right, 0.7 wrong}
     confidences, correct = [0.2, 0.4, 0.9, 0.8, 0.7], [0, 1, 1, 1, 0]
@@ -50,9 +55,11 @@ def test_ece_by_hand():
     assert result.under_confidence == pytest.approx(2 / 5 * 0.2)
     assert result.accuracy == pytest.approx(0.6)
     assert result.confidence == pytest.approx(0.6)
-    assert result.squared_l2 == pytest.approx(2 / 5 * 0.2**2 + 3 / 5 * (0.8 - 2 / 3) ** 2)
+    assert result.reliability == pytest.approx(2 / 5 * 0.2**2 + 3 / 5 * (0.8 - 2 / 3) ** 2)
     assert result.signed_gap == pytest.approx(result.under_confidence - result.over_confidence, abs=1e-12)
     assert result.figures()["ece"] == result.ece
+    assert not hasattr(result, "squared_l2")  # one name, one meaning: the recorded one is the unbiased
+    assert result.figures()["squared_l2"] == result.unbiased_squared_l2
     assert all(isinstance(value, int | float) for value in result.figures().values())
 
 
@@ -240,6 +247,10 @@ def test_wrong_bins_masks_and_probabilities_are_refused():
         CalibrationAccumulator(0)
     with pytest.raises(ValueError, match="mask must be boolean"):
         CalibrationAccumulator().update([0.5], [True], [1])
+    with pytest.raises(ValueError, match="confidences and mask must have the same shape"):
+        CalibrationAccumulator().update([0.5, 0.5], [True, True], [True])
+    with pytest.raises(ValueError, match="targets and mask must have the same shape"):
+        CalibrationAccumulator().update_probabilities([[0.5, 0.5]], [0], [True, False])
     with pytest.raises(ValueError, match=r"\[N, K\]"):
         CalibrationAccumulator().update_probabilities([0.5], [0])
     with pytest.raises(ValueError, match="from 0 to 1"):
@@ -256,17 +267,32 @@ def test_refused_input_leaves_the_accumulator_as_it_was():
     assert accumulator.sums[COUNT].sum() == accumulator.sums[CORRECT].sum() == 1
 
 
-def test_torchmetrics_agrees_where_it_is_right():
-    classification = pytest.importorskip(
+# Peers close a bin's left edge where ours closes the right one: they agree where no confidence lies on an edge.
+
+
+@pytest.mark.parametrize(("norm", "figure"), [("l1", "ece"), ("max", "mce")])
+def test_torchmetrics_agrees(norm, figure):
+    peer = pytest.importorskip(
         "torchmetrics.functional.classification", reason="torchmetrics is not installed: an optional peer"
     )
     confidences, correct = calibrated(20_000, 8)
-    peer = classification.binary_calibration_error(torch.tensor(confidences), torch.tensor(correct).long(), n_bins=15)
-    assert expected_calibration_error(confidences, correct) == pytest.approx(float(peer), abs=2e-6)
+    ours = CalibrationAccumulator(15).update(confidences, correct).compute().figures()[figure]
+    given = torch.tensor(confidences), torch.tensor(correct).long()
+    assert ours == pytest.approx(float(peer.binary_calibration_error(*given, n_bins=15, norm=norm)), abs=1e-5)
+    probabilities_NK, targets_N = of_five_classes(20_000)
+    ours = CalibrationAccumulator(15).update_probabilities(probabilities_NK, targets_N).compute().figures()[figure]
+    given = torch.tensor(probabilities_NK), torch.tensor(targets_N)
+    theirs = peer.multiclass_calibration_error(*given, num_classes=5, n_bins=15, norm=norm)
+    assert ours == pytest.approx(float(theirs), abs=1e-5)
 
 
-def test_netcal_agrees_where_it_is_right():
+@pytest.mark.parametrize("figure", ["ece", "mce"])
+def test_netcal_agrees(figure):
     peers = pytest.importorskip("netcal.metrics", reason="netcal is not installed: an optional peer")
+    peer = getattr(peers, figure.upper())(15)
     confidences, correct = calibrated(20_000, 9)
-    peer = peers.ECE(15).measure(confidences, correct.astype(int))
-    assert expected_calibration_error(confidences, correct) == pytest.approx(float(peer), abs=2e-6)
+    ours = CalibrationAccumulator(15).update(confidences, correct).compute().figures()[figure]
+    assert ours == pytest.approx(float(peer.measure(confidences, correct.astype(int))), abs=2e-6)
+    probabilities_NK, targets_N = of_five_classes(20_000)
+    ours = CalibrationAccumulator(15).update_probabilities(probabilities_NK, targets_N).compute().figures()[figure]
+    assert ours == pytest.approx(float(peer.measure(probabilities_NK, targets_N)), abs=2e-6)

@@ -32,6 +32,22 @@ def test_temperature_scaling_applies_what_was_fitted_elsewhere():
     assert nll(calibrator.apply(test_logits, split="test"), test_targets) < before - 0.05
 
 
+def test_temperature_scaling_takes_arrays():
+    logits, targets = sample(500, 0)
+    expected = TemperatureScaling.fit(logits, targets, split="validation")
+    found = TemperatureScaling.fit(logits.numpy(), targets.numpy(), split="validation")
+    assert found.temperature == expected.temperature
+    assert torch.equal(found.apply(logits.numpy(), split="test"), expected.apply(logits, split="test"))
+
+
+def test_vector_scaling_takes_arrays():
+    logits, targets = sample(500, 0)
+    expected = VectorScaling.fit(logits, targets, split="validation")
+    found = VectorScaling.fit(logits.numpy(), targets.numpy(), split="validation")
+    assert torch.equal(found.scale_K, expected.scale_K)
+    assert torch.equal(found.apply(logits.numpy(), split="test"), expected.apply(logits, split="test"))
+
+
 def test_vector_scaling_undoes_scale_and_tilt():
     logits, targets = sample(4000, 2)
     calibrator = VectorScaling.fit(logits, targets, split="validation", penalty=0.0)

@@ -26,6 +26,23 @@ def test_figures_of_a_hand_made_distribution():
     assert tokens.confidences.tolist() == pytest.approx([0.5, 0.7, 0.5])
 
 
+def test_statistics_of_arrays():
+    logits = torch.randn(20, 5, generator=torch.Generator().manual_seed(0))
+    targets = torch.arange(20) % 5
+    targets[3] = -100
+    expected = token_statistics(logits, targets, 1.3)
+    for one, other in zip(token_statistics(logits.numpy(), targets.numpy(), 1.3), expected, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("row", [[0.0, math.nan, 1.0], [0.0, math.inf, 1.0], [-math.inf] * 3])
+def test_logits_without_a_softmax_are_refused(row):
+    logits = torch.tensor([[0.0, 1.0, 2.0], row])
+    with pytest.raises(ValueError, match=r"logits must not hold NaN or \+inf, nor a row only -inf: row 1 does"):
+        token_statistics(logits, torch.tensor([2, 1]))
+    assert token_statistics(logits, torch.tensor([2, -100])).correct.tolist() == [True]  # a pad may hold anything
+
+
 def test_pads_reach_no_figure():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(50, 7, generator=generator)
@@ -76,13 +93,37 @@ def test_impossible_log_probabilities_are_refused(bad):
         LikelihoodAccumulator().update(bad)
 
 
+@pytest.mark.parametrize(
+    ("correct", "entropies", "message"),
+    [
+        ([5, math.nan], None, "correct must not hold NaN: the first is at index 1"),
+        ([5, 1], None, r"correct must lie in \[0, 1\]"),
+        (None, [-3, math.nan], "entropies must not hold NaN or infinite values"),
+        (None, [-3, 1], "entropies must be at least 0, got a minimum of -3"),
+    ],
+)
+def test_impossible_correctness_and_entropies_are_refused(correct, entropies, message):
+    accumulator = LikelihoodAccumulator().update([-1.0], [True], [0.5])
+    with pytest.raises(ValueError, match=message):
+        accumulator.update([-1.0, -2.0], correct, entropies)
+    assert accumulator.compute().nll == 1.0  # and nothing was added
+    spoiled = accumulator.update([-1.0, -2.0], [1, 7], [0.5, math.nan], [True, False])  # a pad may hold anything
+    assert spoiled.compute().entropy == 0.5
+
+
 def test_wrong_inputs_are_refused():
+    with pytest.raises(ValueError, match="log_probs and mask must have the same shape"):
+        LikelihoodAccumulator().update([-1.0, -2.0], mask_N=[True])
     with pytest.raises(ValueError, match="same shape"):
         LikelihoodAccumulator().update([-1.0, -2.0], [True])
     with pytest.raises(ValueError, match="nothing"):
         LikelihoodAccumulator().compute()
     with pytest.raises(ValueError, match="targets must lie in"):
         token_statistics(torch.zeros(2, 3), torch.tensor([0, 3]))
+    with pytest.raises(ValueError, match="targets must be whole numbers"):
+        token_statistics(torch.zeros(2, 3), torch.tensor([0.0, 1.0]))
+    with pytest.raises(ValueError, match="at least one row"):
+        token_statistics(np.zeros((0, 3)), np.zeros(0, int))
     with pytest.raises(ValueError, match=r"\[N, K\]"):
         token_statistics(torch.zeros(2, 3), torch.tensor([0]))
 
@@ -98,6 +139,7 @@ def test_divergences_by_hand():
     kl, variation = divergences(true, model)
     assert kl.tolist() == pytest.approx([0.5 * math.log(2), math.inf])
     assert variation.tolist() == pytest.approx([0.25, 1.0])
+    assert divergences(true.numpy(), model.numpy())[1].tolist() == variation.tolist()
     kl, variation = divergences(true, true.double().log())
     assert kl.tolist() == variation.tolist() == pytest.approx([0, 0], abs=1e-12)
 
@@ -124,7 +166,9 @@ def test_sparse_divergences_are_the_dense_ones() -> None:
     true[:, 0] += 0.1
     true /= true.sum(-1, keepdim=True)
     rows, classes = true.nonzero(as_tuple=True)
+    of_arrays = sparse_divergences(rows.numpy(), classes.numpy(), true[rows, classes].numpy(), log_q.numpy())
     sparse = sparse_divergences(rows, classes, true[rows, classes], log_q)
+    assert all(torch.equal(one, other) for one, other in zip(of_arrays, sparse, strict=True))
     for found, dense in zip(sparse[:2], divergences(true, log_q), strict=True):
         assert torch.allclose(found, dense)
     with pytest.raises(ValueError, match="sum to 1"):

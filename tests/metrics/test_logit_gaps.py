@@ -38,6 +38,15 @@ def test_by_hand() -> None:
     assert gaps.quantile(1.0) == 4.5
 
 
+def test_of_arrays() -> None:
+    assert LogitGapAccumulator().update(LOGITS.numpy(), TARGETS.numpy()).compute().mean == pytest.approx(2.75)
+
+
+def test_a_label_that_is_no_class_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"targets must lie in \[0, 2\] or be -100, got 0 to 3"):
+        LogitGapAccumulator().update(LOGITS, torch.tensor([0, 3, -100]))
+
+
 def test_a_gap_outside_the_histogram_is_in_its_end_cells_and_in_no_mean_lost() -> None:
     gaps = LogitGapAccumulator(-1, 1, 2).update(torch.tensor([[0.0, 9.0, -9.0]]), torch.tensor([0])).compute()
     assert gaps.gap_counts.tolist() == [1, 1]

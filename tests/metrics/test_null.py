@@ -71,6 +71,20 @@ def test_null_from_sums_alone_is_near_the_exact_one():
     assert abs(values.mean()) < 5 * values.std() / np.sqrt(2000)
 
 
+@pytest.mark.parametrize(("a", "b"), [(3, 1), (10, 0.5), (20, 0.2)])  # the last: nearly all above 0.95
+def test_more_than_a_thousand_may_be_redrawn_by_bins(a, b):
+    rng = np.random.default_rng(9)
+    c = rng.beta(a, b, 1001)
+    correct = rng.random(1001) < c - 0.01
+    exact = calibration_test(c, correct)
+    by_bins = calibration_test(c, correct, exact_up_to=1000)
+    assert (by_bins.ece, by_bins.unbiased_squared_l2) == (exact.ece, exact.unbiased_squared_l2)
+    assert by_bins.floor != exact.floor
+    assert by_bins.floor == pytest.approx(exact.floor, rel=0.05)
+    assert by_bins.p_value == pytest.approx(exact.p_value, abs=0.05)
+    assert calibration_test(c, correct, exact_up_to=1001) == exact
+
+
 def test_accuracy_band_holds_the_accuracy_of_a_calibrated_model():
     rng = np.random.default_rng(6)
     c = confidences(3000, 7)

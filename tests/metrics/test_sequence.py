@@ -73,6 +73,8 @@ def test_wrong_inputs_are_refused():
         nbest_calibration([[-1.0]], [[1.0, 2.0]])
     with pytest.raises(ValueError, match="at least one hypothesis"):
         nbest_calibration([[-1.0]], [[1.0]], [[False]])
+    with pytest.raises(ValueError, match="log_probs and mask must have the same shape"):
+        nbest_calibration([[-1.0]], [[1.0]], [[True, True]])
     with pytest.raises(ValueError, match="NaN or infinite"):
         nbest_calibration([[math.nan]], [[1.0]])
     with pytest.raises(ValueError, match="empty_log_probs must be at most 0"):

@@ -28,6 +28,7 @@ def test_sentence_sums_add_up_to_the_whole():
     sums = sliced_sums(confidences, correct, sentences, 10)
     assert sums.shape == (10, 6, 15)
     np.testing.assert_allclose(sums.sum(0), binned_sums(confidences, correct, 15))
+    np.testing.assert_allclose(sums.sum(0), binned_sums(confidences, correct.astype(float), 15))
     assert not sums[6:].any()
 
 

@@ -199,5 +199,11 @@ def test_wrong_inputs_are_refused():
         equivalence_from_error(0.0, 1.0, 0.0)
     with pytest.raises(ValueError, match="at least two"):
         equivalence_test([1.0], [1.0, 2.0], 0.1)
+    for paired in (False, True):
+        with pytest.raises(ValueError, match="second must not hold NaN"):
+            equivalence_test([1.0, 1.1], [1.0, math.nan], 0.1, paired=paired)
+    for numbers in ((math.nan, 1.0), (0.0, math.nan), (0.0, -1.0)):
+        with pytest.raises(ValueError, match="a difference and its standard error"):
+            equivalence_from_error(*numbers, 0.1)
     with pytest.raises(ValueError, match="effect > 0"):
         seeds_needed(1.0, 0.0)

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -45,6 +46,14 @@ def test_half_precision_is_computed_in_fp32(given, computed):
     torch.testing.assert_close(result, torch.log_softmax(logits.to(result.dtype) / 1.3, -1))
 
 
+def test_log_probs_of_arrays_and_lists():
+    logits, _ = sample(10)
+    expected = log_probs(logits, 1.3)
+    for given in (logits.numpy(), np.flip(np.flip(logits.numpy(), 1).copy(), 1), logits.tolist()):
+        torch.testing.assert_close(log_probs(given, 1.3).float(), expected)
+    assert log_probs([0, 0]).exp().tolist() == pytest.approx([0.5, 0.5])  # whole numbers too
+
+
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.inf, math.nan])
 def test_impossible_temperatures_are_refused(temperature):
     with pytest.raises(ValueError, match="temperature must be a finite number above 0"):
@@ -77,6 +86,15 @@ def test_ignored_rows_and_masked_classes_do_not_matter():
     assert fit_temperature(masked, targets) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("by", ["nll", "ece"])
+def test_a_temperature_is_fitted_to_arrays(by):
+    logits, targets = sample(500, true_temperature=1.5)
+    expected = fit_temperature(logits, targets, by)
+    assert fit_temperature(logits.numpy(), targets.numpy().astype(np.int32), by) == pytest.approx(expected)
+    chunks = lambda: [(logits.numpy()[i : i + 77], targets.numpy()[i : i + 77]) for i in range(0, 500, 77)]  # noqa: E731
+    assert fit_temperature_to_chunks(chunks, by) == pytest.approx(expected, rel=1e-6)
+
+
 def test_chunks_give_the_same_temperature():
     logits, targets = sample(500)
     chunks = lambda: ((logits[i : i + 77], targets[i : i + 77]) for i in range(0, 500, 77))  # noqa: E731
@@ -95,14 +113,30 @@ def test_temperature_fitted_by_ece_is_no_worse_than_a_fine_grid():
     assert fitted == pytest.approx(1.7, rel=0.15)
 
 
+@pytest.mark.parametrize("labels", ["random", "best", "worst"])
+def test_an_ece_that_is_least_at_the_edge_of_the_grid_is_no_optimum(labels):
+    logits, targets = sample(400, classes=50, scale=4.0)
+    given = {
+        "random": torch.randint(0, 50, (400,), generator=torch.Generator().manual_seed(1)),
+        "best": logits.argmax(-1),
+        "worst": logits.argmin(-1),
+    }
+    with pytest.raises(ValueError, match=r"no temperature from 0.24 to 8 minimises the ECE: .* may lie beyond"):
+        fit_temperature(logits, given[labels], by="ece")
+    assert 0.3 < fit_temperature(logits, targets, by="ece") < 3
+
+
 def test_data_without_a_best_temperature_are_refused():
     logits, _ = sample(200)
     with pytest.raises(ValueError, match="already the most probable"):
         fit_temperature(logits, logits.argmax(-1))
     with pytest.raises(ValueError, match="uniform guess"):
         fit_temperature(logits, logits.argmin(-1))
-    with pytest.raises(ValueError, match="NaN"):
-        fit_temperature(torch.full((2, 3), math.nan), torch.tensor([0, 1]))
+    for by in ("nll", "ece"):
+        with pytest.raises(ValueError, match="NaN"):
+            fit_temperature(torch.full((2, 3), math.nan), torch.tensor([0, 1]), by)
+    with pytest.raises(ValueError, match=r"targets must lie in \[0, 19\]"):
+        fit_temperature(logits, torch.full((200,), 20))
     with pytest.raises(ValueError, match="'nll' or 'ece'"):
         fit_temperature(logits, logits.argmin(-1), by="bleu")
     with pytest.raises(ValueError, match="no rows"):
@@ -147,6 +181,15 @@ def test_grid_of_bf16_logits_is_computed_in_fp32():
     torch.testing.assert_close(found.confidences[1], half.float().softmax(-1).amax(-1))
 
 
+def test_a_grid_of_arrays():
+    logits, targets = sample(50)
+    expected = temperature_grid_statistics(logits, targets, [0.5, 1.0])
+    found = temperature_grid_statistics(logits.numpy(), targets.numpy(), [0.5, 1.0])
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+    assert TemperatureGrid([1.0]).update(logits.numpy(), targets.numpy()).tokens == 50
+
+
 def test_grid_refuses_what_it_cannot_compute():
     logits, targets = sample(10)
     with pytest.raises(ValueError, match="temperature must be"):
@@ -155,6 +198,12 @@ def test_grid_refuses_what_it_cannot_compute():
         temperature_grid_statistics(logits, targets, [])
     with pytest.raises(ValueError, match="targets must lie"):
         temperature_grid_statistics(logits, targets + 20, [1.0])
+    spoiled = logits.clone()
+    spoiled[3, 5] = math.nan
+    with pytest.raises(ValueError, match=r"logits must not hold NaN .* row 3 does"):
+        temperature_grid_statistics(spoiled, targets, [1.0])
+    targets[3] = -100
+    assert not temperature_grid_statistics(spoiled, targets, [1.0]).confidences.isnan().any()
     with pytest.raises(ValueError, match="nothing"):
         TemperatureGrid([1.0]).compute()
     with pytest.raises(ValueError, match="different inverse temperatures"):
