@@ -123,7 +123,8 @@ def setting_figures(results: SettingResults) -> Iterator[tuple[str, str, Figure]
         if curves:
             caption = (
                 f"{title}, α = {alpha:g}: what estimators of ECE make of samples of several sizes, beside the "
-                "exact value of 15 bins; mean over seeds, bars of one sd over samples."
+                "exact value of 15 bins (equal-mass, sweep and smooth ECE have exact values of their own); mean over "
+                "seeds, bars of one sd over samples."
             )
             yield f"estimators-ls{alpha:g}", caption, estimator_figure(curves, exact, title=f"α = {alpha:g}")
 
