@@ -35,7 +35,8 @@ _MOST_EXTRAS = 8
 class Team:
     """The processes of a training command; alone (the default) there is one, and nothing is ever sent.
 
-    A context manager for the leader: leaving it sends the followers away, whatever happened.
+    A context manager for the leader: leaving it sends the followers away. Left in the midst of an update, by an error
+    of the model or the machine, it lets them see for themselves that the leader has gone.
 
     Attributes:
         rank: which process this is, from 0. size: how many there are.
@@ -45,6 +46,7 @@ class Team:
         self.rank, self.size = rank, size
         self._device = device or torch.device("cpu")
         self._dismissed = size == 1
+        self._amid = False  # in an update, where the followers would not hear a word
 
     @classmethod
     def join(cls, device: torch.device) -> Self:
@@ -77,7 +79,7 @@ class Team:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self.leads and not self._dismissed:
+        if self.leads and not self._dismissed and not self._amid:
             self._dismissed = True
             try:
                 self._announce("dismissed")
@@ -103,6 +105,7 @@ class Team:
     def share(self, model: nn.Module, update: int, epoch: int, indices: range) -> range:
         """Give the followers the weights and batches of an update (counted from 0); those batches that are our own."""
         if self.size > 1:
+            self._amid = True
             self._announce("update", (update, epoch, indices.start, indices.stop))
             with _together(self):
                 dist.broadcast(_flat(_trained(model)), _LEADER)
@@ -110,9 +113,10 @@ class Team:
 
     def collect(self, model: nn.Module, losses: list[StepLoss], indices: range) -> list[StepLoss]:
         """Add the followers' gradients to ours; the losses of all the update's batches, in their order."""
-        if self.size == 1:
-            return losses
-        return self._collect(_trained(model), losses, indices)
+        if self.size > 1:
+            losses = self._collect(_trained(model), losses, indices)
+            self._amid = False
+        return losses
 
     def finish(self) -> None:
         """End the run that `start` began; another may follow."""

@@ -114,6 +114,14 @@ def test_a_leader_that_fails_sends_the_followers_away(tmp_path):
     assert train_in_two(tmp_path / "a", dropout=0.0, max_updates=4, follower_loss=not_a_number) == [2, 0]
 
 
+def test_a_leader_that_fails_in_an_update_is_missed(tmp_path, capfd):
+    def broken(*_):
+        raise MemoryError
+
+    assert train_in_two(tmp_path / "a", dropout=0.0, max_updates=4, loss=broken) == [1, 2]
+    assert "error: process 1 of 2 lost another one (" in capfd.readouterr().err
+
+
 def test_an_update_that_cannot_be_shared_is_refused(capfd):
     def action(team: Team) -> None:
         if team.leads:
