@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 
 from nmt_ls.experiment.command_line import config_to_dict
-from nmt_ls.measured_run import MeasuredRun, search_keys
+from nmt_ls.measured_run import MeasuredRun, search_keys, shared_keys
 from nmt_ls.metrics.calibration import MOMENTS, ece_from_sums, unbiased_squared_l2_from_sums
 from nmt_ls.metrics.inputs import FloatArray
 from nmt_ls.metrics.plots import Curve, SweepSeries
 from nmt_ls.metrics.statistics import Estimate, crossed_bootstrap
-from nmt_ls.metrics.translation import bleu_from_statistics
+from nmt_ls.metrics.translation import BLEU_STATISTICS, bleu_from_statistics
 from nmt_ls.scoring import BINS
 from nmt_ls.search import SearchConfig
 from nmt_ls.sweep_cells import Ledger, cell_key, read_sentences, rounded_temperature
@@ -94,8 +94,8 @@ class Recipe:
     @cached_property
     def bleu_sums(self) -> FloatArray:
         """[H, A, J, 10]."""
-        keys = {key: value for key, value in search_keys(self.swept.searches[0]).items() if key != "temperature"}
-        return self._halves("bleu_statistics", self.decoded_temperatures, keys, (10,))
+        keys = shared_keys(self.swept.searches[0])
+        return self._halves("bleu_statistics", self.decoded_temperatures, keys, (BLEU_STATISTICS,))
 
     def _halves(
         self, column: str, temperatures: Sequence[float], keys: Mapping[str, Any], shape: tuple[int, ...]
@@ -118,8 +118,7 @@ class Recipe:
         keys: dict[str, Any] = {}
         shape: tuple[int, ...] = (MOMENTS, BINS)
         if column == "bleu_statistics":
-            keys = {key: value for key, value in search_keys(self.swept.searches[0]).items() if key != "temperature"}
-            shape = (10,)
+            keys, shape = shared_keys(self.swept.searches[0]), (BLEU_STATISTICS,)
         return np.array([self.sentences(run, column, [1.0], keys).reshape(-1, *shape) for run in self.runs])
 
 
