@@ -69,15 +69,17 @@ def rounded_temperature(inverse: float) -> float:
 def find_runs(names: Sequence[str], checkpoint: CheckpointName) -> list[MeasuredRun]:
     """The runs that were named, patterns expanded; the newest finished one if none was."""
     if not names:
-        return [_open_finished(find_run(None), checkpoint)]
+        return [_open_finished(find_run(None, "runs"), checkpoint)]
     paths: list[Path] = []
     for name in names:
-        matches = [Path(name)]
+        path = Path(name)
+        matches = [path]
         if any(sign in name for sign in "*?["):
-            matches = sorted(path for path in Path().glob(name) if RunDirectory(path).summary_file.exists())
+            found = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+            matches = sorted(match for match in found if RunDirectory(match).summary_file.exists())
         if not matches:
-            raise UserError(f"runs: no finished run matches {name}")
-        paths += [find_run(str(path)) for path in matches]
+            raise UserError(f"runs: no finished run matches {name}; name runs that have a summary.json")
+        paths += [find_run(str(path), "runs") for path in matches]
     runs = [_open_finished(path, checkpoint) for path in dict.fromkeys(paths)]
     called = [run.path.name for run in runs]
     if doubles := [name for name in called if called.count(name) > 1]:

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from nmt_ls.corpus import Corpus, Split
 from nmt_ls.experiment.processor import choose_device
-from nmt_ls.experiment.records import Record, command
+from nmt_ls.experiment.records import Record, command, prepare_results
 from nmt_ls.measured_run import MeasuredRun, search_keys
 from nmt_ls.metrics.calibration import MOMENTS, ece_from_sums, unbiased_squared_l2_from_sums
 from nmt_ls.metrics.inputs import FloatArray
@@ -74,7 +74,7 @@ class SweepConfig:
     """
 
     runs: tuple[str, ...] = ()
-    checkpoint: CheckpointName = "last"
+    checkpoint: CheckpointName = "best"
     split: str = "validation"
     data: str | None = None
     temperatures: tuple[str, ...] = ("0.8:1.4:0.1",)
@@ -92,6 +92,7 @@ class SweepConfig:
     def __post_init__(self) -> None:
         temperatures = self.decoded_temperatures
         _ = self.inverse_grid
+        self._check_search()
         for key in ("beams", "length_penalties"):
             if not getattr(self, key) or len(set(getattr(self, key))) < len(getattr(self, key)):
                 raise ValueError(f"{key}: give at least one, and each only once")
@@ -100,15 +101,24 @@ class SweepConfig:
                 "beams: 1 is greedy search, whose translations no temperature changes; give a beam of 2 or more, "
                 "or one temperature"
             )
-        for key, other in (("temperature", "temperatures"), ("beam", "beams"), ("length_penalty", "length_penalties")):
-            if getattr(self.search, key) != getattr(SearchConfig(), key):
-                raise ValueError(f"search.{key}: give it as --{other}")
+        if self.threads < 0:
+            raise ValueError(f"threads must not be negative, got {self.threads}")
+
+    def _check_search(self) -> None:
+        """Every beam and length penalty makes a search, and the rest of it is a sweep's."""
+        for name, key in (("temperature", "temperatures"), ("beam", "beams"), ("length_penalty", "length_penalties")):
+            if getattr(self.search, name) != getattr(SearchConfig(), name):
+                raise ValueError(f"search.{name}: give it as --{key}")
         if self.search.samples or self.search.nbest > 1:
             raise ValueError(
                 "search: a sweep looks for one translation of each sentence; samples and nbest are not its"
             )
-        if self.threads < 0:
-            raise ValueError(f"threads must not be negative, got {self.threads}")
+        for name, key in (("beam", "beams"), ("length_penalty", "length_penalties")):
+            for value in getattr(self, key):
+                try:
+                    replace(self.search, **{name: value})
+                except ValueError as error:
+                    raise ValueError(f"{key}: {error}") from None
 
     @cached_property
     def decoded_temperatures(self) -> list[float]:
@@ -324,11 +334,13 @@ def sentence_sums(
 def sweep(config: SweepConfig) -> tuple[list[MeasuredRun], Ledger]:
     """Measure every cell that the results do not hold yet; the runs, and what the results hold now.
 
-    Raises UserError for runs, corpora and settings that do not fit.
+    Raises UserError for runs and a results directory that do not do, before any work; for a run's corpus in its turn.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    runs, ledger = find_runs(config.runs, config.checkpoint), Ledger(Path(config.results))
+    runs, results = find_runs(config.runs, config.checkpoint), Path(config.results)
+    prepare_results(results)
+    ledger = Ledger(results)
     sweeps = [Sweep(run, config, ledger, _say) for run in runs]
     left = sum(len(each.missing_searches()) + bool(each.missing_inverses()) for each in sweeps)
     whole = len(runs) * (len(list(config.searches())) + 1)

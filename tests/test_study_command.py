@@ -64,7 +64,10 @@ def test_mistakes_are_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for words, message in (
-        (("plan", "missing.yaml"), "missing.yaml: No such file"),
+        (
+            ("plan", "missing.yaml"),
+            "missing.yaml: No such file or directory; name the study's YAML file after run or plan",
+        ),
         (("plan", "small.yaml", "--wrokers", "2"), "unknown option --wrokers; did you mean --workers?"),
         (("plan", "small.yaml", "--workers", "0"), "workers must be at least 1"),
         (("plan", "small.yaml", "--cells", "x*"), "no cell of small is called x*"),

@@ -47,7 +47,8 @@ def runs(small_run: RunDirectory, tmp_path_factory: pytest.TempPathFactory) -> l
 
 def settings(runs: Sequence[str], results: Path, **changes: Any) -> SweepConfig:
     given = {"runs": tuple(runs), "temperatures": TEMPERATURES, "inverse_temperatures": GRID, "beams": (2,)}
-    return SweepConfig(**{**given, "results": str(results), "threads": 1, **changes})  # type: ignore[arg-type]
+    ours = {"results": str(results), "threads": 1, "checkpoint": "last"}
+    return SweepConfig(**{**given, **ours, **changes})  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -236,6 +237,19 @@ def test_a_kill_between_sentences_and_records(runs: list[str], tmp_path: Path, m
     )
 
 
+def test_results_that_cannot_be_written_are_refused_before_any_work(
+    runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("nmt_ls.sweeping.Sweep.teacher_forced", lambda *_: pytest.fail("measured before it looked"))
+    with pytest.raises(UserError, match=r"^results: .*cannot be made"):
+        sweep(settings(runs[:1], tmp_path / "file" / "results"))
+
+
+def test_the_best_checkpoint_is_measured_unless_another_is_named() -> None:
+    assert SweepConfig().checkpoint == "best"
+
+
 def test_a_run_that_was_trained_anew_is_measured_anew(runs: list[str], swept: Path) -> None:
     run = MeasuredRun.open(Path(runs[0]), "last")
     ledger = Ledger(swept)
@@ -337,6 +351,9 @@ def test_two_fold_uses_each_half_at_the_temperature_of_the_other() -> None:
         ({"beams": (4, 4)}, "each only once"),
         ({"search": SearchConfig(temperature=1.1)}, "give it as --temperatures"),
         ({"search": SearchConfig(samples=2)}, "samples"),
+        ({"beams": (5, 0)}, "beams: beam must be at least 1, got 0"),
+        ({"beams": (0,), "temperatures": ("none",)}, "beams: beam must be at least 1, got 0"),
+        ({"length_penalties": (float("nan"),)}, "length_penalties: length_penalty must be a finite number, got nan"),
     ],
 )
 def test_bad_settings(changes: Mapping[str, Any], message: str) -> None:
@@ -364,10 +381,13 @@ def test_grids_include_both_ends() -> None:
 def test_finding_runs(runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(runs[1]).parent)
     assert [run.path.name for run in find_runs(["*-s?"], "last")] == ["hard-s1", "smooth-s2"]
+    assert [run.path.name for run in find_runs([f"{Path.cwd()}/*-s?"], "last")] == ["hard-s1", "smooth-s2"]
     with pytest.raises(UserError, match="no finished run matches nothing-"):
         find_runs(["nothing-*"], "last")
-    with pytest.raises(UserError, match="is not a run"):
+    with pytest.raises(UserError, match=r"^runs: nothing is not a run"):
         find_runs(["nothing"], "last")
+    with pytest.raises(UserError, match=r"^runs: there is no finished run"):
+        find_runs([], "last")
     copied = shutil.copytree(runs[1], tmp_path / "smooth-s2")
     with pytest.raises(UserError, match="two of them are called smooth-s2"):
         find_runs(["smooth-s2", str(copied)], "last")

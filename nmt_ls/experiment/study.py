@@ -142,7 +142,7 @@ def load_study(path: str | Path, state: Path = STATE) -> Study:
         UserError: one line for each mistake, naming file and key.
     """
     path, problems = Path(path), list[str]()
-    content, lines = read_yaml(str(path), problems)
+    content, lines = read_yaml(str(path), problems, advice="name the study's YAML file after run or plan")
     if problems:
         raise UserError("\n".join(problems))
     study_file = load_config(StudyFile, content, where=str(path))
