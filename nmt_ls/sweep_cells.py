@@ -105,21 +105,24 @@ class Ledger:
         self.results, self.records_file = results, results / "records.jsonl"
         self.sentences = results / "sentences.parquet"
         found = read_records(self.records_file) if self.records_file.exists() else []
-        self.figures: dict[str, dict[str, float]] = {}
+        self.records: dict[str, dict[str, Record]] = {}  # the last of each cell and name
         for record in found:
             # what `score` wrote (it says how its temperature was chosen) has no sentences here for paired tests
             if "weights" in record.signature and "temperature_is" not in record.signature:
-                self.figures.setdefault(cell_key(record.signature), {})[record.name] = record.value
+                self._note(record)
+
+    def _note(self, record: Record) -> None:
+        self.records.setdefault(cell_key(record.signature), {})[record.name] = record
 
     def holds(self, signature: Mapping[str, Any], names: Iterable[str]) -> bool:
         """Whether every figure of a cell is there."""
-        return set(names) <= set(self.figures.get(cell_key(signature), {}))
+        return set(names) <= set(self.records.get(cell_key(signature), {}))
 
     def add(self, part: str, table: pa.Table, records: Sequence[Record]) -> None:
         """Write a cell: its sentences first, since the records are what says that it is done."""
         self.sentences.mkdir(parents=True, exist_ok=True)
         for record in records:
-            self.figures.setdefault(cell_key(record.signature), {})[record.name] = record.value
+            self._note(record)
         new = self.sentences / f".{part}.{os.getpid()}.new"
         pq.write_table(table, new, compression="zstd", compression_level=9)
         fsync(new)

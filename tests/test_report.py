@@ -250,6 +250,7 @@ def test_figures_of_real_runs_reach_it(
             sweep(
                 SweepConfig(
                     runs=(run,),
+                    checkpoint="last",
                     split=split,
                     temperatures=("0.8:1.2:0.2",),
                     inverse_temperatures="0.8:1.2:3",

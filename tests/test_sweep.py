@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from made_up_study import Translator as MadeUp
+from made_up_study import write_study
 
 from nmt_ls.corpus import Corpus
 from nmt_ls.experiment.command_line import UserError, load_config
@@ -270,7 +272,7 @@ def test_the_table_names_the_split_on_which_temperatures_were_chosen(
     assert "two-fold" in out
     assert "less the hard-target baseline, at temperature 1" in out
     table = pd.read_csv(results / "sweep-validation-last.csv")
-    assert table.recipe.tolist() == ["α=0", "α=0.1"]
+    assert table.recipe.tolist() == ["α=0, dropout 0.1", "α=0.1, dropout 0.1"]
     assert table.seeds.tolist() == [1, 2]
     assert (table["T chosen on"] == table["split"]).all()
     assert sorted(path.name for path in (results / "figures").iterdir()) == [
@@ -291,7 +293,7 @@ def test_the_best_temperatures_and_the_differences(runs: list[str], swept: Path)
         found, Swept(ledger=ledger, split="validation", inverses=config.whole_inverse_grid, searches=searches)
     )
     hard, smooth = recipes
-    assert (hard.label, smooth.label) == ("α=0", "α=0.1")
+    assert (hard.label, smooth.label) == ("α=0, dropout 0.1", "α=0.1, dropout 0.1")
     row, both = best_row(smooth), [runs[0], runs[1]]
     nll = {
         round(1 / b, 9): recipe_figures(swept, both, "nll", temperature=round(1 / b, 9), bins=15)
@@ -312,7 +314,88 @@ def test_the_best_temperatures_and_the_differences(runs: list[str], swept: Path)
     )
     expected = row_l2(swept, both) - row_l2(swept, runs[2:])
     assert difference["squared L2"] == pytest.approx(expected, abs=1e-5)
-    assert difference["resolved, BLEU"] == ("yes" if difference["p, BLEU"] < 0.05 else "no")
+    assert (difference["resolved, BLEU"], difference["resolved, L2"]) == ("one seed", "one seed")  # of hard targets
+
+
+def made_up_difference(folder: Path, *made_up: MadeUp) -> dict[str, Any]:
+    """The row of differences of two recipes whose truth is known, α = 0 and another."""
+    write_study(folder, made_up)
+    runs = [
+        MeasuredRun(
+            path=Path(f"fake-de-ls{one.alpha}-s{seed}"),
+            config=TrainConfig(loss=LossConfig(alpha=one.alpha), seed=seed),
+            manifest={},
+            updates=1000,
+            checkpoint="last",
+            weights=f"{seed}{one.alpha}".ljust(16, "f"),
+        )
+        for one in made_up
+        for seed in one.seeds
+    ]
+    searches = [SearchConfig(temperature=1.0)]
+    swept = Swept(ledger=Ledger(folder), split="validation", inverses=[1.0], searches=searches)
+    first, second = recipes_of(runs, swept)
+    return difference_row(second, first)
+
+
+def test_a_difference_is_resolved_where_sentences_and_seeds_agree_on_it(tmp_path: Path) -> None:
+    made_up = [
+        MadeUp(alpha=alpha, seeds=(seed,), gap=lambda _, gap=gap: gap, precision=lambda _, p=p: p)  # type: ignore[misc]
+        for alpha, seed, gap, p in (
+            *((0.0, 1, 0.20, 0.40), (0.0, 2, 0.21, 0.41), (0.0, 3, 0.19, 0.42)),
+            *((0.1, 1, 0.00, 0.60), (0.1, 2, 0.01, 0.61), (0.1, 3, 0.02, 0.62)),
+        )
+    ]
+    row = made_up_difference(tmp_path, *made_up)
+    assert row["BLEU"] > 10 > row["± BLEU"]
+    assert row["squared L2"] < -0.02
+    assert (row["resolved, BLEU"], row["resolved, L2"]) == ("yes", "yes")
+
+
+def test_a_difference_that_seeds_hide_is_not_resolved(tmp_path: Path) -> None:
+    """BLEU differs by some 2, but by 40 between seeds; calibration does not differ at all."""
+    hard = MadeUp(alpha=0.0, precision=lambda _: 0.50, between_seeds=0.2)
+    smooth = MadeUp(alpha=0.1, precision=lambda _: 0.52, between_seeds=0.2)
+    row = made_up_difference(tmp_path, hard, smooth)
+    assert row["± BLEU"] > row["BLEU"] > 0.5
+    assert (row["resolved, BLEU"], row["resolved, L2"]) == ("no", "no")
+
+
+def test_one_seed_resolves_nothing(tmp_path: Path) -> None:
+    hard = MadeUp(alpha=0.0, gap=lambda _: 0.2, precision=lambda _: 0.4)
+    smooth = MadeUp(alpha=0.1, gap=lambda _: 0.0, precision=lambda _: 0.6, seeds=(1,))
+    row = made_up_difference(tmp_path, hard, smooth)
+    assert row["p, BLEU"] < 0.001
+    assert (row["resolved, BLEU"], row["resolved, L2"]) == ("one seed", "one seed")
+
+
+def test_dropout_zero_is_said_wherever_the_sweep_shows_a_figure(
+    small_run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_config(TrainConfig, small_run.read_config())
+    without = replace(
+        config, out=str(tmp_path / "none"), model=replace(config.model, dropout=0.0), checkpoints=("last",)
+    )
+    assert train(without).summary is not None
+    results = tmp_path / "results"
+    main(settings([without.out], results, temperatures=("1",)))
+    out = capsys.readouterr().out
+    assert "\nα=0.1, dropout 0 " in out
+    (recipe,) = [line for line in out.splitlines() if line.startswith("recipe: ")]
+    corpus = small_run.read_manifest()["corpus_checksum"]
+    said = {"alpha:0.1", "dropout:0.0", "spread:all", "prior:uniform", "bins:15", "beam:2", "split:validation"}
+    said |= {"checkpoint:last", "seed:1", "precision:fp32/highest", f"corpus:{corpus}", "length_penalty:average:1"}
+    assert said <= set(recipe.removeprefix("recipe: ").split("|"))
+    assert {"commit", "torch", "weights"} <= {part.partition(":")[0] for part in recipe.split("|")}
+    assert "\nBLEU: nrefs:1|" in out
+    (row,) = pd.read_csv(results / "sweep-validation-last.csv").to_dict("records")
+    stored = {"dropout": 0.0, "spread": "all", "prior": "uniform", "bins": 15, "precision": "fp32/highest", "seed": 1}
+    stored |= {"split": "validation", "checkpoint": "last", "corpus": corpus, "recipe": "α=0.1, dropout 0"}
+    assert stored.items() <= row.items()
+    assert {"commit", "torch", "command", "BLEU signature"} <= set(row)
+    figure = (results / "figures" / "sweep-validation-last.svg").read_text(encoding="utf-8")
+    assert "α=0.1, dropout 0" in figure
+    assert f"corpus {corpus[:10]}" in figure
 
 
 def row_l2(results: Path, runs: Sequence[str]) -> float:
