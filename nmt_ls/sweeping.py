@@ -2,8 +2,16 @@
 
 Two kinds of cells. *Teacher-forced*: NLL and calibration at every temperature of a grid even in 1/T; a run's logits
 are computed once for all of them. *Decoded*: translations at one temperature, beam and length penalty, with BLEU,
-chrF, length ratio and brevity penalty, since temperature moves lengths too. The temperatures of one beam and penalty
-are decoded together, for their searches have most of their prefixes in common.
+chrF, length ratio and brevity penalty, since temperature moves lengths too.
+
+What decoded cells of a run share: up to TOGETHER temperatures of one beam and penalty are decoded together, for their
+searches have most of their prefixes in common; and what the encoder made of a batch of sources serves all searches,
+whatever their temperature, beam and penalty (as long as batches are the same: very wide beams have smaller ones).
+
+What a kill costs: the cells in work, which are one run's teacher-forced ones, or the up to TOGETHER temperatures that
+are being decoded together, since these are written when the whole split has been translated at all of them. Smaller
+groups would lose less and have less in common. A session that is shorter than a group never gets beyond it: then name
+fewer temperatures a call.
 
 Shapes: S sentences, J temperatures, N tokens, B bins.
 """
@@ -34,6 +42,7 @@ from nmt_ls.metrics.slices import sliced_sums
 from nmt_ls.metrics.temperature import check_temperature
 from nmt_ls.metrics.temperature_grid import inverse_temperature_grid, temperature_grid_statistics
 from nmt_ls.metrics.translation import bleu_statistics, translation_scores
+from nmt_ls.prefix_decoder import KeptEncodings
 from nmt_ls.runs import run_corpus
 from nmt_ls.scoring import BINS, slabs, split_batches
 from nmt_ls.search import SearchConfig, shareable
@@ -54,13 +63,16 @@ from nmt_ls.translator import CheckpointName, Hypothesis, Translator
 
 Say = Callable[[str], object]
 TOGETHER = 12
-"""Temperatures decoded together at most. Their cells are written when all are done, so this is what a kill costs: as
-much as some five alone."""
+"""Temperatures decoded together at most. Their cells are written when all are done, so this is what a kill costs: the
+time of some five searches."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
     """Which runs to sweep, over what, and where the figures go.
+
+    A sweep that is killed goes on with the cells that are not there yet. Lost are those in work: at most 12
+    temperatures of one run, beam and length penalty, which take as long together as some five alone.
 
     runs: directories of runs, or patterns such as 'runs/m30k-*'; left out, the newest finished run under runs/.
     data: where the runs' corpus lies, if not where they say.
@@ -175,6 +187,7 @@ class Sweep:
 
     def __init__(self, run: MeasuredRun, config: SweepConfig, ledger: Ledger, say: Say) -> None:
         self.run, self.config, self.ledger, self.say = run, config, ledger, say
+        self.encodings = KeptEncodings()
 
     @cached_property
     def corpus(self) -> Corpus:
@@ -248,7 +261,8 @@ class Sweep:
         """Translations of the whole split by searches that differ only in temperature, and their scores."""
         temperatures = [search.temperature for search in searches]
         sources = [self.split.source_text(row) for row in range(len(self.split))]
-        together = self.translator.translate_at(temperatures, sources, searches[0], on_progress=on_progress)
+        with self.encodings.used_by(self.translator.model):
+            together = self.translator.translate_at(temperatures, sources, searches[0], on_progress=on_progress)
         for search, found in zip(searches, together, strict=True):
             self._translated(search, [hypotheses[0] for hypotheses in found])
 
@@ -341,12 +355,15 @@ def sweep(config: SweepConfig) -> tuple[list[MeasuredRun], Ledger]:
     runs, results = find_runs(config.runs, config.checkpoint), Path(config.results)
     prepare_results(results)
     ledger = Ledger(results)
-    sweeps = [Sweep(run, config, ledger, _say) for run in runs]
-    left = sum(len(each.missing_searches()) + bool(each.missing_inverses()) for each in sweeps)
+
+    def sweeps() -> Iterator[Sweep]:  # one at a time, for each holds its run's model
+        return (Sweep(run, config, ledger, _say) for run in runs)
+
+    left = sum(len(each.missing_searches()) + bool(each.missing_inverses()) for each in sweeps())
     whole = len(runs) * (len(list(config.searches())) + 1)
     print(f"{whole - left} of {whole} cells were measured before; {left} to go", file=sys.stderr)
     with tqdm(total=left, unit=" cells", leave=False, disable=None) as cells:
-        for each in sweeps:
+        for each in sweeps():
             if inverses := each.missing_inverses():
                 each.teacher_forced(inverses)
                 cells.update()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from made_up_study import Translator as MadeUp
 from made_up_study import write_study
 
@@ -25,10 +26,11 @@ from nmt_ls.metrics.translation import bleu_from_statistics, translation_scores
 from nmt_ls.scoring import score_batches, split_batches
 from nmt_ls.search import SearchConfig
 from nmt_ls.sweep import main
-from nmt_ls.sweep_cells import Ledger, find_runs, rounded_bits
+from nmt_ls.sweep_cells import DECODED, Ledger, cell_key, find_runs, rounded_bits
 from nmt_ls.sweep_table import Swept, baseline_of, best_row, difference_row, recipes_of, two_fold
 from nmt_ls.sweeping import SweepConfig, sentence_sums, sweep
 from nmt_ls.training import TrainConfig, train
+from nmt_ls.transformer import Memory, Transformer
 from nmt_ls.translator import Translator
 
 GRID = "0.5:1.5:5"
@@ -206,6 +208,40 @@ def test_a_kill_costs_the_temperatures_that_were_in_work(
         ([1.2], 3),
     ]
     assert len(read_records(tmp_path / "results" / "records.jsonl")) == 5 * 3 + 2 * 3 * 4
+
+
+def decoded_figures(results: Path) -> dict[str, float]:
+    """By cell and name."""
+    records = read_records(results / "records.jsonl")
+    return {cell_key(one.signature) + one.name: one.value for one in records if one.name in DECODED}
+
+
+def test_a_batch_is_encoded_once_whatever_is_searched_in_it(
+    runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = list[int]()
+    encode = Transformer.encode
+
+    def counting(model: Transformer, source_BS: torch.Tensor) -> Memory:
+        calls.append(len(source_BS))
+        return encode(model, source_BS)
+
+    monkeypatch.setattr(Transformer, "encode", counting)
+    monkeypatch.setattr("nmt_ls.sweeping.TOGETHER", 2)
+    # batches of ten sentences, whatever the beam
+    monkeypatch.setattr("nmt_ls.translator.MAX_LOGITS", 3 * 2 * Translator.load(runs[0]).target_vocabulary.size * 10)
+    searched: dict[str, Any] = {"temperatures": ("0.8:1.4:0.2",), "length_penalties": (0.6, 1.0)}
+    found = list[dict[str, float]]()
+    for name, room, encoded in (("kept", 1 << 20, 1), ("anew", 0, 4)):
+        monkeypatch.setattr("nmt_ls.prefix_decoder.MOST_KEPT", room)
+        config = settings(runs[:1], tmp_path / name, **searched)
+        sweep(replace(config, temperatures=("none",)))  # what is teacher-forced encodes too
+        calls.clear()
+        sweep(config)
+        assert calls == [10, 10, 10] * encoded  # two groups of temperatures by two length penalties
+        found.append(decoded_figures(tmp_path / name))
+    assert len(found[0]) == 4 * 2 * len(DECODED)
+    assert found[0] == found[1]
 
 
 def test_a_search_that_cannot_be_shared_is_made_one_temperature_at_a_time(
