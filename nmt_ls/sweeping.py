@@ -71,9 +71,6 @@ time of some five searches."""
 class SweepConfig:
     """Which runs to sweep, over what, and where the figures go.
 
-    A sweep that is killed goes on with the cells that are not there yet. Lost are those in work: at most 12
-    temperatures of one run, beam and length penalty, which take as long together as some five alone.
-
     runs: directories of runs, or patterns such as 'runs/m30k-*'; left out, the newest finished run under runs/.
     data: where the runs' corpus lies, if not where they say.
     temperatures: of the translations: numbers, and grids first:last:step; none translates nothing.
@@ -81,6 +78,7 @@ class SweepConfig:
     beams, length_penalties: of the translations, each with each. Beam 1 is refused beside several temperatures: no
     temperature changes what greedy search finds.
     results: the directory of records.jsonl, sentences.parquet and figures/; what is there already is not done again.
+    Translations at up to 12 temperatures are written together, so a kill costs as much as some five searches.
     name: of the table's and the figure's files, where one directory has those of several sweeps.
     summarise: print the table and draw the figures; without, only measure (a study does so run by run).
     """
