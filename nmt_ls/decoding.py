@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from tqdm import tqdm
 
 from nmt_ls.corpus import Corpus
-from nmt_ls.experiment.command_line import UserError, config_to_dict, load_config
+from nmt_ls.experiment.command_line import UserError, load_config
 from nmt_ls.experiment.processor import choose_device
 from nmt_ls.experiment.records import Signature
 from nmt_ls.experiment.run_directory import RunDirectory
@@ -26,13 +26,14 @@ from nmt_ls.lines import (
     read_references,
     standard_input,
 )
+from nmt_ls.measured_run import figure_signature
 from nmt_ls.metrics.temperature import check_temperature
 from nmt_ls.metrics.translation import MetricName, TranslationScores, translation_scores
 from nmt_ls.runs import find_run, run_corpus
 from nmt_ls.scoring import first_text, fitted_temperature, split_batches
 from nmt_ls.search import SearchConfig
 from nmt_ls.search_changes import SearchChanges
-from nmt_ls.training import TrainConfig, run_signature
+from nmt_ls.training import TrainConfig
 from nmt_ls.translator import MAX_SOURCE_PIECES, MAX_TOKENS, CheckpointName, Translator
 from nmt_ls.workers import Workers
 
@@ -133,35 +134,6 @@ def search_config(
     return replace(search, temperature=float(temperature))
 
 
-def figure_signature(
-    run: Path,
-    trained: TrainConfig,
-    search: SearchConfig,
-    translator: Translator,
-    checkpoint: CheckpointName,
-    *,
-    split: str | None = None,
-    **extras: Any,
-) -> Signature:
-    """The recipe of figures of a run's checkpoint; of the search's settings without a field only what is unusual."""
-    signature = run_signature(
-        replace(trained, search=replace(search, samples=0)),  # a run has none; they are in the extras
-        RunDirectory(run).read_manifest()["corpus_checksum"],
-        translator.precision,
-        split=split,
-        device=translator.device,
-    )
-    plain = replace(
-        SearchConfig(),
-        beam=search.beam,
-        length_penalty_kind=search.length_penalty_kind,
-        length_penalty=search.length_penalty,
-        temperature=search.temperature,
-    )
-    unusual = {name: value for name, value in config_to_dict(search).items() if value != config_to_dict(plain)[name]}
-    return replace(signature, checkpoint=checkpoint, extras={**unusual, **extras})
-
-
 @dataclass(frozen=True, kw_only=True)
 class Work:
     """What there is to translate: lines in portions, how many where that is known, and what goes with them.
@@ -237,16 +209,13 @@ def decode(config: DecodeConfig) -> Decoded:
                 Workers(config.workers, run, config.checkpoint, translator.device, translator.precision)
             )
         hypotheses = translate_work(work, who, search, config.max_tokens, writer)
-    signature = figure_signature(
-        run,
-        trained,
-        search,
-        translator,
-        config.checkpoint,
-        split=None if config.input is not None else config.split or "test",
-        **({} if config.input is None else {"input": config.input}),
-    )
-    return Decoded(signature=replace(signature, bins=None), scores=score_work(config, work, hypotheses))
+    split = None if config.input is not None else config.split or "test"
+    manifest = RunDirectory(run).read_manifest()
+    signature = figure_signature(trained, manifest, search, translator.precision, split=split, device=translator.device)
+    source = {} if config.input is None else {"input": config.input}
+    extras = {"run": run.name, **signature.extras, **source}
+    signature = replace(signature, checkpoint=config.checkpoint, bins=None, extras=extras)  # nothing was binned
+    return Decoded(signature=signature, scores=score_work(config, work, hypotheses))
 
 
 def translate_work(

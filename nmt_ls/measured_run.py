@@ -1,6 +1,7 @@
 """A run as its figures know it: the checkpoint that is measured, how it was trained, and the recipe of its records.
 
-`score` and `sweep` write records of one run under the same keys, so that whoever reads them need not ask which did.
+`score` and `sweep` write records of one run under the same keys, and `decode` prints them, so that whoever reads them
+need not ask which did.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from nmt_ls.experiment.checkpoint import load_state, weights_id
 from nmt_ls.experiment.command_line import load_config
 from nmt_ls.experiment.precision import Precision
+from nmt_ls.experiment.records import Signature
 from nmt_ls.experiment.run_directory import RunDirectory
 from nmt_ls.search import SearchConfig
 from nmt_ls.training import TrainConfig, run_signature
@@ -70,28 +72,49 @@ class MeasuredRun:
         self, search: SearchConfig, precision: Precision, *, split: str, device: str | torch.device = "cpu"
     ) -> dict[str, Any]:
         """The signature of a figure of this run: how it was trained, which weights, on what, how it was searched."""
-        corpus = self.manifest["corpus_checksum"]
-        signature = run_signature(replace(self.config, search=search), corpus, precision, split=split, device=device)
-        return {
-            **signature.to_dict(),
-            **self.identity(split),
-            **search_keys(search),
-            "dropout": self.config.model.dropout,
-            "updates": self.updates,
-            "training_commit": self.manifest["commit"],
-            "training_precision": self.manifest["precision"]["kind"],
-        }
+        signature = figure_signature(self.config, self.manifest, search, precision, split=split, device=device)
+        return {**signature.to_dict(), **self.identity(split), "updates": self.updates}
+
+
+def figure_signature(
+    trained: TrainConfig,
+    manifest: Mapping[str, Any],
+    search: SearchConfig,
+    precision: Precision,
+    *,
+    split: str | None,
+    device: str | torch.device = "cpu",
+) -> Signature:
+    """The recipe of a figure but for which weights it is of: how they were trained, on what, how it was searched.
+
+    manifest: of the run. split: of its corpus; None where other text was translated.
+    """
+    plain = replace(search, samples=0)  # a run's own search draws none; search_keys says how many
+    signature = run_signature(
+        replace(trained, search=plain), manifest["corpus_checksum"], precision, split=split, device=device
+    )
+    extras = {
+        "search": shared_keys(search).get("search"),  # None where all is usual, and then left out
+        "dropout": trained.model.dropout,
+        "training_commit": manifest["commit"],
+        "training_precision": manifest["precision"]["kind"],
+    }
+    return replace(signature, extras=extras)
 
 
 def search_keys(search: SearchConfig) -> dict[str, Any]:
-    """How translations were searched for, as records say it; of the rest only what is not the default."""
+    """How translations were searched for, as records say it."""
+    return {"temperature": search.temperature, **shared_keys(search)}
+
+
+def shared_keys(search: SearchConfig) -> dict[str, Any]:
+    """What searches at several temperatures have in common; of its lesser settings only what is not the default."""
     unusual = {
         entry.name: getattr(search, entry.name)
         for entry in fields(SearchConfig)
         if entry.name not in _SWEPT and getattr(search, entry.name) != getattr(SearchConfig(), entry.name)
     }
     keys: dict[str, Any] = {
-        "temperature": search.temperature,
         "beam": search.beam,
         "length_penalty": f"{search.length_penalty_kind}:{search.length_penalty:g}",
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,10 +34,24 @@ class ReportConfig:
             raise ValueError(f"out: {self.out} is not the name of an HTML file; let it end in .html")
 
 
+def check_files(config: ReportConfig) -> None:
+    """Raises UserError by key for what cannot be read, or written to; makes the page's folder."""
+    if not Path(config.results).is_dir():
+        raise UserError(f"results: there is no folder {config.results}; run a study first, or name another")
+    if not Path(config.claims).is_file():
+        raise UserError(f"claims: there is no file {config.claims}; name a file such as configs/claims.yaml")
+    out = Path(config.out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"out: {out.parent} cannot be made ({error.strerror}); name another place") from None
+    if out.is_dir() or not os.access(out.parent, os.W_OK):
+        raise UserError(f"out: {out} cannot be written; name another place")
+
+
 def main(config: ReportConfig) -> None:
+    check_files(config)
     root = Path(config.results)
-    if not root.is_dir():
-        raise UserError(f"results: there is no folder {root}; run a study first, or name another")
     report = Report.read(read_claims(config.claims), root)
     rows = [
         {

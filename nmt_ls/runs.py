@@ -11,9 +11,9 @@ from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.run_directory import RunDirectory
 
 
-def find_run(run: str | None) -> Path:
+def find_run(run: str | None, option: str = "run") -> Path:
     """The run that was named, or the newest finished translator's; see experiment.run_directory.find_run."""
-    return run_directory.find_run(run, kind="translator", key="search", trainer="nmt_ls.train")
+    return run_directory.find_run(run, kind="translator", key="search", trainer="nmt_ls.train", option=option)
 
 
 class VerifiedCorpus(Corpus):

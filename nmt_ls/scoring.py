@@ -5,7 +5,7 @@ Shapes: B sentences, T target positions, N tokens that are not padding, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from nmt_ls.corpus import Corpus, Split
 from nmt_ls.experiment.command_line import UserError
 from nmt_ls.losses import LossConfig, Prior, smoothed_cross_entropy
 from nmt_ls.metrics.calibration import Calibration, CalibrationAccumulator
-from nmt_ls.metrics.likelihood import Likelihood, LikelihoodAccumulator, token_statistics
+from nmt_ls.metrics.likelihood import Likelihood, LikelihoodAccumulator, TokenStatistics, token_statistics
 from nmt_ls.metrics.temperature import fit_temperature_to_chunks
 from nmt_ls.metrics.translation import TranslationScores, translation_scores
 from nmt_ls.search import SearchConfig
@@ -127,45 +127,50 @@ def score_batches(
     watch: is shown every slab with its logits, for what else is wanted of the same pass.
     """
     likelihood, smoothed = LikelihoodAccumulator(), 0.0
-    columns: list[tuple[Tensor, ...]] = []
+    columns = list[dict[str, Tensor]]()
     for slab in slabs(model, batches):
         logits, targets = model.logits(slab.hidden_ND), slab.targets_N
         if watch is not None:
             watch(logits, slab)
         smoothed += float(smoothed_cross_entropy(logits, targets, loss.alpha, prior, loss.spread, reduction="sum"))
-        found = token_statistics(logits, targets, temperature)
-        if found.log_probs.isnan().any():
-            raise UserError(
-                f"at temperature {temperature:g} the model's log-probabilities are not numbers (NaN); "
-                "take a temperature nearer to 1, or another checkpoint"
-            )
+        found = _token_statistics(logits, targets, temperature)
         likelihood.update(found.log_probs, found.correct, found.entropies)
-        columns.append(
-            (
-                slab.sentences_N,
-                slab.positions_N,
-                targets,
-                found.log_probs.double(),
-                found.confidences.double().clamp(max=1.0),
-                found.correct,
-            )
-        )
-    figures = likelihood.compute()
-    table = (torch.cat(column).cpu().numpy() for column in zip(*columns, strict=True))
-    sentences, positions, labels, log_probs, confidences, correct = table
+        columns.append(_token_columns(slab, found))
+    figures, tokens = likelihood.compute(), _tokens(columns)
     return TeacherForced(
         smoothed_loss=smoothed / figures.tokens,
         likelihood=figures,
-        calibration=CalibrationAccumulator(bins).update(confidences, correct).compute(),
-        tokens=Tokens(
-            sentences=sentences,
-            positions=positions,
-            labels=labels,
-            log_probs=log_probs,
-            confidences=confidences,
-            correct=correct,
-        ),
+        calibration=CalibrationAccumulator(bins).update(tokens.confidences, tokens.correct).compute(),
+        tokens=tokens,
     )
+
+
+def _token_statistics(logits_NV: Tensor, targets_N: Tensor, temperature: float) -> TokenStatistics:
+    """As the metrics have them. Raises UserError where log-probabilities are not numbers."""
+    found = token_statistics(logits_NV, targets_N, temperature)
+    if found.log_probs.isnan().any():
+        raise UserError(
+            f"at temperature {temperature:g} the model's log-probabilities are not numbers (NaN); "
+            "take a temperature nearer to 1, or another checkpoint"
+        )
+    return found
+
+
+def _token_columns(slab: Slab, found: TokenStatistics) -> dict[str, Tensor]:
+    """The fields of Tokens, of one slab."""
+    return {
+        "sentences": slab.sentences_N,
+        "positions": slab.positions_N,
+        "labels": slab.targets_N,
+        "log_probs": found.log_probs.double(),
+        "confidences": found.confidences.double().clamp(max=1.0),
+        "correct": found.correct,
+    }
+
+
+def _tokens(columns: Sequence[Mapping[str, Tensor]]) -> Tokens:
+    """Of all slabs, in their order."""
+    return Tokens(**{name: torch.cat([part[name] for part in columns]).cpu().numpy() for name in columns[0]})
 
 
 def fitted_temperature(model: Transformer, batches: Iterable[Batch]) -> float:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, NoReturn
 
 from nmt_ls.experiment.command_line import UserError, report, run_command
-from nmt_ls.experiment.study import Cell, Costs, Estimate, Study, load_study
+from nmt_ls.experiment.study import Cell, Costs, Estimate, LeftInAll, Study, load_study
 from nmt_ls.experiment.study_workers import Session, Workers, clock, describe_status, plan_rows
 from nmt_ls.experiment.tables import format_table
 
@@ -59,14 +59,18 @@ def plan(study: Study, config: StudyConfig) -> None:
             print(f"\n{cell.name}:")
             print("\n".join(f"  {step.line}" for step in cell.steps))
     costs = Costs.read(study)
-    seconds, unknown = Estimate(study, costs).total(cells)
     done = sum(costs.done(cell) for cell in cells)
-    print(f"\n{done} of {len(cells)} cells done", end="")
-    if done < len(cells):
-        print(
-            f"; left: {clock(seconds)} of work, {clock(seconds / config.workers)} with {config.workers} workers", end=""
-        )
-    print(f", besides {unknown} cells of unknown cost" if unknown else "")
+    left = describe_left(Estimate(study, costs).total(cells), config.workers) if done < len(cells) else ""
+    print(f"\n{done} of {len(cells)} cells done{left}")
+
+
+def describe_left(left: LeftInAll, workers: int) -> str:
+    """The work that is left, and how much of it is known from measured costs."""
+    parts = [f"{clock(left.measured)} by measured costs"] if left.measured or not left.guessed else []
+    parts += [f"~{clock(left.guessed)} by guesses"] if left.guessed else []
+    text = f"; left: {clock(left.seconds)} of work ({' and '.join(parts)})"
+    text += f", {clock(left.seconds / workers)} with {workers} workers"
+    return text + (f", besides {left.unknown} cells of unknown cost" if left.unknown else "")
 
 
 def run(study: Study, config: StudyConfig) -> int:

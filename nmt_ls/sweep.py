@@ -7,12 +7,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nmt_ls.experiment.command_line import run_command
+from nmt_ls.experiment.records import one_line
 from nmt_ls.experiment.tables import format_table
 from nmt_ls.measured_run import MeasuredRun
 from nmt_ls.metrics.plots import save_figure, sweep_figure
 from nmt_ls.search import SearchConfig
 from nmt_ls.sweep_cells import Ledger
-from nmt_ls.sweep_table import Swept, baseline_of, best_row, difference_row, recipes_of, write_csv
+from nmt_ls.sweep_table import (
+    Recipe,
+    Swept,
+    baseline_of,
+    best_row,
+    caption,
+    csv_row,
+    difference_row,
+    recipes_of,
+    sacrebleu_of,
+    said,
+    write_csv,
+)
 from nmt_ls.sweeping import SweepConfig, sweep
 
 SHORT_NAMES = {"out": "results", "beam": "beams", "length_penalty": "length_penalties"}
@@ -54,35 +67,37 @@ def report(
     print(f"\n{what}; means over seeds\n")
     print(format_table(rows, {name: spec for name, spec in BEST.items() if any(row.get(name) for row in rows)}))
     print(f"\n{chosen}")
-    pairs = [(recipe, baseline) for recipe in recipes if (baseline := baseline_of(recipe, recipes)) is not None]
-    if pairs:
-        alone = min(len(recipe.runs) for pair in pairs for recipe in pair) == 1
-        resampled = (
-            "sentences resampled; one seed does not show how much seeds differ"
-            if alone
-            else "sentences and seeds resampled"
-        )
-        print(f"\nless the hard-target baseline, at temperature 1 (± 95%; {resampled})\n")
-        differences = [difference_row(recipe, baseline) for recipe, baseline in pairs]
-        shown = {name: spec for name, spec in DIFFERENCES.items() if any(name in row for row in differences)}
-        print(format_table(differences, shown))
+    print_differences(recipes)
+    print(f"\nBLEU: {sacrebleu_of(recipes)}" if searches else "")
+    print(f"recipe: {one_line(said(recipes))}")
     stem = "-".join(filter(None, ["sweep", config.name, config.split, config.checkpoint]))
     if len(groups(config)) > 1:
         stem += "-" + searched.replace(", ", "-").replace(" ", "")
-    results = Path(config.results)
-    write_csv(
-        results / f"{stem}.csv",
-        [
-            {**row, "split": config.split, "checkpoint": config.checkpoint, "T chosen on": config.split}
-            | ({"search": searched} if searches else {})
-            for row in rows
-        ],
-    )
-    written = [results / f"{stem}.csv"]
+    table, extra = Path(config.results) / f"{stem}.csv", {"search": searched} if searches else {}
+    write_csv(table, [csv_row(recipe, row) | extra for recipe, row in zip(recipes, rows, strict=True)])
+    written = [table]
     if searches:
-        figure = sweep_figure({recipe.label: recipe.series() for recipe in recipes}, title=what)
-        written += save_figure(figure, results / "figures" / stem)
+        title = f"{what}\n{caption(said(recipes))}"
+        figure = sweep_figure({recipe.label: recipe.series() for recipe in recipes}, title=title)
+        written += save_figure(figure, table.parent / "figures" / stem)
     print("\nwrote " + ", ".join(map(str, written)))
+
+
+def print_differences(recipes: Sequence[Recipe]) -> None:
+    """The second table, where there is a baseline."""
+    pairs = [(recipe, baseline) for recipe in recipes if (baseline := baseline_of(recipe, recipes)) is not None]
+    if not pairs:
+        return
+    alone = min(len(recipe.runs) for pair in pairs for recipe in pair) == 1
+    resampled = (
+        "sentences resampled; one seed does not show how much seeds differ"
+        if alone
+        else "sentences and seeds resampled"
+    )
+    print(f"\nless the hard-target baseline, at temperature 1 (± 95%; {resampled})\n")
+    differences = [difference_row(recipe, baseline) for recipe, baseline in pairs]
+    shown = {name: spec for name, spec in DIFFERENCES.items() if any(name in row for row in differences)}
+    print(format_table(differences, shown))
 
 
 if __name__ == "__main__":

@@ -69,15 +69,17 @@ def rounded_temperature(inverse: float) -> float:
 def find_runs(names: Sequence[str], checkpoint: CheckpointName) -> list[MeasuredRun]:
     """The runs that were named, patterns expanded; the newest finished one if none was."""
     if not names:
-        return [_open_finished(find_run(None), checkpoint)]
+        return [_open_finished(find_run(None, "runs"), checkpoint)]
     paths: list[Path] = []
     for name in names:
-        matches = [Path(name)]
+        path = Path(name)
+        matches = [path]
         if any(sign in name for sign in "*?["):
-            matches = sorted(path for path in Path().glob(name) if RunDirectory(path).summary_file.exists())
+            found = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+            matches = sorted(match for match in found if RunDirectory(match).summary_file.exists())
         if not matches:
-            raise UserError(f"runs: no finished run matches {name}")
-        paths += [find_run(str(path)) for path in matches]
+            raise UserError(f"runs: no finished run matches {name}; name runs that have a summary.json")
+        paths += [find_run(str(path), "runs") for path in matches]
     runs = [_open_finished(path, checkpoint) for path in dict.fromkeys(paths)]
     called = [run.path.name for run in runs]
     if doubles := [name for name in called if called.count(name) > 1]:
@@ -103,21 +105,24 @@ class Ledger:
         self.results, self.records_file = results, results / "records.jsonl"
         self.sentences = results / "sentences.parquet"
         found = read_records(self.records_file) if self.records_file.exists() else []
-        self.figures: dict[str, dict[str, float]] = {}
+        self.records: dict[str, dict[str, Record]] = {}  # the last of each cell and name
         for record in found:
             # what `score` wrote (it says how its temperature was chosen) has no sentences here for paired tests
             if "weights" in record.signature and "temperature_is" not in record.signature:
-                self.figures.setdefault(cell_key(record.signature), {})[record.name] = record.value
+                self._note(record)
+
+    def _note(self, record: Record) -> None:
+        self.records.setdefault(cell_key(record.signature), {})[record.name] = record
 
     def holds(self, signature: Mapping[str, Any], names: Iterable[str]) -> bool:
         """Whether every figure of a cell is there."""
-        return set(names) <= set(self.figures.get(cell_key(signature), {}))
+        return set(names) <= set(self.records.get(cell_key(signature), {}))
 
     def add(self, part: str, table: pa.Table, records: Sequence[Record]) -> None:
         """Write a cell: its sentences first, since the records are what says that it is done."""
         self.sentences.mkdir(parents=True, exist_ok=True)
         for record in records:
-            self.figures.setdefault(cell_key(record.signature), {})[record.name] = record.value
+            self._note(record)
         new = self.sentences / f".{part}.{os.getpid()}.new"
         pq.write_table(table, new, compression="zstd", compression_level=9)
         fsync(new)

@@ -13,7 +13,9 @@ Shapes: A seeds, S sentences, J temperatures, B bins, H two halves of the senten
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,16 +24,19 @@ from typing import Any
 import numpy as np
 
 from nmt_ls.experiment.command_line import config_to_dict
-from nmt_ls.measured_run import MeasuredRun, search_keys
+from nmt_ls.experiment.records import Record, command
+from nmt_ls.measured_run import MeasuredRun, search_keys, shared_keys
 from nmt_ls.metrics.calibration import MOMENTS, ece_from_sums, unbiased_squared_l2_from_sums
 from nmt_ls.metrics.inputs import FloatArray
 from nmt_ls.metrics.plots import Curve, SweepSeries
 from nmt_ls.metrics.statistics import Estimate, crossed_bootstrap
-from nmt_ls.metrics.translation import bleu_from_statistics
+from nmt_ls.metrics.translation import BLEU_STATISTICS, bleu_from_statistics
 from nmt_ls.scoring import BINS
 from nmt_ls.search import SearchConfig
 from nmt_ls.sweep_cells import Ledger, cell_key, read_sentences, rounded_temperature
 
+_NOT_SAID = ("temperature", "versions", "sacrebleu")  # of a row's own columns; taken apart; of one kind of score
+_IN_CAPTIONS = ("spread", "prior", "seed", "precision", "bins", "corpus", "commit")
 _NOT_A_RECIPE = ("seed", "out", "threads", "device", "checkpoints", "validation_sentences", "search")
 RESOLVED = 0.05
 """Differences with a larger p-value are not resolved: the sample does not tell them from nothing."""
@@ -62,16 +67,25 @@ class Recipe:
 
     def teacher_forced(self, name: str) -> FloatArray:
         """A figure of every seed at every temperature of the grid: [A, J]."""
-        return np.array([[self._figure(run, {"temperature": t}, name) for t in self.temperatures] for run in self.runs])
+        return np.array([[record.value for record in row] for row in self._teacher_forced(name)])
 
     def decoded(self, name: str) -> FloatArray:
         """A figure of every seed's translations at every temperature: [A, J]."""
-        return np.array(
-            [[self._figure(run, search_keys(s), name) for s in self.swept.searches] for run in self.runs]
-        ).reshape(len(self.runs), -1)
+        return np.array([[record.value for record in row] for row in self._decoded(name)])
 
-    def _figure(self, run: MeasuredRun, keys: Mapping[str, Any], name: str) -> float:
-        return self.swept.ledger.figures[cell_key({**run.identity(self.swept.split), **keys})][name]
+    def signatures(self) -> list[Mapping[str, Any]]:
+        """Of everything that was measured of it."""
+        rows = [*self._teacher_forced("nll"), *self._decoded("bleu")]
+        return [record.signature for row in rows for record in row]
+
+    def _teacher_forced(self, name: str) -> list[list[Record]]:
+        return [[self._record(run, {"temperature": t}, name) for t in self.temperatures] for run in self.runs]
+
+    def _decoded(self, name: str) -> list[list[Record]]:
+        return [[self._record(run, search_keys(s), name) for s in self.swept.searches] for run in self.runs]
+
+    def _record(self, run: MeasuredRun, keys: Mapping[str, Any], name: str) -> Record:
+        return self.swept.ledger.records[cell_key({**run.identity(self.swept.split), **keys})][name]
 
     def series(self) -> SweepSeries:
         """For the figure."""
@@ -94,8 +108,8 @@ class Recipe:
     @cached_property
     def bleu_sums(self) -> FloatArray:
         """[H, A, J, 10]."""
-        keys = {key: value for key, value in search_keys(self.swept.searches[0]).items() if key != "temperature"}
-        return self._halves("bleu_statistics", self.decoded_temperatures, keys, (10,))
+        keys = shared_keys(self.swept.searches[0])
+        return self._halves("bleu_statistics", self.decoded_temperatures, keys, (BLEU_STATISTICS,))
 
     def _halves(
         self, column: str, temperatures: Sequence[float], keys: Mapping[str, Any], shape: tuple[int, ...]
@@ -118,13 +132,12 @@ class Recipe:
         keys: dict[str, Any] = {}
         shape: tuple[int, ...] = (MOMENTS, BINS)
         if column == "bleu_statistics":
-            keys = {key: value for key, value in search_keys(self.swept.searches[0]).items() if key != "temperature"}
-            shape = (10,)
+            keys, shape = shared_keys(self.swept.searches[0]), (BLEU_STATISTICS,)
         return np.array([self.sentences(run, column, [1.0], keys).reshape(-1, *shape) for run in self.runs])
 
 
 def recipes_of(runs: Sequence[MeasuredRun], swept: Swept) -> list[Recipe]:
-    """Runs grouped by recipe, in order of α, each with a label that tells it from the others."""
+    """Runs grouped by recipe, in order of α, each with a label: α, dropout, and what tells it from the others."""
     groups: dict[str, list[MeasuredRun]] = {}
     settings: dict[str, dict[str, Any]] = {}
     for run in runs:
@@ -136,12 +149,35 @@ def recipes_of(runs: Sequence[MeasuredRun], swept: Swept) -> list[Recipe]:
     differing = [
         key
         for key in recipes[0].settings
-        if key != "loss.alpha" and len({json.dumps(recipe.settings.get(key)) for recipe in recipes}) > 1
+        if key not in ("loss.alpha", "model.dropout")
+        and len({json.dumps(recipe.settings.get(key)) for recipe in recipes}) > 1
     ]
     for recipe in recipes:
         others = [f"{key.rpartition('.')[2]} {recipe.settings[key]}" for key in differing]
-        recipe.label = ", ".join([f"α={recipe.alpha:g}", *others])
+        recipe.label = ", ".join([f"α={recipe.alpha:g}", f"dropout {recipe.settings['model.dropout']:g}", *others])
     return sorted(recipes, key=lambda recipe: (recipe.label.partition(",")[2], recipe.alpha))
+
+
+def said(recipes: Iterable[Recipe]) -> dict[str, str]:
+    """The signatures of all figures of some recipes as one: of every key its value, or the values where they differ."""
+    values: dict[str, dict[str, None]] = {}
+    for signature in (signature for recipe in recipes for signature in recipe.signatures()):
+        kept = {key: value for key, value in signature.items() if key not in _NOT_SAID}
+        for key, value in {**kept, **signature.get("versions", {})}.items():
+            values.setdefault(key, {})[str(value)] = None
+    return {key: ", ".join(found) for key, found in values.items()}
+
+
+def sacrebleu_of(recipes: Iterable[Recipe]) -> str:
+    """sacrebleu's signature of their BLEU; empty where nothing was translated."""
+    found = (str(one["sacrebleu"]) for recipe in recipes for one in recipe.signatures() if "sacrebleu" in one)
+    return ", ".join(dict.fromkeys(found))
+
+
+def caption(recipe: Mapping[str, str]) -> str:
+    """What a figure says of what `said` found; α and dropout are in its labels, checksum and commit are cut short."""
+    short = {key: re.sub(r"[0-9a-f]{13,}", lambda digits: digits[0][:10], recipe.get(key, "?")) for key in _IN_CAPTIONS}
+    return textwrap.fill(", ".join(f"{key} {value}" for key, value in short.items()), 105, break_on_hyphens=False)
 
 
 def baseline_of(recipe: Recipe, recipes: Sequence[Recipe]) -> Recipe | None:
@@ -226,7 +262,7 @@ def difference_row(recipe: Recipe, baseline: Recipe) -> dict[str, Any]:
         "squared L2": calibration.value,
         "± L2": calibration.reach(),
         "p, L2": calibration.p_value,
-        "resolved, L2": _resolved(calibration),
+        "resolved, L2": _resolved(calibration, recipe, baseline),
     }
     if 1.0 in recipe.decoded_temperatures:
         bleu = crossed_bootstrap(
@@ -236,17 +272,27 @@ def difference_row(recipe: Recipe, baseline: Recipe) -> dict[str, Any]:
             "BLEU": bleu.value,
             "± BLEU": bleu.reach(),
             "p, BLEU": bleu.p_value,
-            "resolved, BLEU": _resolved(bleu),
+            "resolved, BLEU": _resolved(bleu, recipe, baseline),
         }
     return row
 
 
-def _resolved(difference: Estimate) -> str:
+def _resolved(difference: Estimate, *recipes: Recipe) -> str:
+    """One seed cannot tell a difference of recipes from one of seeds, however small the p-value of its sentences."""
+    if min(len(recipe.runs) for recipe in recipes) < 2:
+        return "one seed"
     return "yes" if difference.p_value < RESOLVED else "no"
 
 
+def csv_row(recipe: Recipe, row: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of the table, with what a reader of a file alone has to know: its whole recipe, and where T was chosen."""
+    rest = {key: value for key, value in said([recipe]).items() if key not in row}
+    translated = {"BLEU signature": sacrebleu_of([recipe])} if recipe.swept.searches else {}
+    return {**row, "T chosen on": recipe.swept.split, **rest, **translated, "command": command()}
+
+
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """The table as a file, with what a reader of a file alone has to know."""
+    """The table as a file."""
     import pandas as pd
 
     path.parent.mkdir(parents=True, exist_ok=True)

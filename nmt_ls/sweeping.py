@@ -2,8 +2,16 @@
 
 Two kinds of cells. *Teacher-forced*: NLL and calibration at every temperature of a grid even in 1/T; a run's logits
 are computed once for all of them. *Decoded*: translations at one temperature, beam and length penalty, with BLEU,
-chrF, length ratio and brevity penalty, since temperature moves lengths too. The temperatures of one beam and penalty
-are decoded together, for their searches have most of their prefixes in common.
+chrF, length ratio and brevity penalty, since temperature moves lengths too.
+
+What decoded cells of a run share: up to TOGETHER temperatures of one beam and penalty are decoded together, for their
+searches have most of their prefixes in common; and what the encoder made of a batch of sources serves all searches,
+whatever their temperature, beam and penalty (as long as batches are the same: very wide beams have smaller ones).
+
+What a kill costs: the cells in work, which are one run's teacher-forced ones, or the up to TOGETHER temperatures that
+are being decoded together, since these are written when the whole split has been translated at all of them. Smaller
+groups would lose less and have less in common. A session that is shorter than a group never gets beyond it: then name
+fewer temperatures a call.
 
 Shapes: S sentences, J temperatures, N tokens, B bins.
 """
@@ -26,7 +34,7 @@ from tqdm import tqdm
 
 from nmt_ls.corpus import Corpus, Split
 from nmt_ls.experiment.processor import choose_device
-from nmt_ls.experiment.records import Record, command
+from nmt_ls.experiment.records import Record, command, prepare_results
 from nmt_ls.measured_run import MeasuredRun, search_keys
 from nmt_ls.metrics.calibration import MOMENTS, ece_from_sums, unbiased_squared_l2_from_sums
 from nmt_ls.metrics.inputs import FloatArray
@@ -34,6 +42,7 @@ from nmt_ls.metrics.slices import sliced_sums
 from nmt_ls.metrics.temperature import check_temperature
 from nmt_ls.metrics.temperature_grid import inverse_temperature_grid, temperature_grid_statistics
 from nmt_ls.metrics.translation import bleu_statistics, translation_scores
+from nmt_ls.prefix_decoder import KeptEncodings
 from nmt_ls.runs import run_corpus
 from nmt_ls.scoring import BINS, slabs, split_batches
 from nmt_ls.search import SearchConfig, shareable
@@ -54,8 +63,8 @@ from nmt_ls.translator import CheckpointName, Hypothesis, Translator
 
 Say = Callable[[str], object]
 TOGETHER = 12
-"""Temperatures decoded together at most. Their cells are written when all are done, so this is what a kill costs: as
-much as some five alone."""
+"""Temperatures decoded together at most. Their cells are written when all are done, so this is what a kill costs: the
+time of some five searches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +78,13 @@ class SweepConfig:
     beams, length_penalties: of the translations, each with each. Beam 1 is refused beside several temperatures: no
     temperature changes what greedy search finds.
     results: the directory of records.jsonl, sentences.parquet and figures/; what is there already is not done again.
+    Translations at up to 12 temperatures are written together, so a kill costs as much as some five searches.
     name: of the table's and the figure's files, where one directory has those of several sweeps.
     summarise: print the table and draw the figures; without, only measure (a study does so run by run).
     """
 
     runs: tuple[str, ...] = ()
-    checkpoint: CheckpointName = "last"
+    checkpoint: CheckpointName = "best"
     split: str = "validation"
     data: str | None = None
     temperatures: tuple[str, ...] = ("0.8:1.4:0.1",)
@@ -92,6 +102,7 @@ class SweepConfig:
     def __post_init__(self) -> None:
         temperatures = self.decoded_temperatures
         _ = self.inverse_grid
+        self._check_search()
         for key in ("beams", "length_penalties"):
             if not getattr(self, key) or len(set(getattr(self, key))) < len(getattr(self, key)):
                 raise ValueError(f"{key}: give at least one, and each only once")
@@ -100,15 +111,24 @@ class SweepConfig:
                 "beams: 1 is greedy search, whose translations no temperature changes; give a beam of 2 or more, "
                 "or one temperature"
             )
-        for key, other in (("temperature", "temperatures"), ("beam", "beams"), ("length_penalty", "length_penalties")):
-            if getattr(self.search, key) != getattr(SearchConfig(), key):
-                raise ValueError(f"search.{key}: give it as --{other}")
+        if self.threads < 0:
+            raise ValueError(f"threads must not be negative, got {self.threads}")
+
+    def _check_search(self) -> None:
+        """Every beam and length penalty makes a search, and the rest of it is a sweep's."""
+        for name, key in (("temperature", "temperatures"), ("beam", "beams"), ("length_penalty", "length_penalties")):
+            if getattr(self.search, name) != getattr(SearchConfig(), name):
+                raise ValueError(f"search.{name}: give it as --{key}")
         if self.search.samples or self.search.nbest > 1:
             raise ValueError(
                 "search: a sweep looks for one translation of each sentence; samples and nbest are not its"
             )
-        if self.threads < 0:
-            raise ValueError(f"threads must not be negative, got {self.threads}")
+        for name, key in (("beam", "beams"), ("length_penalty", "length_penalties")):
+            for value in getattr(self, key):
+                try:
+                    replace(self.search, **{name: value})
+                except ValueError as error:
+                    raise ValueError(f"{key}: {error}") from None
 
     @cached_property
     def decoded_temperatures(self) -> list[float]:
@@ -165,6 +185,7 @@ class Sweep:
 
     def __init__(self, run: MeasuredRun, config: SweepConfig, ledger: Ledger, say: Say) -> None:
         self.run, self.config, self.ledger, self.say = run, config, ledger, say
+        self.encodings = KeptEncodings()
 
     @cached_property
     def corpus(self) -> Corpus:
@@ -238,7 +259,8 @@ class Sweep:
         """Translations of the whole split by searches that differ only in temperature, and their scores."""
         temperatures = [search.temperature for search in searches]
         sources = [self.split.source_text(row) for row in range(len(self.split))]
-        together = self.translator.translate_at(temperatures, sources, searches[0], on_progress=on_progress)
+        with self.encodings.used_by(self.translator.model):
+            together = self.translator.translate_at(temperatures, sources, searches[0], on_progress=on_progress)
         for search, found in zip(searches, together, strict=True):
             self._translated(search, [hypotheses[0] for hypotheses in found])
 
@@ -324,17 +346,22 @@ def sentence_sums(
 def sweep(config: SweepConfig) -> tuple[list[MeasuredRun], Ledger]:
     """Measure every cell that the results do not hold yet; the runs, and what the results hold now.
 
-    Raises UserError for runs, corpora and settings that do not fit.
+    Raises UserError for runs and a results directory that do not do, before any work; for a run's corpus in its turn.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    runs, ledger = find_runs(config.runs, config.checkpoint), Ledger(Path(config.results))
-    sweeps = [Sweep(run, config, ledger, _say) for run in runs]
-    left = sum(len(each.missing_searches()) + bool(each.missing_inverses()) for each in sweeps)
+    runs, results = find_runs(config.runs, config.checkpoint), Path(config.results)
+    prepare_results(results)
+    ledger = Ledger(results)
+
+    def sweeps() -> Iterator[Sweep]:  # one at a time, for each holds its run's model
+        return (Sweep(run, config, ledger, _say) for run in runs)
+
+    left = sum(len(each.missing_searches()) + bool(each.missing_inverses()) for each in sweeps())
     whole = len(runs) * (len(list(config.searches())) + 1)
     print(f"{whole - left} of {whole} cells were measured before; {left} to go", file=sys.stderr)
     with tqdm(total=left, unit=" cells", leave=False, disable=None) as cells:
-        for each in sweeps:
+        for each in sweeps():
             if inverses := each.missing_inverses():
                 each.teacher_forced(inverses)
                 cells.update()

@@ -111,12 +111,26 @@ def test_what_is_given_changes_the_runs_search(small_run: RunDirectory, source_f
     )
     recipe = decode(config).signature.to_dict()
     assert (recipe["beam"], recipe["temperature"], recipe["length_penalty"]) == (2, 1.3, "average:0.5")
-    assert recipe["min_length"] == 3  # unusual, so it is said
-    assert "nbest" not in recipe
+    assert recipe["search"] == {"min_length": 3}  # unusual, so it is said
+    assert recipe["dropout"] == 0.1  # never left unsaid
     assert "split" not in recipe
     assert recipe["input"] == str(source_file)
     with pytest.raises(UserError, match=r"search\.nbest must be from 1 to beam \(2\)"):
         decode(DecodeConfig(run=str(small_run.path), search=SearchChanges(nbest=3)))
+
+
+def test_draws_with_a_seed_of_their_own_have_a_recipe_too(
+    small_run: RunDirectory, source_file: Path, tmp_path: Path
+) -> None:
+    config = DecodeConfig(
+        run=str(small_run.path),
+        input=str(source_file),
+        output=str(tmp_path / "hyp"),
+        search=SearchChanges(samples=2, seed=3),
+    )
+    recipe = decode(config).signature.to_dict()
+    assert recipe["seed"] == 1  # of the training
+    assert recipe["search"] == {"samples": 2, "seed": 3}
 
 
 def test_changes_of_a_search() -> None:

@@ -194,8 +194,16 @@ def test_words_of_claims_are_not_markup(tmp_path: Path) -> None:
     ("words", "message"),
     [
         (["--results", "nowhere"], "error: results: there is no folder nowhere"),
+        (["--claims", "nowhere.yaml"], "error: claims: there is no file nowhere.yaml; name"),
+        (
+            ["--claims", str(SHIPPED), "--out", "a-file/page.html"],
+            "error: out: a-file cannot be made (File exists); name another place",
+        ),
+        (
+            ["--claims", str(SHIPPED), "--out", "a-file/in/page.html"],
+            "error: out: a-file/in cannot be made (Not a directory); name another place",
+        ),
         (["--out", "report.txt"], "error: out: report.txt is not the name of an HTML file"),
-        (["--claims", "nothing.yaml"], "error: nothing.yaml: No such file"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -207,6 +215,8 @@ def test_mistakes_are_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "results").mkdir()
+    (tmp_path / "a-file").touch()
+    monkeypatch.setattr(Report, "read", lambda *_: pytest.fail("read the results before it looked"))
     with pytest.raises(SystemExit) as left:
         run_command(main, ReportConfig, program="report", description="", argv=words)
     assert left.value.code == 2
@@ -246,6 +256,7 @@ def test_figures_of_real_runs_reach_it(
             sweep(
                 SweepConfig(
                     runs=(run,),
+                    checkpoint="last",
                     split=split,
                     temperatures=("0.8:1.2:0.2",),
                     inverse_temperatures="0.75:1.25:11",

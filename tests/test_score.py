@@ -70,8 +70,8 @@ def test_records_say_what_was_measured_and_how(
 def test_records_have_the_recipe_of_a_sweep_which_still_measures_its_own(
     small_run: RunDirectory, tmp_path: Path
 ) -> None:
-    config = ScoreConfig(run=str(small_run.path), checkpoint="last", results=str(tmp_path), figure=False)
-    main(config)
+    config = ScoreConfig(run=str(small_run.path), results=str(tmp_path), figure=False)
+    main(config)  # of the checkpoint that either takes if none is named
     assert not (tmp_path / "figures").exists()
     ours = {record.name: record for record in read_records(tmp_path / "records.jsonl")}
     search = small_config(Corpus.load(str(small_run.read_config()["data"])), tmp_path).search

@@ -17,7 +17,7 @@ import yaml
 from nmt_ls import score, sweep, train
 from nmt_ls.corpus import Corpus
 from nmt_ls.experiment.command_line import parse
-from nmt_ls.experiment.records import read_records
+from nmt_ls.experiment.records import Record, append_records, read_records
 from nmt_ls.experiment.run_directory import RunDirectory
 from nmt_ls.experiment.study import load_study
 from nmt_ls.study import main
@@ -64,7 +64,10 @@ def test_mistakes_are_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for words, message in (
-        (("plan", "missing.yaml"), "missing.yaml: No such file"),
+        (
+            ("plan", "missing.yaml"),
+            "missing.yaml: No such file or directory; name the study's YAML file after run or plan",
+        ),
         (("plan", "small.yaml", "--wrokers", "2"), "unknown option --wrokers; did you mean --workers?"),
         (("plan", "small.yaml", "--workers", "0"), "workers must be at least 1"),
         (("plan", "small.yaml", "--cells", "x*"), "no cell of small is called x*"),
@@ -91,9 +94,9 @@ def test_plan_and_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     )
     assert run_main("plan", "small.yaml", "--commands") == 0
     planned = capsys.readouterr().out
-    assert re.search(r"^c1 +a +2 min +to do$", planned, re.MULTILINE)
+    assert re.search(r"^c1 +a +~2 min, guessed +to do$", planned, re.MULTILINE)
     assert "sh -c 'echo so it goes; exit 1'" in planned
-    assert "0 of 3 cells done; left: 6 min of work, 3 min with 2 workers" in planned
+    assert "0 of 3 cells done; left: 6 min of work (~6 min by guesses), 3 min with 2 workers" in planned
     assert not Path("results").exists()
     assert run_main("run", "small.yaml") == 1
     out, err = capsys.readouterr()
@@ -106,6 +109,27 @@ def test_plan_and_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert re.search(r"^c0 +a .* done$", planned, re.MULTILINE)
     assert "failed: so it goes" in planned
     assert "c1" not in planned
+
+
+def test_the_plan_tells_measured_from_guessed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    known = {"cell": "a{n}", "axes": {"n": [1, 2]}, "commands": ["train {n}"]}
+    write({"a": known, "b": {"cell": "b", "commands": ["x"], "minutes": 10}, "c": {"cell": "c", "commands": ["y"]}})
+    signature = {"study": "small", "cell": "a1"}
+    append_records(
+        "results/small/records.jsonl", [Record(name="seconds", value=240.0, signature=signature, command="train 1")]
+    )
+    assert run_main("plan", "small.yaml") == 0
+    planned = capsys.readouterr().out
+    assert re.search(r"^a2 +a +4 min +to do$", planned, re.MULTILINE)
+    assert re.search(r"^b +b +~10 min, guessed +to do$", planned, re.MULTILINE)
+    assert re.search(r"^c +c +unknown +to do$", planned, re.MULTILINE)
+    assert (
+        "1 of 4 cells done; left: 14 min of work (4 min by measured costs and ~10 min by guesses), "
+        "7 min with 2 workers, besides 1 cells of unknown cost"
+    ) in planned
 
 
 def forked_main(*words: str) -> int:

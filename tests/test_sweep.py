@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from made_up_study import Translator as MadeUp
+from made_up_study import write_study
 
 from nmt_ls.corpus import Corpus
 from nmt_ls.experiment.command_line import UserError, load_config
@@ -23,10 +26,11 @@ from nmt_ls.metrics.translation import bleu_from_statistics, translation_scores
 from nmt_ls.scoring import score_batches, split_batches
 from nmt_ls.search import SearchConfig
 from nmt_ls.sweep import main
-from nmt_ls.sweep_cells import Ledger, find_runs, rounded_bits
+from nmt_ls.sweep_cells import DECODED, Ledger, cell_key, find_runs, rounded_bits
 from nmt_ls.sweep_table import Swept, baseline_of, best_row, difference_row, recipes_of, two_fold
 from nmt_ls.sweeping import SweepConfig, sentence_sums, sweep
 from nmt_ls.training import TrainConfig, train
+from nmt_ls.transformer import Memory, Transformer
 from nmt_ls.translator import Translator
 
 GRID = "0.5:1.5:5"
@@ -47,7 +51,8 @@ def runs(small_run: RunDirectory, tmp_path_factory: pytest.TempPathFactory) -> l
 
 def settings(runs: Sequence[str], results: Path, **changes: Any) -> SweepConfig:
     given = {"runs": tuple(runs), "temperatures": TEMPERATURES, "inverse_temperatures": GRID, "beams": (2,)}
-    return SweepConfig(**{**given, "results": str(results), "threads": 1, **changes})  # type: ignore[arg-type]
+    ours = {"results": str(results), "threads": 1, "checkpoint": "last"}
+    return SweepConfig(**{**given, **ours, **changes})  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +210,40 @@ def test_a_kill_costs_the_temperatures_that_were_in_work(
     assert len(read_records(tmp_path / "results" / "records.jsonl")) == 5 * 3 + 2 * 3 * 4
 
 
+def decoded_figures(results: Path) -> dict[str, float]:
+    """By cell and name."""
+    records = read_records(results / "records.jsonl")
+    return {cell_key(one.signature) + one.name: one.value for one in records if one.name in DECODED}
+
+
+def test_a_batch_is_encoded_once_whatever_is_searched_in_it(
+    runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = list[int]()
+    encode = Transformer.encode
+
+    def counting(model: Transformer, source_BS: torch.Tensor) -> Memory:
+        calls.append(len(source_BS))
+        return encode(model, source_BS)
+
+    monkeypatch.setattr(Transformer, "encode", counting)
+    monkeypatch.setattr("nmt_ls.sweeping.TOGETHER", 2)
+    # batches of ten sentences, whatever the beam
+    monkeypatch.setattr("nmt_ls.translator.MAX_LOGITS", 3 * 2 * Translator.load(runs[0]).target_vocabulary.size * 10)
+    searched: dict[str, Any] = {"temperatures": ("0.8:1.4:0.2",), "length_penalties": (0.6, 1.0)}
+    found = list[dict[str, float]]()
+    for name, room, encoded in (("kept", 1 << 20, 1), ("anew", 0, 4)):
+        monkeypatch.setattr("nmt_ls.prefix_decoder.MOST_KEPT", room)
+        config = settings(runs[:1], tmp_path / name, **searched)
+        sweep(replace(config, temperatures=("none",)))  # what is teacher-forced encodes too
+        calls.clear()
+        sweep(config)
+        assert calls == [10, 10, 10] * encoded  # two groups of temperatures by two length penalties
+        found.append(decoded_figures(tmp_path / name))
+    assert len(found[0]) == 4 * 2 * len(DECODED)
+    assert found[0] == found[1]
+
+
 def test_a_search_that_cannot_be_shared_is_made_one_temperature_at_a_time(
     runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,6 +275,19 @@ def test_a_kill_between_sentences_and_records(runs: list[str], tmp_path: Path, m
     )
 
 
+def test_results_that_cannot_be_written_are_refused_before_any_work(
+    runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("nmt_ls.sweeping.Sweep.teacher_forced", lambda *_: pytest.fail("measured before it looked"))
+    with pytest.raises(UserError, match=r"^results: .*cannot be made"):
+        sweep(settings(runs[:1], tmp_path / "file" / "results"))
+
+
+def test_the_best_checkpoint_is_measured_unless_another_is_named() -> None:
+    assert SweepConfig().checkpoint == "best"
+
+
 def test_a_run_that_was_trained_anew_is_measured_anew(runs: list[str], swept: Path) -> None:
     run = MeasuredRun.open(Path(runs[0]), "last")
     ledger = Ledger(swept)
@@ -256,7 +308,7 @@ def test_the_table_names_the_split_on_which_temperatures_were_chosen(
     assert "two-fold" in out
     assert "less the hard-target baseline, at temperature 1" in out
     table = pd.read_csv(results / "sweep-validation-last.csv")
-    assert table.recipe.tolist() == ["α=0", "α=0.1"]
+    assert table.recipe.tolist() == ["α=0, dropout 0.1", "α=0.1, dropout 0.1"]
     assert table.seeds.tolist() == [1, 2]
     assert (table["T chosen on"] == table["split"]).all()
     assert sorted(path.name for path in (results / "figures").iterdir()) == [
@@ -277,7 +329,7 @@ def test_the_best_temperatures_and_the_differences(runs: list[str], swept: Path)
         found, Swept(ledger=ledger, split="validation", inverses=config.whole_inverse_grid, searches=searches)
     )
     hard, smooth = recipes
-    assert (hard.label, smooth.label) == ("α=0", "α=0.1")
+    assert (hard.label, smooth.label) == ("α=0, dropout 0.1", "α=0.1, dropout 0.1")
     row, both = best_row(smooth), [runs[0], runs[1]]
     nll = {
         round(1 / b, 9): recipe_figures(swept, both, "nll", temperature=round(1 / b, 9), bins=15)
@@ -298,7 +350,88 @@ def test_the_best_temperatures_and_the_differences(runs: list[str], swept: Path)
     )
     expected = row_l2(swept, both) - row_l2(swept, runs[2:])
     assert difference["squared L2"] == pytest.approx(expected, abs=1e-5)
-    assert difference["resolved, BLEU"] == ("yes" if difference["p, BLEU"] < 0.05 else "no")
+    assert (difference["resolved, BLEU"], difference["resolved, L2"]) == ("one seed", "one seed")  # of hard targets
+
+
+def made_up_difference(folder: Path, *made_up: MadeUp) -> dict[str, Any]:
+    """The row of differences of two recipes whose truth is known, α = 0 and another."""
+    write_study(folder, made_up)
+    runs = [
+        MeasuredRun(
+            path=Path(f"fake-de-ls{one.alpha}-s{seed}"),
+            config=TrainConfig(loss=LossConfig(alpha=one.alpha), seed=seed),
+            manifest={},
+            updates=1000,
+            checkpoint="last",
+            weights=f"{seed}{one.alpha}".ljust(16, "f"),
+        )
+        for one in made_up
+        for seed in one.seeds
+    ]
+    searches = [SearchConfig(temperature=1.0)]
+    swept = Swept(ledger=Ledger(folder), split="validation", inverses=[1.0], searches=searches)
+    first, second = recipes_of(runs, swept)
+    return difference_row(second, first)
+
+
+def test_a_difference_is_resolved_where_sentences_and_seeds_agree_on_it(tmp_path: Path) -> None:
+    made_up = [
+        MadeUp(alpha=alpha, seeds=(seed,), gap=lambda _, gap=gap: gap, precision=lambda _, p=p: p)  # type: ignore[misc]
+        for alpha, seed, gap, p in (
+            *((0.0, 1, 0.20, 0.40), (0.0, 2, 0.21, 0.41), (0.0, 3, 0.19, 0.42)),
+            *((0.1, 1, 0.00, 0.60), (0.1, 2, 0.01, 0.61), (0.1, 3, 0.02, 0.62)),
+        )
+    ]
+    row = made_up_difference(tmp_path, *made_up)
+    assert row["BLEU"] > 10 > row["± BLEU"]
+    assert row["squared L2"] < -0.02
+    assert (row["resolved, BLEU"], row["resolved, L2"]) == ("yes", "yes")
+
+
+def test_a_difference_that_seeds_hide_is_not_resolved(tmp_path: Path) -> None:
+    """BLEU differs by some 2, but by 40 between seeds; calibration does not differ at all."""
+    hard = MadeUp(alpha=0.0, precision=lambda _: 0.50, between_seeds=0.2)
+    smooth = MadeUp(alpha=0.1, precision=lambda _: 0.52, between_seeds=0.2)
+    row = made_up_difference(tmp_path, hard, smooth)
+    assert row["± BLEU"] > row["BLEU"] > 0.5
+    assert (row["resolved, BLEU"], row["resolved, L2"]) == ("no", "no")
+
+
+def test_one_seed_resolves_nothing(tmp_path: Path) -> None:
+    hard = MadeUp(alpha=0.0, gap=lambda _: 0.2, precision=lambda _: 0.4)
+    smooth = MadeUp(alpha=0.1, gap=lambda _: 0.0, precision=lambda _: 0.6, seeds=(1,))
+    row = made_up_difference(tmp_path, hard, smooth)
+    assert row["p, BLEU"] < 0.001
+    assert (row["resolved, BLEU"], row["resolved, L2"]) == ("one seed", "one seed")
+
+
+def test_dropout_zero_is_said_wherever_the_sweep_shows_a_figure(
+    small_run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_config(TrainConfig, small_run.read_config())
+    without = replace(
+        config, out=str(tmp_path / "none"), model=replace(config.model, dropout=0.0), checkpoints=("last",)
+    )
+    assert train(without).summary is not None
+    results = tmp_path / "results"
+    main(settings([without.out], results, temperatures=("1",)))
+    out = capsys.readouterr().out
+    assert "\nα=0.1, dropout 0 " in out
+    (recipe,) = [line for line in out.splitlines() if line.startswith("recipe: ")]
+    corpus = small_run.read_manifest()["corpus_checksum"]
+    said = {"alpha:0.1", "dropout:0.0", "spread:all", "prior:uniform", "bins:15", "beam:2", "split:validation"}
+    said |= {"checkpoint:last", "seed:1", "precision:fp32/highest", f"corpus:{corpus}", "length_penalty:average:1"}
+    assert said <= set(recipe.removeprefix("recipe: ").split("|"))
+    assert {"commit", "torch", "weights"} <= {part.partition(":")[0] for part in recipe.split("|")}
+    assert "\nBLEU: nrefs:1|" in out
+    (row,) = pd.read_csv(results / "sweep-validation-last.csv").to_dict("records")
+    stored = {"dropout": 0.0, "spread": "all", "prior": "uniform", "bins": 15, "precision": "fp32/highest", "seed": 1}
+    stored |= {"split": "validation", "checkpoint": "last", "corpus": corpus, "recipe": "α=0.1, dropout 0"}
+    assert stored.items() <= row.items()
+    assert {"commit", "torch", "command", "BLEU signature"} <= set(row)
+    figure = (results / "figures" / "sweep-validation-last.svg").read_text(encoding="utf-8")
+    assert "α=0.1, dropout 0" in figure
+    assert f"corpus {corpus[:10]}" in figure
 
 
 def row_l2(results: Path, runs: Sequence[str]) -> float:
@@ -337,6 +470,9 @@ def test_two_fold_uses_each_half_at_the_temperature_of_the_other() -> None:
         ({"beams": (4, 4)}, "each only once"),
         ({"search": SearchConfig(temperature=1.1)}, "give it as --temperatures"),
         ({"search": SearchConfig(samples=2)}, "samples"),
+        ({"beams": (5, 0)}, "beams: beam must be at least 1, got 0"),
+        ({"beams": (0,), "temperatures": ("none",)}, "beams: beam must be at least 1, got 0"),
+        ({"length_penalties": (float("nan"),)}, "length_penalties: length_penalty must be a finite number, got nan"),
     ],
 )
 def test_bad_settings(changes: Mapping[str, Any], message: str) -> None:
@@ -364,10 +500,13 @@ def test_grids_include_both_ends() -> None:
 def test_finding_runs(runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(runs[1]).parent)
     assert [run.path.name for run in find_runs(["*-s?"], "last")] == ["hard-s1", "smooth-s2"]
+    assert [run.path.name for run in find_runs([f"{Path.cwd()}/*-s?"], "last")] == ["hard-s1", "smooth-s2"]
     with pytest.raises(UserError, match="no finished run matches nothing-"):
         find_runs(["nothing-*"], "last")
-    with pytest.raises(UserError, match="is not a run"):
+    with pytest.raises(UserError, match=r"^runs: nothing is not a run"):
         find_runs(["nothing"], "last")
+    with pytest.raises(UserError, match=r"^runs: there is no finished run"):
+        find_runs([], "last")
     copied = shutil.copytree(runs[1], tmp_path / "smooth-s2")
     with pytest.raises(UserError, match="two of them are called smooth-s2"):
         find_runs(["smooth-s2", str(copied)], "last")

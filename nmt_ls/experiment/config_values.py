@@ -146,8 +146,13 @@ for _kind, _pattern in {
 ConfigDumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(rf"(?:{_FLOAT})\Z"), list("-+.0123456789"))
 
 
-def read_yaml(path: str, problems: list[str]) -> tuple[dict[str, Any], dict[str, int]]:
-    """The mapping in a YAML file, and the line (from 1) of each dotted key in it."""
+def read_yaml(
+    path: str, problems: list[str], advice: str = "name a YAML file after --config"
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """The mapping in a YAML file, and the line (from 1) of each dotted key in it.
+
+    What is wrong with it is added to `problems`, and both are empty then. advice: where it cannot be read.
+    """
     lines: dict[str, int] = {}
     try:
         loader = ConfigLoader(Path(path).read_text(encoding="utf-8"))
@@ -157,7 +162,7 @@ def read_yaml(path: str, problems: list[str]) -> tuple[dict[str, Any], dict[str,
         _note_lines(node, "", lines, set(), path, problems)
         content = loader.construct_document(node)
     except OSError as error:
-        problems.append(f"{path}: {error.strerror or error}; name a YAML file after --config")
+        problems.append(f"{path}: {error.strerror or error}; {advice}")
     except UnicodeDecodeError as error:
         problems.append(f"{path}: not UTF-8 text (byte {error.start})")
     except yaml.MarkedYAMLError as error:

@@ -239,10 +239,11 @@ def newest_finished_run(root: str | Path = "runs", accept: Callable[[RunDirector
     return None
 
 
-def find_run(run: str | None, *, kind: str, key: str, trainer: str) -> Path:
+def find_run(run: str | None, *, kind: str, key: str, trainer: str, option: str = "run") -> Path:
     """The run that was named, or the newest finished one of its kind, which is then announced on standard error.
 
     kind, key, trainer: what its model is, what of config.yaml tells it, and the command that makes such runs.
+    option: the key with which the user names it, for messages.
 
     Raises UserError where there is none, or where the one named is of another kind.
     """
@@ -250,14 +251,15 @@ def find_run(run: str | None, *, kind: str, key: str, trainer: str) -> Path:
         newest = newest_finished_run(accept=lambda found: key in found.read_config())
         if newest is None:
             raise UserError(
-                f"run: there is no finished run of a {kind} under runs/; train one (python -m {trainer}) or name one"
+                f"{option}: there is no finished run of a {kind} under runs/; "
+                f"train one (python -m {trainer}) or name one"
             )
-        print(f"run: {newest} (the newest finished one)", file=sys.stderr)
+        print(f"{option}: {newest} (the newest finished one)", file=sys.stderr)
         return newest
     if not RunDirectory(run).config_file.exists():
-        raise UserError(f"run: {run} is not a run (it has no config.yaml); name a directory that {trainer} wrote")
+        raise UserError(f"{option}: {run} is not a run (it has no config.yaml); name a directory that {trainer} wrote")
     if key not in RunDirectory(run).read_config():
-        raise UserError(f"run: {run} is no {kind}'s (its config.yaml has no {key}); name one of {trainer}")
+        raise UserError(f"{option}: {run} is no {kind}'s (its config.yaml has no {key}); name one of {trainer}")
     return Path(run)
 
 

@@ -142,7 +142,7 @@ def load_study(path: str | Path, state: Path = STATE) -> Study:
         UserError: one line for each mistake, naming file and key.
     """
     path, problems = Path(path), list[str]()
-    content, lines = read_yaml(str(path), problems)
+    content, lines = read_yaml(str(path), problems, advice="name the study's YAML file after run or plan")
     if problems:
         raise UserError("\n".join(problems))
     study_file = load_config(StudyFile, content, where=str(path))
@@ -279,8 +279,31 @@ class Progress:
         atomic_write(cell.state / "progress.json", json.dumps(vars(self), indent=2, ensure_ascii=False) + "\n")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Left:
+    """Seconds of work until a cell is done: by measured costs, or guessed in the file; None where neither is there."""
+
+    seconds: float | None
+    guessed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftInAll:
+    """Seconds of work left in cells of measured and in those of guessed cost, and the number of the others."""
+
+    measured: float
+    guessed: float
+    unknown: int
+
+    @property
+    def seconds(self) -> float:
+        """Of all cells about which something is known."""
+        return self.measured + self.guessed
+
+
 class Estimate:
-    """Cost of what is left, from the measured cost of finished commands of the same text in the file, in any block."""
+    """Cost of what is left, from the measured cost of finished commands of the same text in the file, in any block;
+    where one has none, the cell's is the guess in the file."""
 
     def __init__(self, study: Study, costs: Costs) -> None:
         self.study, self.costs = study, costs
@@ -292,10 +315,10 @@ class Estimate:
                     measured.setdefault(template, []).append(costs.seconds[cell.name, step.line])
         self._means = {key: sum(values) / len(values) for key, values in measured.items()}
 
-    def left(self, cell: Cell) -> float | None:
-        """Seconds until the cell is done; None where nothing like it was measured, nor guessed in the file."""
+    def left(self, cell: Cell) -> Left:
+        """What is left of one cell; a guess wherever one of its commands was never measured."""
         if self.costs.done(cell):
-            return 0.0
+            return Left(seconds=0.0)
         progress, left = Progress.read(cell), 0.0
         for number, step in enumerate(cell.steps):
             if self.costs.ended(cell, step):
@@ -303,14 +326,19 @@ class Estimate:
             mean = self._means.get(self.study.blocks[cell.block].commands[number])
             if mean is None:
                 whole = 60 * self.study.blocks[cell.block].minutes
-                return max(whole - sum(progress.spent.values()), 0.0) if whole else None
+                spent = sum(progress.spent.values())
+                return Left(seconds=max(whole - spent, 0.0), guessed=True) if whole else Left(seconds=None)
             left += max(mean - progress.spent.get(step.line, 0.0), 0.0)
-        return left
+        return Left(seconds=left)
 
-    def total(self, cells: Iterable[Cell]) -> tuple[float, int]:
-        """Seconds of work left in some cells, and the number of cells about which nothing is known."""
-        left = [self.left(cell) for cell in cells]
-        return sum(seconds for seconds in left if seconds is not None), left.count(None)
+    def total(self, cells: Iterable[Cell]) -> LeftInAll:
+        """What is left of some cells."""
+        known = [(left.guessed, left.seconds) for left in map(self.left, cells)]
+        return LeftInAll(
+            measured=sum(seconds or 0.0 for guessed, seconds in known if not guessed),
+            guessed=sum(seconds or 0.0 for guessed, seconds in known if guessed),
+            unknown=sum(seconds is None for _, seconds in known),
+        )
 
 
 def record_of(study: Study, cell: Cell, step: Step, record: Record) -> Record:

@@ -28,6 +28,7 @@ from nmt_ls.experiment.study import (
     Cell,
     Costs,
     Estimate,
+    Left,
     Progress,
     Step,
     Study,
@@ -340,8 +341,9 @@ class Workers:
 
     def _say(self, cell: Cell, what: str) -> None:
         done = sum(self.costs.done(each) for each in self.study.cells)
-        seconds, unknown = Estimate(self.study, self.costs).total(self.cells)
-        left = f"; about {clock(seconds / self.workers)} left" if seconds and not unknown else ""
+        whole = Estimate(self.study, self.costs).total(self.cells)
+        left = f"; about {clock(whole.seconds / self.workers)} left" if whole.seconds and not whole.unknown else ""
+        left += " (partly guessed)" if left and whole.guessed else ""
         print(f"[{done}/{len(self.study.cells)}] {cell.name}: {what}{left}", file=self.stream, flush=True)
 
 
@@ -363,8 +365,15 @@ def describe_status(status: int) -> str:
     return {2: "status 2: a mistake in the command", 127: "no such program"}.get(status, f"status {status}")
 
 
+def time_left(left: Left) -> str:
+    """5 min, or ~5 min, guessed."""
+    if left.seconds is None:
+        return "unknown"
+    return f"~{clock(left.seconds)}, guessed" if left.guessed else clock(left.seconds)
+
+
 def plan_rows(study: Study, cells: list[Cell]) -> list[Mapping[str, Any]]:
-    """One row a cell: its name, block, what is known of it, minutes spent and minutes left."""
+    """One row a cell: its name, block, what is known of it, the time spent and that left, guesses marked as such."""
     costs = Costs.read(study)
     estimate, rows = Estimate(study, costs), list[Mapping[str, Any]]()
     for cell in cells:
@@ -372,7 +381,6 @@ def plan_rows(study: Study, cells: list[Cell]) -> list[Mapping[str, Any]]:
         spent = sum(
             max(costs.seconds.get((cell.name, s.line), 0.0), progress.spent.get(s.line, 0.0)) for s in cell.steps
         )
-        left = estimate.left(cell)
         waits = not all(costs.done(other) for other in study.cells_of(study.blocks[cell.block].after))
         if costs.done(cell):
             state = "done"
@@ -389,7 +397,7 @@ def plan_rows(study: Study, cells: list[Cell]) -> list[Mapping[str, Any]]:
                 "cell": cell.name,
                 "block": cell.block,
                 "spent": clock(spent) if spent else None,
-                "left": None if state == "done" else "unknown" if left is None else clock(left),
+                "left": None if state == "done" else time_left(estimate.left(cell)),
                 "state": state,
             }
         )

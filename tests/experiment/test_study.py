@@ -19,7 +19,7 @@ import yaml
 from nmt_ls.experiment import keeper
 from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.records import Record, append_records, read_records
-from nmt_ls.experiment.study import Costs, Estimate, Progress, Study, last_of_each, load_study
+from nmt_ls.experiment.study import Costs, Estimate, LeftInAll, Progress, Study, last_of_each, load_study
 from nmt_ls.experiment.study_workers import Session, Workers, is_locked, plan_rows
 
 # counts how often it is run, in a file beside the cell's name
@@ -372,8 +372,12 @@ def test_estimates_come_from_what_was_measured(write_study: Callable[..., Study]
     (study.cells[2].state).mkdir(parents=True)
     Progress(spent={"train 3": 60.0}).write(study.cells[2])
     estimate = Estimate(study, Costs.read(study))
-    assert [estimate.left(cell) for cell in study.cells] == [0.0, 20.0, 110.0, 170.0, 600.0, None]
-    assert estimate.total(study.cells) == (900.0, 1)
+    left = [estimate.left(cell) for cell in study.cells]
+    assert [one.seconds for one in left] == [0.0, 20.0, 110.0, 170.0, 600.0, None]
+    assert [one.guessed for one in left] == [False, False, False, False, True, False]
+    assert estimate.total(study.cells) == LeftInAll(measured=300.0, guessed=600.0, unknown=1)
+    shown = [row["left"] for row in plan_rows(study, list(study.cells))]
+    assert shown == [None, "20 s", "2 min", "3 min", "~10 min, guessed", "unknown"]
 
 
 def test_blocks_of_one_command_share_what_it_costs(write_study: Callable[..., Study]) -> None:
@@ -386,7 +390,7 @@ def test_blocks_of_one_command_share_what_it_costs(write_study: Callable[..., St
     )
     cost = Record(name="seconds", value=90.0, signature={"study": "small", "cell": "a1"}, command="train 1")
     append_records(study.records, [cost])
-    assert Estimate(study, Costs.read(study)).total(study.cells) == (90.0, 0)
+    assert Estimate(study, Costs.read(study)).total(study.cells) == LeftInAll(measured=90.0, guessed=0.0, unknown=0)
 
 
 def test_of_equal_recipes_the_last_counts() -> None:
