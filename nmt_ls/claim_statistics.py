@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
@@ -112,12 +113,19 @@ def _measured(
 
 
 def _image_sums(results: SettingResults, side: Side, runs: Sequence[Run], column: str) -> _Sums:
-    fitted = side.temperature == "nll"
-    if not fitted and side.temperature != 1.0:
+    if side.temperature == "nll":
+        return _fitted(side, runs, lambda run: results.image_sums(run, column, fitted=True))
+    if side.temperature != 1.0:
         raise NotMeasuredError("images are scored at temperature 1, and at one fitted to each run by NLL")
-    kept, found = _readable(runs, lambda run: results.image_sums(run, column, fitted=fitted))
-    fits = [run.fitted_temperature[0] for run in kept if run.fitted_temperature]
-    return _Sums(side=side, runs=kept, temperature=float(np.mean(fits)) if fitted else 1.0, sums=np.stack(found))
+    kept, found = _readable(runs, lambda run: results.image_sums(run, column, fitted=False))
+    return _Sums(side=side, runs=kept, temperature=1.0, sums=np.stack(found))
+
+
+def _fitted(side: Side, runs: Sequence[Run], read: Callable[[Run], FloatArray]) -> _Sums:
+    """Sums at a temperature of its own for each run."""
+    kept, found = _readable(runs, read)
+    mean = float(np.mean([run.fitted_temperature[0] for run in kept]))
+    return _Sums(side=side, runs=kept, temperature=mean, sums=np.stack(found))
 
 
 def _side_sums(results: SettingResults, side: Side, runs: Sequence[Run], column: str, without: float | None) -> _Sums:
@@ -126,6 +134,9 @@ def _side_sums(results: SettingResults, side: Side, runs: Sequence[Run], column:
     if column == "correct":
         raise NotMeasuredError("accuracy is compared of images")
     temperature, edge = side.temperature, False
+    if temperature == "nll" and column in ("nll", "bin_sums"):
+        with suppress(NotMeasuredError):  # then the best of the grid
+            return _fitted(side, runs, lambda run: results.fitted_sums(run, column))
     if isinstance(temperature, str):
         swept = [run for run in runs if run.decoded] if temperature == "bleu" else [run for run in runs if run.swept]
         if not swept:

@@ -68,6 +68,10 @@ class MeasuredRun:
         """What tells the figures of this run on a split from those of any other."""
         return {"run": self.path.name, "checkpoint": self.checkpoint, "weights": self.weights, "split": split}
 
+    def cell(self, split: str) -> dict[str, Any]:
+        """The same, with α and seed: what every row of sentences.parquet says of its run."""
+        return {**self.identity(split), "alpha": self.config.loss.alpha, "seed": self.config.seed}
+
     def recipe(
         self, search: SearchConfig, precision: Precision, *, split: str, device: str | torch.device = "cpu"
     ) -> dict[str, Any]:

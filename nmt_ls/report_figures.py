@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
@@ -140,7 +141,7 @@ def _reliability_caption(results: SettingResults) -> str:
     return (
         f"{what} 3 of the paper: accuracy against confidence given the correct prefix, seeds pooled. Within the band a "
         "calibrated model with the confidences of the first would lie (95%; the seeds have their tokens in common, so "
-        f"it is as wide as that of one). The fitted temperature is that of lowest NLL on {setting.choose_on}."
+        f"it is as wide as that of one). Temperatures are fitted to each run by NLL on {setting.choose_on}."
     )
 
 
@@ -187,15 +188,25 @@ def _reliabilities(results: SettingResults) -> tuple[dict[str, Calibration], Flo
         if not runs:
             continue
         try:
-            temperature = chosen_temperature(results, runs, "nll") if fitted else 1.0
-            sums = sum(results.sentences(run, "bin_sums", [temperature]).sum((0, 1), dtype=np.float64) for run in runs)
+            temperature, pooled = _pooled(results, runs, fitted)
         except NotMeasuredError:
             continue
         name = f"α = {alpha:g}" + (f", T = {temperature:.2f}" if fitted else "")
-        pooled = np.reshape(sums, (MOMENTS, -1))
         first = first if found else pooled / len(runs)
         found[name] = calibration_from_sums(pooled)
     return found, first
+
+
+def _pooled(results: SettingResults, runs: Sequence[Run], fitted: bool) -> tuple[float, FloatArray]:
+    """A temperature and the binned sums [6, B] of all runs at it: 1, or that fitted to each (the mean is returned), or
+    the best of the grid where those are not kept. Raises NotMeasuredError where sentences are missing."""
+    if fitted:
+        with suppress(NotMeasuredError):
+            sums = sum(results.fitted_sums(run, "bin_sums").sum(0) for run in runs)
+            return float(np.mean([run.fitted_temperature[0] for run in runs])), np.asarray(sums)
+    temperature = chosen_temperature(results, runs, "nll") if fitted else 1.0
+    sums = sum(results.sentences(run, "bin_sums", [temperature]).sum((0, 1), dtype=np.float64) for run in runs)
+    return temperature, np.reshape(sums, (MOMENTS, -1))
 
 
 def _against_alpha(results: SettingResults) -> dict[str, dict[float, list[float]]]:

@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import pyarrow as pa
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
@@ -21,6 +23,7 @@ from nmt_ls.fresh_text import fresh_text
 from nmt_ls.given_records import read_token_records, record_diagrams, record_figures, record_recipe
 from nmt_ls.measured_run import MeasuredRun
 from nmt_ls.metrics.logit_gaps import LogitGaps
+from nmt_ls.metrics.slices import sliced_sums
 from nmt_ls.metrics.temperature import check_temperature
 from nmt_ls.runs import find_run, run_corpus
 from nmt_ls.score_figures import (
@@ -37,8 +40,9 @@ from nmt_ls.score_figures import (
     translation_figures,
 )
 from nmt_ls.score_records import Figures
-from nmt_ls.scoring import Evaluation, evaluate, label_prior
+from nmt_ls.scoring import BINS, Evaluation, evaluate, label_prior
 from nmt_ls.search_changes import SearchChanges
+from nmt_ls.sweep_cells import DIGITS, forced_table
 from nmt_ls.translator import CheckpointName, Translator
 
 FITTED_ON = "validation"
@@ -104,12 +108,14 @@ class ScoreConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """Figures with their recipe, and diagrams by the names of their files. title: of what they are."""
+    """Figures with their recipe, and diagrams by the names of their files. title: of what they are. sentences: the sums
+    of every sentence, which tests resample, where the temperature was fitted; those at others are a sweep's."""
 
     title: str
     groups: list[Figures]
     recipe: dict[str, Any]
     diagrams: dict[str, Figure]
+    sentences: pa.Table | None = None
 
 
 def score_records(config: ScoreConfig) -> Scored:
@@ -173,6 +179,7 @@ def score(config: ScoreConfig) -> Scored:
             "training_threads": run.manifest["threads"],
         },
         diagrams=found.diagrams(f"T{shown}") if config.figure and config.results is not None else {},
+        sentences=found.sentences(search.temperature) if temperature == "fitted" else None,
     )
 
 
@@ -230,6 +237,16 @@ class Found:
             *self.exact,
             *(slice_figures(evaluation.teacher_forced.tokens, self.corpus) if slices else []),
         ]
+
+    def sentences(self, temperature: float) -> pa.Table:
+        """Teacher-forced sums of every sentence of the split."""
+        tokens, count = self.evaluation.teacher_forced.tokens, len(self.split)
+        return forced_table(
+            self.run.cell(self.split.name) | {"temperature": round(temperature, DIGITS)},
+            np.bincount(tokens.sentences, weights=-tokens.log_probs, minlength=count).astype(np.float64),
+            np.bincount(tokens.sentences, minlength=count).astype(np.float64),
+            sliced_sums(tokens.confidences, tokens.correct, tokens.sentences, count, BINS),
+        )
 
     def diagrams(self, temperature: str) -> dict[str, Figure]:
         """By the names of their files."""

@@ -27,7 +27,7 @@ def main(config: ScoreConfig) -> None:
             print(f"{name}: {text}")
     print(f"recipe: {one_line(scored.recipe)}")
     if config.results is not None:
-        store(Path(config.results), scored.groups, scored.recipe, scored.diagrams)
+        store(Path(config.results), scored.groups, scored.recipe, scored.diagrams, scored.sentences)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from matplotlib.figure import Figure
 
 from nmt_ls.experiment.records import Record, records_of, store_records
+from nmt_ls.sweep_cells import part_stem, write_sentences
 
 SEARCH_KEYS = ("beam", "length_penalty", "search")
 
@@ -43,6 +45,14 @@ class Figures:
         return records_of(self.values, shared, {name: {"sacrebleu": text} for name, text in self.signatures.items()})
 
 
-def store(results: Path, groups: Iterable[Figures], recipe: Mapping[str, Any], diagrams: Mapping[str, Figure]) -> None:
-    """Write the diagrams, and append the records that are not there yet; see experiment.records.store_records."""
+def store(
+    results: Path,
+    groups: Iterable[Figures],
+    recipe: Mapping[str, Any],
+    diagrams: Mapping[str, Figure],
+    sentences: pa.Table | None = None,
+) -> None:
+    """Write what belongs to sentences, and the diagrams, and append the records that are not there yet."""
+    if sentences is not None:
+        write_sentences(results, f"{part_stem(recipe)}-fitted", sentences)
     store_records(results, [record for group in groups for record in group.records(recipe)], diagrams)

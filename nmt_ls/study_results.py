@@ -24,9 +24,10 @@ from nmt_ls.claims import Setting
 from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.records import Record, read_records
 from nmt_ls.experiment.study import last_of_each
+from nmt_ls.metrics.calibration import MOMENTS
 from nmt_ls.metrics.inputs import FloatArray
 from nmt_ls.metrics.slices import sliced_sums
-from nmt_ls.sweep_cells import DIGITS, read_sentences
+from nmt_ls.sweep_cells import DIGITS, SENTENCES_FOLDER, read_sentences
 
 RECIPE = ("corpus", "updates", "training_precision")
 """What has to be the same in all runs of a setting: a table has equal updates."""
@@ -182,12 +183,24 @@ class SettingResults:
         }
         if column == "bleu_statistics":
             cell |= {"beam": setting.beam, "length_penalty": setting.length_penalty}
-        folder = self.folder / "sentences.parquet"
+        folder = self.folder / SENTENCES_FOLDER
         sentences = len(read_sentences(folder, cell, column, temperatures[:1]))
         rows = read_sentences(folder, cell, column, temperatures)
         if sentences == 0 or len(rows) != len(temperatures) * sentences:
             raise NotMeasuredError(f"the {setting.split} sentences of {name} are not (all) in {folder}")
         return rows.reshape(len(temperatures), sentences, -1)
+
+    def fitted_sums(self, run: Run, column: str) -> FloatArray:
+        """bin_sums [S, 6, B], or nll beside tokens [S, 2], of the sentences at the temperature fitted to the run.
+
+        Raises NotMeasuredError where none was fitted, or its sentences are not there.
+        """
+        if not run.fitted_temperature:
+            raise NotMeasuredError(f"{run.name} has no fitted temperature on {self.setting.split}")
+        names = ("nll", "tokens") if column == "nll" else (column,)
+        parts = [self.sentences(run, name, run.fitted_temperature)[0] for name in names]
+        sums = np.concatenate([part.astype(np.float64) for part in parts], -1)
+        return sums.reshape(len(sums), MOMENTS, -1) if column == "bin_sums" else sums
 
     def images(self, run: Run, *, fitted: bool) -> dict[str, FloatArray]:
         """What is kept of each image of the reported split, by its row, at temperature 1 or at the one fitted to the

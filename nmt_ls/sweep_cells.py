@@ -30,6 +30,7 @@ from nmt_ls.runs import find_run
 from nmt_ls.scoring import BINS
 from nmt_ls.translator import CheckpointName
 
+SENTENCES_FOLDER = "sentences.parquet"
 TEACHER_FORCED = ("nll", "ece", "squared_l2")
 DECODED = ("bleu", "chrf", "length_ratio", "brevity_penalty")
 DIGITS = 9
@@ -103,7 +104,7 @@ class Ledger:
 
     def __init__(self, results: Path) -> None:
         self.results, self.records_file = results, results / "records.jsonl"
-        self.sentences = results / "sentences.parquet"
+        self.sentences = results / SENTENCES_FOLDER
         found = read_records(self.records_file) if self.records_file.exists() else []
         self.records: dict[str, dict[str, Record]] = {}  # the last of each cell and name
         for record in found:
@@ -120,14 +121,20 @@ class Ledger:
 
     def add(self, part: str, table: pa.Table, records: Sequence[Record]) -> None:
         """Write a cell: its sentences first, since the records are what says that it is done."""
-        self.sentences.mkdir(parents=True, exist_ok=True)
         for record in records:
             self._note(record)
-        new = self.sentences / f".{part}.{os.getpid()}.new"
-        pq.write_table(table, new, compression="zstd", compression_level=9)
-        fsync(new)
-        new.replace(self.sentences / f"{part}.parquet")
+        write_sentences(self.results, part, table)
         append_records(self.records_file, records)
+
+
+def write_sentences(results: Path, part: str, table: pa.Table) -> None:
+    """Write a part of sentences.parquet, in one piece."""
+    folder = results / SENTENCES_FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    new = folder / f".{part}.{os.getpid()}.new"
+    pq.write_table(table, new, compression="zstd", compression_level=9)
+    fsync(new)
+    new.replace(folder / f"{part}.parquet")
 
 
 def part_stem(identity: Mapping[str, Any]) -> str:
@@ -193,6 +200,16 @@ def sentence_table(rows: int, cell: Mapping[str, Any], columns: Mapping[str, pa.
         else:
             arrays.append(pa.nulls(rows, entry.type))
     return pa.Table.from_arrays(arrays, schema=SENTENCES)
+
+
+def forced_table(cell: Mapping[str, Any], nll_S: FloatArray, tokens_S: FloatArray, sums_SMB: FloatArray) -> pa.Table:
+    """Teacher-forced sums of every sentence at one temperature: NLL in nats, tokens, and sums of every bin."""
+    columns = {
+        "nll": pa.array(nll_S),
+        "tokens": pa.array(tokens_S.astype(np.int32)),
+        "bin_sums": list_column(rounded_bits(sums_SMB).reshape(len(tokens_S), -1)),
+    }
+    return sentence_table(len(tokens_S), {**cell, "kind": "teacher-forced"}, columns)
 
 
 def rounded_bits(values: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
@@ -52,9 +52,9 @@ from nmt_ls.sweep_cells import (
     TEACHER_FORCED,
     Ledger,
     find_runs,
+    forced_table,
     list_column,
     part_stem,
-    rounded_bits,
     rounded_temperature,
     sentence_table,
     short_hash,
@@ -245,12 +245,8 @@ class Sweep:
             }
             signature = recipe | {"temperature": temperature}
             records += [Record(name=n, value=v, signature=signature, command=command()) for n, v in values.items()]
-            columns = {
-                "nll": pa.array(nll_JS[j]),
-                "tokens": pa.array(tokens_S, pa.int32()),
-                "bin_sums": list_column(rounded_bits(sums_JSMB[j]).reshape(len(tokens_S), -1)),
-            }
-            tables.append(self._table({"temperature": temperature}, "teacher-forced", columns))
+            cell = self.run.cell(self.config.split) | {"temperature": temperature}
+            tables.append(forced_table(cell, nll_JS[j], tokens_S, sums_JSMB[j]))
         self.ledger.add(f"{self._stem()}-{short_hash(temperatures)}-teacher-forced", pa.concat_tables(tables), records)
         at_one = [f": NLL {r.value:.4f}" for r in records if r.name == "nll" and r.signature["temperature"] == 1.0]
         self.say(f"{self.run.path}: NLL and ECE at {len(inverses)} temperatures" + "".join(at_one))
@@ -291,8 +287,13 @@ class Sweep:
             "hypothesis_tokens": pa.array([len(hypothesis.token_log_probs) for hypothesis in best], pa.int32()),
             "bleu_statistics": list_column(bleu_statistics(texts, references).astype(np.int32)),
         }
+        cell = {
+            **self.run.cell(self.config.split),
+            "kind": "decoded",
+            **{key: value if key != "search" else json.dumps(value, sort_keys=True) for key, value in keys.items()},
+        }
         name = f"T{search.temperature:g}-beam{search.beam}-{short_hash(keys)}"
-        self.ledger.add(f"{self._stem()}-{name}", self._table(keys, "decoded", columns), records)
+        self.ledger.add(f"{self._stem()}-{name}", sentence_table(len(split), cell, columns), records)
         self.say(
             f"{self.run.path}: T {search.temperature:g}, beam {search.beam}, length penalty {keys['length_penalty']}: "
             f"BLEU {scores.bleu:.2f}, length ratio {scores.length_ratio:.3f}"
@@ -304,17 +305,6 @@ class Sweep:
     def _signature(self, search: SearchConfig) -> dict[str, Any]:
         precision, device = self.translator.precision, self.translator.device
         return self.run.recipe(search, precision, split=self.config.split, device=device)
-
-    def _table(self, keys: Mapping[str, Any], kind: str, columns: Mapping[str, pa.Array]) -> pa.Table:
-        """Columns of every sentence, with those that say which cell it is."""
-        cell = {
-            **self.run.identity(self.config.split),
-            "alpha": self.run.config.loss.alpha,
-            "seed": self.run.config.seed,
-            "kind": kind,
-            **{key: value if key != "search" else json.dumps(value, sort_keys=True) for key, value in keys.items()},
-        }
-        return sentence_table(len(self.split), cell, columns)
 
 
 def sentence_sums(

@@ -16,6 +16,8 @@ from nmt_ls.claims import Claims, read_claims
 from nmt_ls.experiment.command_line import load_config, run_command
 from nmt_ls.experiment.run_directory import RunDirectory
 from nmt_ls.losses import LossConfig
+from nmt_ls.metrics.calibration import ece_from_sums
+from nmt_ls.metrics.statistics import ratio_of_sums
 from nmt_ls.report import ReportConfig, main
 from nmt_ls.report_page import Report, write_page
 from nmt_ls.reporting import ScoreConfig
@@ -251,7 +253,7 @@ def test_figures_of_real_runs_reach_it(
                 figure=False,
             )
             scored = score_run(asked)
-            store(Path(results), scored.groups, scored.recipe, {})
+            store(Path(results), scored.groups, scored.recipe, {}, scored.sentences)
         for split in ("validation", "test"):
             sweep(
                 SweepConfig(
@@ -271,7 +273,7 @@ def test_figures_of_real_runs_reach_it(
     claims = dataclasses.replace(claims, settings={**claims.settings, "multi30k-de": setting, "embedded": setting})
     verdicts = Report.read(claims, Path("results")).verdicts
     found = [one for one in verdicts if one.setting_name in ("multi30k-de", "embedded")]
-    assert len(found) == 9 + 8
+    assert len(found) == 9 + 9
     for one in found:  # all is measured; one seed decides nothing
         assert one.word in ("unresolved", "regime not reached"), (one.claim.name, one.why)
         assert all(outcome.finding is not None and set(outcome.finding.seeds) == {1} for outcome in one.outcomes)
@@ -280,6 +282,14 @@ def test_figures_of_real_runs_reach_it(
     assert smoothed.fitted_temperature[0] > 0
     assert {"bleu", "nll", "debiased_ece", "logit_gap_ideal", "inference_ece"} <= set(smoothed.scored[False])
     assert set(smoothed.decoded) == {0.8, 1.0, 1.2}
+    # the sums of sentences at the fitted temperature are those of the figures, and are what the claim is tested with
+    fitted = smoothed.scored[True]
+    assert ece_from_sums(results_of.fitted_sums(smoothed, "bin_sums").sum(0)) == pytest.approx(fitted["ece"], abs=1e-4)
+    assert ratio_of_sums(results_of.fitted_sums(smoothed, "nll").sum(0)) == pytest.approx(fitted["nll"], rel=1e-6)
+    (hard_run,) = results_of.runs(0.0)
+    as_temperature = next(one for one in found if one.claim.name == "nmt-calibration-as-temperature")
+    assert as_temperature.outcomes[0].finding is not None
+    assert f"best T by NLL, {hard_run.fitted_temperature[0]:.3g})" in as_temperature.outcomes[0].finding.ours
     # the sweep and the score measured one model
     assert smoothed.swept[1.0]["nll"] == pytest.approx(smoothed.scored[False]["nll"], rel=1e-5)
     capsys.readouterr()
