@@ -19,6 +19,10 @@ from nmt_ls.study_results import NotMeasuredError, Run, SettingResults
 
 NAMES = {
     "exact_ece": "exact ECE",
+    "exact_equal_mass_ece": "exact equal-mass ECE",
+    "exact_squared_l2": "exact squared L2",
+    "estimated_ece": "estimated ECE",
+    "estimated_squared_l2": "estimated squared L2",
     "kl_to_truth": "KL(p* to model)",
     "tv_to_truth": "total variation from p*",
     "logit_gap_mean": "mean logit gap",
