@@ -10,8 +10,7 @@ of a head, D width of the model, V vocabulary; a leading 1 makes of all prefixes
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import cast
 
 import torch
@@ -72,13 +71,13 @@ def _moved(buffer_HSE: Tensor, slots: Tensor, room: int) -> Tensor:
 class PrefixDecoder:
     """Sentences being translated from any number of distinct prefixes each: see search.shared_prefixes.PrefixStepper.
 
-    It has the sources encoded when it is made, once for all prefixes.
+    It has the sources encoded when it is made, once for all prefixes, or takes what was made of them before.
     To be used in the autocast context (or none) in which it was made, with the model in evaluation mode.
     """
 
     @torch.no_grad()
-    def __init__(self, model: Transformer, source_BS: Tensor) -> None:
-        memory = model.encode(source_BS)
+    def __init__(self, model: Transformer, source_BS: Tensor, encodings: KeptEncodings | None = None) -> None:
+        memory = model.encode(source_BS) if encodings is None else encodings.of(model, source_BS)
         self._model, self._layers = model, list(cast(Iterable[DecoderLayer], model.decoder_layers))
         sources = [layer.cross_attention.keys_values(memory.states) for layer in self._layers]
         self._sources = [(k.mT.contiguous().mT, v.contiguous()) for k, v in sources]
@@ -153,23 +152,13 @@ class KeptEncodings:
         self._kept: dict[tuple[int, bytes], Memory] = {}  # by width and content of the sources
         self._room = MOST_KEPT
 
-    @contextmanager
-    def used_by(self, model: Transformer) -> Iterator[None]:
-        """While this lasts, the model encodes no batch that is kept."""
-        encode = model.encode
-
-        def encode_once(source_BS: Tensor) -> Memory:
-            key = source_BS.shape[1], source_BS.cpu().numpy().tobytes()
-            if key in self._kept:
-                return self._kept[key]
-            memory = encode(source_BS)
+    def of(self, model: Transformer, source_BS: Tensor) -> Memory:
+        """The encoder's states of a batch of sources."""
+        key = source_BS.shape[1], source_BS.cpu().numpy().tobytes()
+        memory = self._kept.get(key)
+        if memory is None:
+            memory = model.encode(source_BS)
             if memory.states.numel() <= self._room:
                 self._room -= memory.states.numel()
                 self._kept[key] = memory
-            return memory
-
-        model.encode = encode_once  # type: ignore[method-assign]
-        try:
-            yield
-        finally:
-            del model.encode  # the method of its class is there again
+        return memory

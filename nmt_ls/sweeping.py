@@ -255,8 +255,9 @@ class Sweep:
         """Translations of the whole split by searches that differ only in temperature, and their scores."""
         temperatures = [search.temperature for search in searches]
         sources = [self.split.source_text(row) for row in range(len(self.split))]
-        with self.encodings.used_by(self.translator.model):
-            together = self.translator.translate_at(temperatures, sources, searches[0], on_progress=on_progress)
+        together = self.translator.translate_at(
+            temperatures, sources, searches[0], encodings=self.encodings, on_progress=on_progress
+        )
         for search, found in zip(searches, together, strict=True):
             self._translated(search, [hypotheses[0] for hypotheses in found])
 

@@ -21,7 +21,7 @@ from nmt_ls.experiment.command_line import UserError, load_config
 from nmt_ls.experiment.precision import Precision, choose_precision
 from nmt_ls.experiment.run_directory import RunDirectory
 from nmt_ls.int8 import Int8Decoder, int8_precision
-from nmt_ls.prefix_decoder import PrefixDecoder
+from nmt_ls.prefix_decoder import KeptEncodings, PrefixDecoder
 from nmt_ls.search import (
     Found,
     SearchConfig,
@@ -197,6 +197,7 @@ class Translator:
         config: SearchConfig | None = None,
         *,
         max_tokens: int = 2048,
+        encodings: KeptEncodings | None = None,
         on_progress: Callable[[int], object] | None = None,
     ) -> list[list[list[Hypothesis]]]:
         """For each temperature, what `translate` finds at it; what the searches have in common is computed once.
@@ -207,6 +208,7 @@ class Translator:
         Args:
             config: how to search; its temperature is not read.
             max_tokens: as in `translate`; keys are kept of more prefixes than those of one search, so it is smaller.
+            encodings: of this translator's sources, to be used and added to: for further searches in the same lines.
             on_progress: called with the number of translations (lines times temperatures) that a batch has finished.
 
         Raises ValueError and UserError as `translate` does.
@@ -219,7 +221,7 @@ class Translator:
 
         def results() -> Iterator[tuple[SourceBatch, list[list[list[Hypothesis]]]]]:
             for batch in encoded.batches(max_tokens, max_lines):
-                of_sentences = zip(*self._search_at(temperatures, batch, config), strict=True)
+                of_sentences = zip(*self._search_at(temperatures, batch, config, encodings), strict=True)
                 yield (
                     batch,
                     [[[self._hypothesis(one) for one in best] for best in sentence] for sentence in of_sentences],
@@ -295,13 +297,17 @@ class Translator:
                 ) from None
 
     def _search_at(
-        self, temperatures: Sequence[float], batch: SourceBatch, config: SearchConfig
+        self,
+        temperatures: Sequence[float],
+        batch: SourceBatch,
+        config: SearchConfig,
+        encodings: KeptEncodings | None,
     ) -> list[list[list[Found]]]:
         source_BS = batch.source_BS.to(self.device)
         max_lengths_B = maximum_lengths(source_BS, config)
         with torch.inference_mode(), self.precision.autocast(self.device.type):
             try:
-                stepper = PrefixDecoder(self.model, source_BS)
+                stepper = PrefixDecoder(self.model, source_BS, encodings)
                 return beam_search_at(temperatures, stepper, max_lengths_B=max_lengths_B, config=config)
             except ValueError as error:
                 raise UserError(

@@ -8,6 +8,7 @@ from statistics import NormalDist
 import numpy as np
 
 NORMAL = NormalDist()
+MANY_DEGREES = 1e7  # beyond, the incomplete beta function loses all digits to cancellation
 
 
 def incomplete_beta(a: float, b: float, x: float) -> float:
@@ -34,8 +35,8 @@ def incomplete_beta(a: float, b: float, x: float) -> float:
 
 
 def student_t_cdf(t: float, degrees: float) -> float:
-    """P(T <= t) for Student's t; the normal distribution for infinite degrees of freedom."""
-    if math.isinf(degrees) or math.isinf(t):
+    """P(T <= t) for Student's t; the normal distribution for many degrees of freedom (it differs by less than 1e-7)."""
+    if degrees > MANY_DEGREES or math.isinf(t):
         return NORMAL.cdf(t)
     tail = 0.5 * incomplete_beta(degrees / 2, 0.5, degrees / (degrees + t * t))
     return tail if t < 0 else 1.0 - tail

@@ -168,6 +168,17 @@ def test_distributions_equal_scipy():
     assert incomplete_beta(2.0, 3.0, 0.4) == pytest.approx(stats.beta.cdf(0.4, 2, 3))
 
 
+def test_students_t_of_very_many_degrees_is_the_normal_distribution() -> None:
+    """Seeds that are equal up to rounding leave such degrees."""
+    for degrees in (1e6, 1e9, 1e16, 1e30, float("inf")):
+        assert student_t_quantile(0.975, degrees) == pytest.approx(1.959964, rel=1e-5)
+    same = np.full((3, 40, 2), 1.0)
+    same[..., 0] += np.random.default_rng(0).normal(size=40)
+    same[0] *= 1 + 1e-15
+    found = bootstrap(same, ratio_of_sums)
+    assert found.reach() == pytest.approx(1.96 * found.sd, rel=1e-3)
+
+
 def test_seeds_needed():
     # two-sided, 5%, 80%: n = 2 (1.96 + 0.84)^2 (0.4 / 0.5)^2 = 10.05 with a known sd, a little more with t
     assert seeds_needed(0.4, 0.5) == 12
