@@ -177,7 +177,6 @@ def _paired(
         )
         return replace(found, edge=edge)
     found = _finding(
-        results,
         [side.sums for side in sides],
         figure,
         lambda means: means[1] - means[0],
@@ -200,7 +199,6 @@ def _difference_of(figure: Figure) -> Figure:
 
 
 def _finding(
-    results: SettingResults,
     arrays: Sequence[FloatArray],
     figure: Figure,
     combine: Callable[[Sequence[FloatArray]], FloatArray],
@@ -212,7 +210,9 @@ def _finding(
 ) -> Finding:
     """per_seed: one value a seed, of each side, whose spread is that of the seeds."""
     if len({array.shape[1] for array in arrays}) > 1:
-        raise NotMeasuredError(f"the two sides have different numbers of {results.unit}s: they are of different data")
+        raise NotMeasuredError(
+            "the two sides have different numbers of sentences or images: they are of different data"
+        )
     whole = combined_bootstrap(arrays, figure, combine)
     whole = replace(whole, degrees=seed_degrees(whole.sd, per_seed))
     return Finding(
@@ -317,7 +317,6 @@ def nll_at_every_temperature(test: Test, results: SettingResults) -> Finding:
     at = int((means[1] - means[0]).argmin())
     low, high = (f"{temperatures[index]:.2f}" for index in (0, -1))
     return _finding(
-        results,
         stacked,
         ratio_of_sums,
         lambda curves: np.asarray((curves[1] - curves[0]).min(-1)),
@@ -347,7 +346,6 @@ def best_temperature_distance(test: Test, results: SettingResults) -> Finding:
     mean = per_seed.mean(0)
     shown = dict(zip(("NLL", "calibration error", "BLEU"), (float(t[0]) for t in grids.best(mean[None])), strict=True))
     found = _finding(
-        results,
         [sums],
         grids.of,
         lambda curves: grids.distance(curves[0]),
