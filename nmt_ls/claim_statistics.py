@@ -172,9 +172,7 @@ def _paired(
         both = [side.sums[[run.name in common for run in side.runs]] for side in sides]
         arrays, figure_of = [np.stack(both, 2)], _difference_of(figure)
         per_seed = [figure_of(arrays[0].sum(1))]
-        found = _finding(
-            results, arrays, figure_of, lambda means: means[0], per_seed=per_seed, ours=ours, unit=unit, runs=runs
-        )
+        found = _finding(arrays, figure_of, lambda means: means[0], per_seed=per_seed, ours=ours, unit=unit, runs=runs)
         return replace(found, edge=edge)
     found = _finding(
         [side.sums for side in sides],
