@@ -19,7 +19,7 @@ from nmt_ls.losses import LossConfig
 from nmt_ls.metrics.calibration import Calibration, CalibrationAccumulator
 from nmt_ls.metrics.figures import calibration_figures
 from nmt_ls.metrics.inputs import FloatArray
-from nmt_ls.metrics.logit_gaps import LogitGapAccumulator, LogitGaps, ideal_logit_gap
+from nmt_ls.metrics.logit_gaps import LogitGapAccumulator, LogitGaps
 from nmt_ls.metrics.null import calibration_test, null_distribution
 from nmt_ls.metrics.plots import logit_gap_figure, reliability_diagram, risk_coverage_figure
 from nmt_ls.metrics.selective import risk_coverage
@@ -67,8 +67,7 @@ def translation_figures(evaluation: Evaluation) -> Figures:
 
 def gap_figures(gaps: LogitGaps, loss: LossConfig) -> Figures:
     """Logit gaps at temperature 1, and the gap at which the run's loss is least, where it is one number."""
-    ideal = {"logit_gap_ideal": ideal_logit_gap(gaps.classes, loss.alpha, loss.spread)}
-    values = {**gaps.figures(), **(ideal if loss.prior == "uniform" else {})}
+    values = gaps.figures_of_loss(loss.alpha, loss.spread, loss.prior)
     return Figures(values=values, recipe={"temperature": 1.0, "temperature_is": "given", "fitted_on": None})
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from nmt_ls.experiment.records import Record, prepare_results, records_of, store_records
 from nmt_ls.experiment.run_directory import RunDirectory, atomic_write
-from nmt_ls.metrics.logit_gaps import LogitGapAccumulator, LogitGaps, ideal_logit_gap
+from nmt_ls.metrics.logit_gaps import LogitGapAccumulator, LogitGaps
 from nmt_ls.metrics.null import null_distribution
 from nmt_ls.metrics.plots import logit_gap_figure, reliability_diagram, risk_coverage_figure
 from nmt_ls.metrics.temperature import fit_temperature
@@ -162,7 +162,8 @@ def evaluate(config: EvaluateConfig, known: Iterable[ImageData] = ()) -> Evaluat
 
     plain, fitted = figures(1.0, {"temperature_is": "given"}), None
     gaps = LogitGapAccumulator().update(logits_NK, split.labels_N).compute()
-    plain.values.update(gap_figures(gaps, classifier))
+    loss = classifier.config.loss
+    plain.values.update(gaps.figures_of_loss(loss.alpha, loss.spread, loss.prior))
     plain.values.update(template_figures(classifier.model.templates))
     plain.values["train_accuracy"] = classifier.training_accuracy()
     plain.values.update(training_speed(classifier.path))
@@ -190,13 +191,6 @@ def fitted_temperature(logits_NK: Tensor, labels_N: Tensor, reported: str) -> fl
             file=sys.stderr,
         )
     return temperature
-
-
-def gap_figures(gaps: LogitGaps, classifier: Classifier) -> dict[str, float]:
-    """Logit gaps, and the gap at which the run's loss is least, where it is one number."""
-    loss = classifier.config.loss
-    ideal = {"logit_gap_ideal": ideal_logit_gap(gaps.classes, loss.alpha, loss.spread)}
-    return {**gaps.figures(), **(ideal if loss.prior == "uniform" else {})}
 
 
 def template_figures(templates_KD: Tensor) -> dict[str, float]:

@@ -74,6 +74,11 @@ class LogitGaps:
             **quantiles,
         }
 
+    def figures_of_loss(self, alpha: float, spread: Literal["all", "others"], prior: str) -> dict[str, float]:
+        """The same, and the gap at which the loss of a run was least, where it is one number."""
+        ideal = {"logit_gap_ideal": ideal_logit_gap(self.classes, alpha, spread)}
+        return {**self.figures(), **(ideal if prior == "uniform" else {})}
+
 
 class LogitGapAccumulator:
     """Logit gaps of a stream: one pass, constant memory, mergeable.
