@@ -386,7 +386,8 @@ def test_scaling_writes_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     out = tmp_path / "records.jsonl"
     scaling.main(
         scaling.BenchmarkConfig(
-            pairs=(1000,), vocabularies=(200, 300), beams=(1, 2), updates=1, repeats=1, out=str(out)
+            pairs=(1000,), vocabularies=(200, 300), beams=(1, 2), updates=1, repeats=1, arithmetic="medium",
+            out=str(out),
         )
     )  # fmt: skip
     firsts = [record for record in read_records(out) if record.name.endswith("/to the first")]
