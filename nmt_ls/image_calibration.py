@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from nmt_ls.metrics.calibration import Calibration, CalibrationAccumulator
-from nmt_ls.study_results import NotMeasuredError, Run, SettingResults
+from nmt_ls.study_results import NotMeasuredError, Run, SettingResults, mean_and_sd, scored_values
 
 FIGURES = ("accuracy", "nll", "ece", "debiased_ece", "squared_l2")
 
@@ -28,10 +28,6 @@ class System:
     fitted: bool
     temperature: float
     runs: Sequence[Run]
-
-    def scored(self) -> list[dict[str, float]]:
-        """The figures of each seed."""
-        return [run.scored[self.fitted] for run in self.runs]
 
 
 def systems(results: SettingResults) -> list[System]:
@@ -58,7 +54,7 @@ def best_alpha(results: SettingResults) -> float | None:
     """The α above 0 of lowest NLL, mean over seeds, on the split where things are chosen; None where there is none."""
     chosen_on = [run for run in results.runs(split=results.setting.choose_on) if run.alpha > 0]
     values = {
-        alpha: [run.scored[False]["nll"] for run in chosen_on if run.alpha == alpha and False in run.scored]
+        alpha: scored_values([run for run in chosen_on if run.alpha == alpha], "nll")
         for alpha in sorted({run.alpha for run in chosen_on})
     }
     means = {alpha: float(np.mean(nll)) for alpha, nll in values.items() if nll}
@@ -75,11 +71,8 @@ def scaling_rows(results: SettingResults) -> Iterator[dict[str, Any]]:
             "seeds": len(system.runs),
         }
         for name in FIGURES:
-            values = [figures[name] for figures in system.scored() if name in figures]
-            if values:
-                row[name] = float(np.mean(values))
-                if len(values) > 1:
-                    row[f"{name} sd"] = float(np.std(values, ddof=1))
+            if values := scored_values(system.runs, name, fitted=system.fitted):
+                row |= mean_and_sd(name, values)
         yield row
 
 

@@ -26,7 +26,7 @@ from nmt_ls.metrics.plots import (
     reliability_diagram,
     sweep_figure,
 )
-from nmt_ls.study_results import NotMeasuredError, Run, SettingResults
+from nmt_ls.study_results import NotMeasuredError, Run, SettingResults, scored_values
 
 SMOOTHED = 0.1
 AGAINST_ALPHA = {
@@ -214,10 +214,7 @@ def _against_alpha(results: SettingResults) -> dict[str, dict[float, list[float]
         return {}
     panels = {}
     for title, name in AGAINST_ALPHA.items():
-        values = {
-            alpha: [run.scored[False][name] for run in results.runs(alpha) if name in run.scored.get(False, {})]
-            for alpha in results.alphas
-        }
+        values = {alpha: scored_values(results.runs(alpha), name) for alpha in results.alphas}
         measured = {alpha: seeds for alpha, seeds in values.items() if seeds}
         if len(measured) >= 3 and not (name == "accuracy" and "BLEU" in panels):
             panels[title] = measured

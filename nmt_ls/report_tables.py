@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from nmt_ls.claim_statistics import choose_temperature
 from nmt_ls.claims import Chosen, Side, Test
 from nmt_ls.image_calibration import scaling_rows
 from nmt_ls.metrics.statistics import equivalence_test
-from nmt_ls.study_results import NotMeasuredError, Run, SettingResults
+from nmt_ls.study_results import NotMeasuredError, Run, SettingResults, mean_and_sd, scored_values
 from nmt_ls.verdicts import ANSWERS, judge
 
 
@@ -151,7 +152,7 @@ class Table:
     columns: Sequence[Column]
     rows: Sequence[dict[str, Any]]
 
-    @property
+    @cached_property
     def shown(self) -> list[Column]:
         return [column for column in self.columns if any(row.get(column.key) is not None for row in self.rows)]
 
@@ -212,7 +213,7 @@ def _recipe_row(runs: Sequence[Run], alpha: float, checkpoint: str, fitted: bool
         "updates": runs[0].signature.get("updates"),
     }
     for name in dict.fromkeys(name for run in runs for name in run.scored[fitted]):
-        row |= _mean_and_sd(name, [run.scored[fitted][name] for run in runs if name in run.scored[fitted]])
+        row |= mean_and_sd(name, scored_values(runs, name, fitted=fitted))
     return row
 
 
@@ -252,10 +253,10 @@ def accuracy_rows(results: SettingResults) -> Iterator[dict[str, Any]]:
     if not results.of_images or results.setting.split == "train":
         return
     for alpha in results.alphas:
-        values = _values(results.runs(alpha), "accuracy")
+        values = scored_values(results.runs(alpha), "accuracy")
         if not values:
             continue
-        row: dict[str, Any] = {"alpha": alpha, "seeds": len(values), **_mean_and_sd("accuracy", values)}
+        row: dict[str, Any] = {"alpha": alpha, "seeds": len(values), **mean_and_sd("accuracy", values)}
         if alpha > 0 and 0.0 in results.alphas:
             outcome = judge("accuracy", _similar(alpha), results)
             if outcome.finding is not None:
@@ -305,21 +306,10 @@ def geometry_rows(results: SettingResults) -> Iterator[dict[str, Any]]:
             runs = results.runs(alpha, split=split)
             row: dict[str, Any] = {"alpha": alpha, "split": split}
             for column in GEOMETRY[3:]:
-                if values := _values(runs, column.key):
-                    row |= {"seeds": len(values), **_mean_and_sd(column.key, values)}
+                if values := scored_values(runs, column.key):
+                    row |= {"seeds": len(values), **mean_and_sd(column.key, values)}
             if "seeds" in row:
                 yield row
-
-
-def _values(runs: Sequence[Run], name: str) -> list[float]:
-    """A figure at temperature 1 of those runs that have it."""
-    return [run.scored[False][name] for run in runs if name in run.scored.get(False, {})]
-
-
-def _mean_and_sd(name: str, values: Sequence[float]) -> dict[str, float]:
-    """`name` and, of two seeds or more, `name sd`."""
-    found = {name: float(np.mean(values))}
-    return found | {f"{name} sd": float(np.std(values, ddof=1))} if len(values) > 1 else found
 
 
 def interval_text(value: float, low: float, high: float, digits: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +17,7 @@ from nmt_ls.decoding import search_config
 from nmt_ls.exact import check_exact, estimator_diagram, exact_figures, exact_tokens
 from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.processor import choose_device
-from nmt_ls.experiment.records import prepare_results
+from nmt_ls.experiment.records import FITTED_ON, prepare_results, temperature_recipe, warn_of_flattery
 from nmt_ls.fresh_text import fresh_text
 from nmt_ls.given_records import read_token_records, record_diagrams, record_figures, record_recipe
 from nmt_ls.measured_run import MeasuredRun
@@ -45,7 +44,6 @@ from nmt_ls.search_changes import SearchChanges
 from nmt_ls.sweep_cells import DIGITS, forced_table
 from nmt_ls.translator import CheckpointName, Translator
 
-FITTED_ON = "validation"
 """The split on which temperatures are fitted."""
 
 
@@ -154,12 +152,8 @@ def score(config: ScoreConfig) -> Scored:
     translator = Translator.load(path, config.checkpoint, choose_device(config.device), config.precision)
     translator.check_search(search)
     prior = label_prior(run.config.loss, corpus, translator.device)
-    if temperature == "fitted" and config.split == FITTED_ON:
-        print(
-            f"warning: the temperature is fitted on the {FITTED_ON} split and reported on it, which flatters it; "
-            "name another --split",
-            file=sys.stderr,
-        )
+    if temperature == "fitted":
+        warn_of_flattery(config.split)
     search = search_config(temperature, search, path, translator, corpus)
     watcher = Watcher(len(split), search.temperature)
     with tqdm(total=len(split), unit=" sentences", leave=False, disable=None) as bar:
@@ -179,14 +173,9 @@ def score(config: ScoreConfig) -> Scored:
             "training_threads": run.manifest["threads"],
         },
         diagrams=found.diagrams(f"T{shown}") if config.figure and config.results is not None else {},
-        sentences=found.sentences(search.temperature) if temperature == "fitted" else None,
-    )
-
-
-def temperature_recipe(temperature: float | Literal["fitted"]) -> dict[str, Any]:
-    """How the temperature was chosen, and on what."""
-    return (
-        {"temperature_is": "fitted", "fitted_on": FITTED_ON} if temperature == "fitted" else {"temperature_is": "given"}
+        sentences=(
+            found.sentences(search.temperature) if temperature == "fitted" and config.results is not None else None
+        ),
     )
 
 

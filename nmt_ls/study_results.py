@@ -70,6 +70,17 @@ class Run:
         return int(self.signature["seed"])
 
 
+def scored_values(runs: Sequence[Run], name: str, *, fitted: bool = False) -> list[float]:
+    """A figure of those runs that have it, at temperature 1 or at the one fitted to each."""
+    return [run.scored[fitted][name] for run in runs if name in run.scored.get(fitted, {})]
+
+
+def mean_and_sd(name: str, values: Sequence[float]) -> dict[str, float]:
+    """`name` and, of two seeds or more, `name sd`."""
+    found = {name: float(np.mean(values))}
+    return found | {f"{name} sd": float(np.std(values, ddof=1))} if len(values) > 1 else found
+
+
 class SettingResults:
     """The results of a setting's runs.
 

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from nmt_ls.experiment.atomic import fsync
 from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.records import Record, append_records, read_records
-from nmt_ls.experiment.run_directory import RunDirectory
+from nmt_ls.experiment.run_directory import RunDirectory, check_names
 from nmt_ls.measured_run import MeasuredRun
 from nmt_ls.metrics.calibration import MOMENTS
 from nmt_ls.metrics.inputs import FloatArray
@@ -82,9 +82,7 @@ def find_runs(names: Sequence[str], checkpoint: CheckpointName) -> list[Measured
             raise UserError(f"runs: no finished run matches {name}; name runs that have a summary.json")
         paths += [find_run(str(path), "runs") for path in matches]
     runs = [_open_finished(path, checkpoint) for path in dict.fromkeys(paths)]
-    called = [run.path.name for run in runs]
-    if doubles := [name for name in called if called.count(name) > 1]:
-        raise UserError(f"runs: two of them are called {doubles[0]}; rename one directory")
+    check_names([run.path for run in runs])
     return runs
 
 

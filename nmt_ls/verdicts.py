@@ -11,7 +11,7 @@ from nmt_ls.claim_statistics import evaluate
 from nmt_ls.claims import Claim, Claims, Expectation, Regime, Setting, Test
 from nmt_ls.findings import Finding
 from nmt_ls.metrics.statistics import seeds_needed
-from nmt_ls.study_results import NotMeasuredError, SettingResults
+from nmt_ls.study_results import NotMeasuredError, SettingResults, scored_values
 
 Word = Literal["reproduced", "not reproduced", "unresolved", "regime not reached", "not run here"]
 LEAST_SEEDS = 2
@@ -141,7 +141,7 @@ def regime_value(regime: Regime, results: SettingResults) -> float:
 
 
 def _hard_mean(figure: str, title: str, results: SettingResults) -> float:
-    values = [run.scored[False][figure] for run in results.runs(0.0) if figure in run.scored.get(False, {})]
+    values = scored_values(results.runs(0.0), figure)
     if not values:
         raise NotMeasuredError(f"{title} of hard targets, which says whether the regime is reached, is not recorded")
     return sum(values) / len(values)

@@ -21,7 +21,15 @@ import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from nmt_ls.experiment.records import Record, prepare_results, records_of, store_records
+from nmt_ls.experiment.records import (
+    FITTED_ON,
+    Record,
+    prepare_results,
+    records_of,
+    store_records,
+    temperature_recipe,
+    warn_of_flattery,
+)
 from nmt_ls.experiment.run_directory import RunDirectory, atomic_write
 from nmt_ls.metrics.logit_gaps import LogitGapAccumulator, LogitGaps
 from nmt_ls.metrics.null import null_distribution
@@ -32,8 +40,6 @@ from vision_ls.runs import Classifier, find_run, find_runs
 from vision_ls.scoring import BINS, ImageScores, exact_figures, score_logits
 from vision_ls.training import CheckpointName, label_prior
 
-FITTED_ON = "validation"
-"""The split on which temperatures are fitted."""
 EXAMPLES = pa.schema(
     [
         ("run", pa.string()),
@@ -160,9 +166,8 @@ def evaluate(config: EvaluateConfig, known: Iterable[ImageData] = ()) -> Evaluat
         }
         return Figures(values={**scores.every_figure(), **exact}, recipe=recipe, scores=scores)
 
-    plain, fitted = figures(1.0, {"temperature_is": "given"}), None
+    plain, fitted = figures(1.0, temperature_recipe(1.0)), None
     gaps = LogitGapAccumulator().update(logits_NK, split.labels_N).compute()
-    loss = classifier.config.loss
     plain.values.update(gaps.figures_of_loss(loss.alpha, loss.spread, loss.prior))
     plain.values.update(template_figures(classifier.model.templates))
     plain.values["train_accuracy"] = classifier.training_accuracy()
@@ -170,7 +175,7 @@ def evaluate(config: EvaluateConfig, known: Iterable[ImageData] = ()) -> Evaluat
     temperature = fitted_temperature(on_validation_NK, validation.labels_N, config.split)
     if temperature is not None:
         plain.values["fitted_temperature"] = temperature
-        fitted = figures(temperature, {"temperature_is": "fitted", "fitted_on": FITTED_ON})
+        fitted = figures(temperature, temperature_recipe("fitted"))
     return Evaluated(classifier=classifier, split=config.split, plain=plain, fitted=fitted, gaps=gaps)
 
 
@@ -184,12 +189,7 @@ def fitted_temperature(logits_NK: Tensor, labels_N: Tensor, reported: str) -> fl
     except ValueError as error:
         print(f"no temperature was fitted: {error}", file=sys.stderr)
         return None
-    if reported == FITTED_ON:
-        print(
-            f"warning: the temperature is fitted on the {FITTED_ON} split and reported on it, which flatters it; "
-            "name another --split",
-            file=sys.stderr,
-        )
+    warn_of_flattery(reported)
     return temperature
 
 

@@ -43,10 +43,7 @@ def find_run(run: str | None) -> Path:
 def find_runs(runs: Sequence[str]) -> list[Path]:
     """The runs that were named. Raises UserError as `find_run`, and where two have one name, which records go by."""
     paths = [find_run(run) for run in runs]
-    names = [path.name for path in paths]
-    for path in paths:
-        if names.count(path.name) > 1:
-            raise UserError(f"runs: two of them are called {path.name}; rename one directory")
+    run_directory.check_names(paths)
     return paths
 
 

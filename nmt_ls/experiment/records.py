@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 
@@ -24,6 +24,8 @@ from nmt_ls.experiment.processor import device_name, this_processor
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+FITTED_ON = "validation"
+"""The split on which temperatures are fitted."""
 PACKAGES = ("torch", "numpy", "sacrebleu", "sentencepiece")
 
 
@@ -190,6 +192,23 @@ def append_new_records(path: str | Path, records: Sequence[Record]) -> int:
     new = [record for record in records if _identity(record) not in there]
     append_records(path, new)
     return len(new)
+
+
+def temperature_recipe(temperature: float | Literal["fitted"]) -> dict[str, str]:
+    """How a figure's temperature was chosen, and on what split."""
+    return (
+        {"temperature_is": "fitted", "fitted_on": FITTED_ON} if temperature == "fitted" else {"temperature_is": "given"}
+    )
+
+
+def warn_of_flattery(split: str) -> None:
+    """Say on standard error that a temperature is fitted on the split on which it is reported, if it is."""
+    if split == FITTED_ON:
+        print(
+            f"warning: the temperature is fitted on the {FITTED_ON} split and reported on it, which flatters it; "
+            "name another --split",
+            file=sys.stderr,
+        )
 
 
 def records_of(

@@ -263,6 +263,13 @@ def find_run(run: str | None, *, kind: str, key: str, trainer: str, option: str 
     return Path(run)
 
 
+def check_names(runs: Sequence[Path]) -> None:
+    """Raises UserError where two runs have one name: records go by it."""
+    names = [run.name for run in runs]
+    if doubles := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"runs: two of them are called {doubles[0]}; rename one directory")
+
+
 def begun_manifest(path: Path) -> dict[str, Any]:
     """The manifest of a run that is there, whose machine-dependent choices a resume keeps; empty for a new one."""
     run = RunDirectory(path)
