@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Literal, NoReturn
 
 from nmt_ls.experiment.command_line import UserError, report, run_command
-from nmt_ls.experiment.study import Cell, Costs, Estimate, LeftInAll, Study, load_study
-from nmt_ls.experiment.study_workers import Session, Workers, clock, describe_status, plan_rows
+from nmt_ls.experiment.study import Cell, Costs, Estimate, Study, load_study
+from nmt_ls.experiment.study_plan import describe_left, plan_rows
+from nmt_ls.experiment.study_workers import Session, Workers, describe_status
 from nmt_ls.experiment.tables import format_table
 
 PROGRAM = "python -m nmt_ls.study"
@@ -62,15 +63,6 @@ def plan(study: Study, config: StudyConfig) -> None:
     done = sum(costs.done(cell) for cell in cells)
     left = describe_left(Estimate(study, costs).total(cells), config.workers) if done < len(cells) else ""
     print(f"\n{done} of {len(cells)} cells done{left}")
-
-
-def describe_left(left: LeftInAll, workers: int) -> str:
-    """The work that is left, and how much of it is known from measured costs."""
-    parts = [f"{clock(left.measured)} by measured costs"] if left.measured or not left.guessed else []
-    parts += [f"~{clock(left.guessed)} by guesses"] if left.guessed else []
-    text = f"; left: {clock(left.seconds)} of work ({' and '.join(parts)})"
-    text += f", {clock(left.seconds / workers)} with {workers} workers"
-    return text + (f", besides {left.unknown} cells of unknown cost" if left.unknown else "")
 
 
 def run(study: Study, config: StudyConfig) -> int:

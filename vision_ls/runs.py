@@ -35,14 +35,14 @@ from vision_ls.training import (
 )
 
 
-def find_run(run: str | None) -> Path:
+def find_run(run: str | None, *, option: str = "run") -> Path:
     """The run that was named, or the newest finished classifier's; see experiment.run_directory.find_run."""
-    return run_directory.find_run(run, kind="classifier", key="augment", trainer="vision_ls.train")
+    return run_directory.find_run(run, kind="classifier", key="augment", trainer="vision_ls.train", option=option)
 
 
 def find_runs(runs: Sequence[str]) -> list[Path]:
     """The runs that were named. Raises UserError as `find_run`, and where two have one name, which records go by."""
-    paths = [find_run(run) for run in runs]
+    paths = [find_run(run, option="runs") for run in runs]
     run_directory.check_names(paths)
     return paths
 

@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -28,7 +27,6 @@ from nmt_ls.experiment.study import (
     Cell,
     Costs,
     Estimate,
-    Left,
     Progress,
     Step,
     Study,
@@ -363,42 +361,3 @@ def describe_status(status: int) -> str:
             return f"status {status}"
         return f"ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
     return {2: "status 2: a mistake in the command", 127: "no such program"}.get(status, f"status {status}")
-
-
-def time_left(left: Left) -> str:
-    """5 min, or ~5 min, guessed."""
-    if left.seconds is None:
-        return "unknown"
-    return f"~{clock(left.seconds)}, guessed" if left.guessed else clock(left.seconds)
-
-
-def plan_rows(study: Study, cells: list[Cell]) -> list[Mapping[str, Any]]:
-    """One row a cell: its name, block, what is known of it, the time spent and that left, guesses marked as such."""
-    costs = Costs.read(study)
-    estimate, rows = Estimate(study, costs), list[Mapping[str, Any]]()
-    for cell in cells:
-        progress = Progress.read(cell)
-        spent = sum(
-            max(costs.seconds.get((cell.name, s.line), 0.0), progress.spent.get(s.line, 0.0)) for s in cell.steps
-        )
-        waits = not all(costs.done(other) for other in study.cells_of(study.blocks[cell.block].after))
-        if costs.done(cell):
-            state = "done"
-        elif is_locked(cell):
-            state = "running"
-        elif progress.failure:
-            state = f"failed: {progress.failure['last_line']}"
-        elif spent:
-            state = "part-way"
-        else:
-            state = "waits for " + ", ".join(study.blocks[cell.block].after) if waits else "to do"
-        rows.append(
-            {
-                "cell": cell.name,
-                "block": cell.block,
-                "spent": clock(spent) if spent else None,
-                "left": None if state == "done" else time_left(estimate.left(cell)),
-                "state": state,
-            }
-        )
-    return rows

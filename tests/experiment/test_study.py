@@ -20,7 +20,8 @@ from nmt_ls.experiment import keeper
 from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.records import Record, append_records, read_records
 from nmt_ls.experiment.study import Costs, Estimate, LeftInAll, Progress, Study, last_of_each, load_study
-from nmt_ls.experiment.study_workers import Session, Workers, is_locked, plan_rows
+from nmt_ls.experiment.study_plan import plan_rows
+from nmt_ls.experiment.study_workers import Session, Workers, is_locked
 
 # counts how often it is run, in a file beside the cell's name
 COUNT = "sh -c 'echo x >> count-{cell}'"
