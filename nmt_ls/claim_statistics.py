@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
@@ -83,12 +82,7 @@ def choose_temperature(results: SettingResults, runs: Sequence[Run], by: str, wi
     return Choice(chosen, chosen in (grid[0], grid[-1]))
 
 
-def chosen_temperature(results: SettingResults, runs: Sequence[Run], by: str, without: float | None = None) -> float:
-    """The temperature of `choose_temperature`, wherever on the grid it lies."""
-    return choose_temperature(results, runs, by, without).temperature
-
-
-def _readable(runs: Sequence[Run], read: Callable[[Run], Part]) -> tuple[list[Run], list[Part]]:
+def readable(runs: Sequence[Run], read: Callable[[Run], Part]) -> tuple[list[Run], list[Part]]:
     """Those runs of which there is what is read, and that; NotMeasuredError, the last run's, where there are none."""
     kept, found, problem = list[Run](), list[Part](), "nothing is measured"
     for run in runs:
@@ -106,7 +100,7 @@ def _measured(
     results: SettingResults, runs: Sequence[Run], columns: Sequence[tuple[str, Sequence[float]]]
 ) -> tuple[list[Run], list[FloatArray]]:
     """Those runs of which every column is there, and each column as [A, J, S, ...]."""
-    kept, found = _readable(
+    kept, found = readable(
         runs, lambda run: [results.sentences(run, column, temperatures) for column, temperatures in columns]
     )
     return kept, [np.stack(arrays) for arrays in zip(*found, strict=True)]
@@ -117,13 +111,13 @@ def _image_sums(results: SettingResults, side: Side, runs: Sequence[Run], column
         return _fitted(side, runs, lambda run: results.image_sums(run, column, fitted=True))
     if side.temperature != 1.0:
         raise NotMeasuredError("images are scored at temperature 1, and at one fitted to each run by NLL")
-    kept, found = _readable(runs, lambda run: results.image_sums(run, column, fitted=False))
+    kept, found = readable(runs, lambda run: results.image_sums(run, column, fitted=False))
     return _Sums(side=side, runs=kept, temperature=1.0, sums=np.stack(found))
 
 
 def _fitted(side: Side, runs: Sequence[Run], read: Callable[[Run], FloatArray]) -> _Sums:
     """Sums at a temperature of its own for each run."""
-    kept, found = _readable(runs, read)
+    kept, found = readable(runs, read)
     mean = float(np.mean([run.fitted_temperature[0] for run in kept]))
     return _Sums(side=side, runs=kept, temperature=mean, sums=np.stack(found))
 
@@ -135,8 +129,7 @@ def _side_sums(results: SettingResults, side: Side, runs: Sequence[Run], column:
         raise NotMeasuredError("accuracy is compared of images")
     temperature, edge = side.temperature, False
     if temperature == "nll" and column in ("nll", "bin_sums"):
-        with suppress(NotMeasuredError):  # then the best of the grid
-            return _fitted(side, runs, lambda run: results.fitted_sums(run, column))
+        return _fitted(side, runs, lambda run: results.fitted_sums(run, column))
     if isinstance(temperature, str):
         swept = [run for run in runs if run.decoded] if temperature == "bleu" else [run for run in runs if run.swept]
         if not swept:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
@@ -12,7 +11,7 @@ from textwrap import fill
 import numpy as np
 from matplotlib.figure import Figure
 
-from nmt_ls.claim_statistics import chosen_temperature
+from nmt_ls.claim_statistics import readable
 from nmt_ls.image_calibration import reliabilities
 from nmt_ls.metrics.calibration import MOMENTS, Calibration, calibration_from_sums
 from nmt_ls.metrics.inputs import FloatArray
@@ -192,21 +191,21 @@ def _reliabilities(results: SettingResults) -> tuple[dict[str, Calibration], Flo
         except NotMeasuredError:
             continue
         name = f"α = {alpha:g}" + (f", T = {temperature:.2f}" if fitted else "")
-        first = first if found else pooled / len(runs)
-        found[name] = calibration_from_sums(pooled)
+        first = first if found else np.mean(pooled, 0)
+        found[name] = calibration_from_sums(np.sum(pooled, 0))
     return found, first
 
 
-def _pooled(results: SettingResults, runs: Sequence[Run], fitted: bool) -> tuple[float, FloatArray]:
-    """A temperature and the binned sums [6, B] of all runs at it: 1, or that fitted to each (the mean is returned), or
-    the best of the grid where those are not kept. Raises NotMeasuredError where sentences are missing."""
+def _pooled(results: SettingResults, runs: Sequence[Run], fitted: bool) -> tuple[float, list[FloatArray]]:
+    """A temperature (1, or the mean of those fitted to each run) and each run's binned sums [6, B] at it.
+
+    Raises NotMeasuredError where no run has its sentences.
+    """
     if fitted:
-        with suppress(NotMeasuredError):
-            sums = sum(results.fitted_sums(run, "bin_sums").sum(0) for run in runs)
-            return float(np.mean([run.fitted_temperature[0] for run in runs])), np.asarray(sums)
-    temperature = chosen_temperature(results, runs, "nll") if fitted else 1.0
-    sums = sum(results.sentences(run, "bin_sums", [temperature]).sum((0, 1), dtype=np.float64) for run in runs)
-    return temperature, np.reshape(sums, (MOMENTS, -1))
+        kept, found = readable(runs, lambda run: results.fitted_sums(run, "bin_sums").sum(0))
+        return float(np.mean([run.fitted_temperature[0] for run in kept])), found
+    _, sums = readable(runs, lambda run: results.sentences(run, "bin_sums", [1.0]).sum((0, 1), dtype=np.float64))
+    return 1.0, [array.reshape(MOMENTS, -1) for array in sums]
 
 
 def _against_alpha(results: SettingResults) -> dict[str, dict[float, list[float]]]:

@@ -83,8 +83,9 @@ def _write_run(
     def add(name: str, value: float, **more: Any) -> None:
         records.append(Record(name=name, value=value, signature=signature | more, command="python -m made_up"))
 
-    for inverse in INVERSES:
-        t = rounded_temperature(inverse)
+    grid = [rounded_temperature(inverse) for inverse in INVERSES]
+    fitted = min(grid, key=translator.nll)
+    for t in grid:
         correct_SN = hard_SN < np.clip(confidences_SN - translator.gap(t), 0, 1)
         sums_SMB = sliced_sums(confidences_SN, correct_SN, index, sentences, 15)
         nll_S = TOKENS * translator.nll(t) + nll_noise_S
@@ -111,6 +112,8 @@ def _write_run(
                 fresh = {"split": "fresh"} if parts or "exact" in name or "truth" in name else {}
                 if not fresh or split == "test":
                     add(kind, value + 1e-6 * rng.normal(), **score, **part, **fresh)
+        if t == fitted:
+            add("ece", float(ece_from_sums(total)), temperature=t, temperature_is="fitted")
     ledger.add(f"{stem}-teacher-forced", pa.concat_tables(tables), [])
     for t in DECODED:
         matches_S4 = np.stack([(draws_SN[:, order:] < translator.precision(t) + shift).sum(1) for order in range(4)], 1)

@@ -95,8 +95,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two settings measured, one in part (a single seed, hard targets only); the others not."""
     root = tmp_path_factory.mktemp("results")
     smooth = hard(0.1, gap=lambda t: 0.25 * (1 / t - 1), precision=lambda t: 0.43 - 0.1 * (t - 1) ** 2)
-    write_study(root / "multi30k", [hard(), smooth], prefix="m30k-de-d0.3", sentences=200)
-    write_study(root / "multi30k", [hard(seeds=(1,))], prefix="m30k-de-d0.1", sentences=50, dropout=0.1)
+    write_study(root / "multi30k", [hard(), smooth], prefix="mini-de-d0.3", sentences=200)
+    write_study(root / "multi30k", [hard(seeds=(1,))], prefix="mini-de-d0.1", sentences=50, dropout=0.1)
     alphas = [hard(alpha, seeds=(1, 2)) for alpha in (0.0, 0.05, 0.1)]
     write_study(root / "grammar", alphas, prefix="grammar-n20000-d0.1", sentences=50, dropout=0.1)
     return root
@@ -163,6 +163,8 @@ def test_pages_of_studies(results: Path, written: str) -> None:
         "multi30k-de-d0.1",
     ]
     table = table[table.table == "Recipes, means over seeds"]
+    assert table.temperature.str.startswith("fitted").tolist() == [False, True] * 3
+    table = table[table.temperature == "1"]
     assert table.setting.tolist() == ["multi30k-de", "multi30k-de", "multi30k-de-d0.1"]
     assert table.seeds.tolist() == [3, 3, 1]
     assert table.ece.tolist()[0] > table.ece.tolist()[1]
@@ -234,7 +236,7 @@ def test_figures_of_real_runs_reach_it(
     config = load_config(TrainConfig, small_run.read_config())
     monkeypatch.chdir(tmp_path)
     for alpha in (0.0, 0.1):
-        run, results = f"m30k-de-d0.3-ls{alpha}-s1", "results/multi30k"
+        run, results = f"mini-de-d0.3-ls{alpha}-s1", "results/multi30k"
         changes: dict[str, Any] = {
             "out": run,
             "loss": LossConfig(alpha=alpha),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from made_up_study import INVERSES, Translator, write_study
 
-from nmt_ls.claim_statistics import chosen_temperature, evaluate
+from nmt_ls.claim_statistics import choose_temperature, evaluate
 from nmt_ls.claims import Claim, Claims, Regime, Setting, Side, Test, read_claims
 from nmt_ls.experiment.command_line import UserError
 from nmt_ls.report_tables import temperature_rows
@@ -143,10 +143,10 @@ def test_temperatures_of_one_model_are_compared_run_by_run(tmp_path: Path) -> No
 def test_temperatures_are_chosen_on_validation(tmp_path: Path) -> None:
     results = results_of(tmp_path, hard_like(), smooth_like())
     runs = results.runs(0.0)
-    assert chosen_temperature(results, runs, "nll") == pytest.approx(1 / 0.9)
-    assert chosen_temperature(results, runs, "squared_l2") == pytest.approx(1.25)
-    assert chosen_temperature(results, runs, "bleu") == 1.1
-    assert chosen_temperature(results, runs, "bleu", without=1.1) != 1.1
+    assert choose_temperature(results, runs, "nll").temperature == pytest.approx(1 / 0.9)
+    assert choose_temperature(results, runs, "squared_l2").temperature == pytest.approx(1.25)
+    assert choose_temperature(results, runs, "bleu").temperature == 1.1
+    assert choose_temperature(results, runs, "bleu", without=1.1).temperature != 1.1
     # another best temperature on the reported split changes nothing: it is never looked at
     file = tmp_path / "fake" / "records.jsonl"
     lines = file.read_text().splitlines(keepends=True)
@@ -160,12 +160,12 @@ def test_temperatures_are_chosen_on_validation(tmp_path: Path) -> None:
     )
     again = read_results(SETTING, tmp_path)
     assert min(again.runs(0.0)[0].swept.items(), key=lambda item: item[1]["nll"])[0] == pytest.approx(1 / 1.1)
-    assert chosen_temperature(again, again.runs(0.0), "nll") == pytest.approx(1 / 0.9)
+    assert choose_temperature(again, again.runs(0.0), "nll").temperature == pytest.approx(1 / 0.9)
     # and without validation there is no choice
     file.write_text("".join(line for line in lines if '"split": "test"' in line))
     alone = read_results(SETTING, tmp_path)
     with pytest.raises(NotMeasuredError, match="was not swept on validation, where temperatures are chosen"):
-        chosen_temperature(alone, alone.runs(0.0), "nll")
+        choose_temperature(alone, alone.runs(0.0), "nll")
 
 
 def test_choices_of_older_weights_do_not_count(tmp_path: Path) -> None:
@@ -236,10 +236,10 @@ def test_a_gain_that_is_not_there_cannot_be_recovered(tmp_path: Path) -> None:
 
 
 def test_the_edge_of_the_grid_is_not_a_best_temperature(tmp_path: Path) -> None:
-    """BLEU that rises to the last temperature, and NLL that falls to the last."""
+    """BLEU that rises to the last temperature, and NLL that falls to the last. (A fitted one has no edge.)"""
     hard = hard_like(precision=lambda t: 0.36 + 0.02 * t, nll=lambda t: 1.5 + 1 / t)
     results = results_of(tmp_path, hard, smooth_like())
-    for name in ("nmt-temperature-recovers-part", "nmt-calibration-as-temperature", "nmt-best-temperatures"):
+    for name in ("nmt-temperature-recovers-part", "nmt-best-temperatures"):
         found = judged(shipped(name), results)
         (told, *_) = [outcome for outcome in found.outcomes if outcome.finding is not None and outcome.finding.edge]
         assert (found.word, told.word) == ("unresolved", "unresolved")
