@@ -1,11 +1,12 @@
 """python -m benchmarks.convergence: whether training in bf16 arrives where training in fp32 does.
 
-Two runs of one configuration and seed, one trained in each precision, at every validation that both have made after
-the first `after` updates: NLL (all of the validation split) and BLEU (its first sentences, as training translates
+Pairs of runs of one configuration and seed, one trained in each precision, at every validation that both have made
+after the first `after` updates: NLL (all of the validation split) and BLEU (its first sentences, as training translates
 them), both computed in fp32. Two such runs part after a few updates like two seeds, and a single validation moves by
 several hundredths of a nat, so it is their mean difference that is judged, with its standard error: whether the 95%
-interval lies within the limit (0.02 nats, 0.3 BLEU), outside it, or neither. Validations of one run resemble
-each other, so the interval is rather too narrow. Beside it stands the best validation of each run.
+interval lies within the limit (0.02 nats, 0.3 BLEU), outside it, or neither. Of several pairs (one a seed) the interval
+is Student's t over the pairs' mean differences; of a single pair it is that over its validations, rather too narrow, as
+validations of one run resemble each other. Beside it stands the best validation of each precision, mean over pairs.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from typing import Any
 from benchmarks.common import print_table, write_records
 from nmt_ls.experiment.command_line import UserError, run_command
 from nmt_ls.experiment.run_directory import RunDirectory
+from nmt_ls.metrics.statistics import Estimate
 
 FIGURES: Mapping[str, tuple[float, Callable[[Iterable[float]], float]]] = {"nll": (0.02, min), "bleu": (0.3, max)}
 """By name: by how much the runs may differ, and which of many is the best."""
+PRECISIONS = ("fp32", "bf16")
 _FREE = ("precision", "out", "threads")
 
 
@@ -32,20 +35,22 @@ class BenchmarkConfig:
     """Which runs are compared.
 
     Attributes:
-        fp32: a run trained in fp32.
-        bf16: the same run in bf16.
+        fp32: runs trained in fp32, one a seed.
+        bf16: the same runs in bf16, in any order.
         after: updates before the first validation that counts.
         out: where the records go; empty for nowhere.
     """
 
-    fp32: str
-    bf16: str
+    fp32: tuple[str, ...]
+    bf16: tuple[str, ...]
     after: int = 2000
     out: str = "results/speed/convergence.jsonl"
 
     def __post_init__(self) -> None:
         if self.after < 0:
             raise ValueError("after must not be negative")
+        if not self.fp32 or len(self.fp32) != len(self.bf16):
+            raise ValueError(f"fp32 and bf16 must name as many runs, got {len(self.fp32)} and {len(self.bf16)}")
 
 
 def validations(run: RunDirectory) -> dict[int, dict[str, float]]:
@@ -54,71 +59,117 @@ def validations(run: RunDirectory) -> dict[int, dict[str, float]]:
     return {line["step"]: line for line in lines if line["split"] == "validation"}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A seed's two runs, their figures at every validation by update, and the updates that are compared."""
+
+    runs: Mapping[str, RunDirectory]
+    made: Mapping[str, Mapping[int, Mapping[str, float]]]
+    steps: list[int]
+
+    @classmethod
+    def read(cls, fp32: str, bf16: str, after: int) -> Pair:
+        """Raises UserError for runs that differ in more than their precision."""
+        runs = {"fp32": RunDirectory(Path(fp32)), "bf16": RunDirectory(Path(bf16))}
+        _check_alike("fp32 and bf16", list(runs.values()))
+        for name, run in runs.items():
+            kind = run.read_manifest()["precision"]["kind"]
+            if kind != name:
+                raise UserError(f"{name}: {run.path} was trained in {kind}; name a run trained in {name}")
+        made = {name: validations(run) for name, run in runs.items()}
+        steps = sorted(step for step in made["fp32"].keys() & made["bf16"].keys() if step > after)
+        if not steps:
+            raise UserError(f"after: {fp32} and {bf16} have no common validation after update {after}")
+        return cls(runs=runs, made=made, steps=steps)
+
+    def mean(self, name: str, figure: str) -> float:
+        return statistics.mean(self.made[name][step][figure] for step in self.steps)
+
+    def differences(self, figure: str) -> list[float]:
+        """bf16 less fp32, at every update that is compared."""
+        return [self.made["bf16"][step][figure] - self.made["fp32"][step][figure] for step in self.steps]
+
+
 def compare(config: BenchmarkConfig) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """A row a figure, and what they are about. Raises UserError for runs that differ in more than their precision."""
-    runs = {name: RunDirectory(Path(getattr(config, name))) for name in ("fp32", "bf16")}
-    recipes = {name: _recipe(run) for name, run in runs.items()}
-    if recipes["fp32"] != recipes["bf16"]:
-        keys = recipes["fp32"].keys() | recipes["bf16"].keys()
-        wrong = sorted(key for key in keys if recipes["fp32"].get(key) != recipes["bf16"].get(key))
-        raise UserError(f"fp32 and bf16: the runs differ in {', '.join(wrong)}; compare runs of one configuration")
-    for name, run in runs.items():
-        kind = run.read_manifest()["precision"]["kind"]
-        if kind != name:
-            raise UserError(f"{name}: {run.path} was trained in {kind}; name a run trained in {name}")
-    made = {name: validations(run) for name, run in runs.items()}
-    steps = sorted(step for step in made["fp32"].keys() & made["bf16"].keys() if step > config.after)
-    if len(steps) < 2:
+    """A row a figure, and what they are about.
+
+    Raises UserError for runs that differ in more than their precision and seed, seeds that are not in both, and for a
+    single pair with a single validation, which says nothing of its error.
+    """
+    ordered = {name: sorted(getattr(config, name), key=_seed_of) for name in ("fp32", "bf16")}
+    pairs = [Pair.read(fp32, bf16, config.after) for fp32, bf16 in zip(ordered["fp32"], ordered["bf16"], strict=True)]
+    _check_alike("fp32", [pair.runs["fp32"] for pair in pairs], "seed")
+    seeds = [pair.runs["fp32"].read_config()["seed"] for pair in pairs]
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"fp32: two runs have one seed ({seeds}); name one a seed")
+    if len(pairs) == 1 and len(pairs[0].steps) < 2:
         raise UserError(f"after: the runs have fewer than two common validations after update {config.after}")
-    rows = []
-    for figure, (limit, best) in FIGURES.items():
-        differences = [made["bf16"][step][figure] - made["fp32"][step][figure] for step in steps]
-        difference = statistics.mean(differences)
-        error = statistics.stdev(differences) / math.sqrt(len(differences))
-        rows.append(
-            {
-                "figure": figure,
-                "fp32": statistics.mean(made["fp32"][step][figure] for step in steps),
-                "bf16": statistics.mean(made["bf16"][step][figure] for step in steps),
-                "difference": difference,
-                "standard error": error,
-                "difference at the last": differences[-1],
-                **{f"best {name}": best(line[figure] for line in made[name].values()) for name in made},
-                "limit": limit,
-                "interval": judge(difference, error, limit),
-            }
-        )
-    recipe = recipes["fp32"]
+    rows = [_row(figure, pairs) for figure in FIGURES]
+    first = pairs[0].runs["bf16"]
     about = {
-        "alpha": recipe["loss"]["alpha"],
-        "seed": recipe["seed"],
-        "validations": len(steps),
-        "first": steps[0],
-        "last": steps[-1],
-        "commit_of_training": runs["bf16"].read_manifest()["commit"],
-        "corpus": runs["bf16"].read_manifest()["corpus_checksum"],
+        "alpha": first.read_config()["loss"]["alpha"],
+        "seeds": seeds,
+        "validations": [len(pair.steps) for pair in pairs],
+        "first": min(pair.steps[0] for pair in pairs),
+        "last": max(pair.steps[-1] for pair in pairs),
+        "commit_of_training": sorted({pair.runs["bf16"].read_manifest()["commit"] for pair in pairs}),
+        "corpus": first.read_manifest()["corpus_checksum"],
     }
     return rows, about
 
 
-def judge(difference: float, error: float, limit: float) -> str:
+def _row(figure: str, pairs: list[Pair]) -> dict[str, Any]:
+    limit, best = FIGURES[figure]
+    each = [pair.differences(figure) for pair in pairs]
+    # what is independent of what: pairs, if there are several
+    values = [statistics.mean(differences) for differences in each] if len(pairs) > 1 else each[0]
+    difference, error = statistics.mean(values), statistics.stdev(values) / math.sqrt(len(values))
+    estimate = Estimate(value=difference, sd=error, resamples=0, degrees=len(pairs) - 1 if len(pairs) > 1 else math.inf)
+    bests = {
+        f"best {name}": statistics.mean(best(line[figure] for line in pair.made[name].values()) for pair in pairs)
+        for name in PRECISIONS
+    }
+    return {
+        "figure": figure,
+        **{name: statistics.mean(pair.mean(name, figure) for pair in pairs) for name in PRECISIONS},
+        "difference": difference,
+        "standard error": error,
+        "difference at the last": statistics.mean(differences[-1] for differences in each),
+        **bests,
+        "limit": limit,
+        "interval": judge(estimate, limit),
+    }
+
+
+def judge(difference: Estimate, limit: float) -> str:
     """Where the 95% interval of a mean difference lies: within the limit on either side, outside it, or neither."""
-    low, high = difference - 1.96 * error, difference + 1.96 * error
-    if -limit <= low and high <= limit:
+    if -limit <= difference.low and difference.high <= limit:
         return "inside"
-    return "outside" if low > limit or high < -limit else "cannot be told"
+    return "outside" if difference.low > limit or difference.high < -limit else "cannot be told"
 
 
-def _recipe(run: RunDirectory) -> Mapping[str, Any]:
-    return {key: value for key, value in run.read_config().items() if key not in _FREE}
+def _check_alike(name: str, runs: list[RunDirectory], *free: str) -> None:
+    """Raises UserError where configurations differ in anything but what is free."""
+    recipes = [{k: v for k, v in run.read_config().items() if k not in (*_FREE, *free)} for run in runs]
+    for recipe in recipes[1:]:
+        keys = recipes[0].keys() | recipe.keys()
+        if wrong := sorted(key for key in keys if recipes[0].get(key) != recipe.get(key)):
+            raise UserError(f"{name}: the runs differ in {', '.join(wrong)}; compare runs of one configuration")
+
+
+def _seed_of(run: str) -> int:
+    return int(RunDirectory(Path(run)).read_config()["seed"])
 
 
 def main(config: BenchmarkConfig) -> None:
     rows, about = compare(config)
     columns = {"figure": "", "fp32": ".3f", "bf16": ".3f", "difference": "+.3f", "standard error": ".3f"}
     columns |= {"difference at the last": "+.3f", "best fp32": ".3f", "best bf16": ".3f", "limit": "", "interval": ""}
+    pairs, validations = len(about["seeds"]), ", ".join(map(str, about["validations"]))
     print_table(
-        f"means over {about['validations']} validations, updates {about['first']} to {about['last']}", rows, columns
+        f"means over {pairs} pairs of {validations} validations, updates {about['first']} to {about['last']}",
+        rows,
+        columns,
     )
     named = [({**about, **{key: row.pop(key) for key in ("figure", "limit", "interval")}}, row) for row in rows]
     write_records(config.out, "convergence", named)

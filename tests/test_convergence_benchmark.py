@@ -11,6 +11,7 @@ import pytest
 from benchmarks.convergence import BenchmarkConfig, compare, judge, main
 from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.records import read_records
+from nmt_ls.metrics.statistics import Estimate
 
 
 def write_run(folder: Path, precision: str, nlls: list[float], **config: Any) -> str:
@@ -28,13 +29,28 @@ def write_run(folder: Path, precision: str, nlls: list[float], **config: Any) ->
 def test_the_mean_difference_of_common_validations(tmp_path: Path) -> None:
     fp32 = write_run(tmp_path / "a", "fp32", [9.0, 2.0, 3.0])
     bf16 = write_run(tmp_path / "b", "bf16", [1.0, 2.1, 3.3, 4.0])
-    (nll, bleu), about = compare(BenchmarkConfig(fp32=fp32, bf16=bf16, after=100))
-    assert (about["validations"], about["last"]) == (2, 300)
+    (nll, bleu), about = compare(BenchmarkConfig(fp32=(fp32,), bf16=(bf16,), after=100))
+    assert (about["validations"], about["last"]) == ([2], 300)
     assert nll["difference"] == pytest.approx(0.2)
     assert nll["standard error"] == pytest.approx(0.1)
     assert nll["difference at the last"] == pytest.approx(0.3)
     assert bleu["difference"] == pytest.approx(2.0)
     assert (nll["best fp32"], nll["best bf16"], bleu["best bf16"]) == (2.0, 1.0, 40.0)
+
+
+def test_of_several_pairs_the_pairs_are_the_sample(tmp_path: Path) -> None:
+    """Differences of 0.1, 0.2 and 0.3 at both validations: mean 0.2, sd 0.1, and t of two degrees of freedom."""
+    fp32 = [write_run(tmp_path / f"a{seed}", "fp32", [2.0, 3.0], seed=seed) for seed in (1, 2, 3)]
+    bf16 = [write_run(tmp_path / f"b{seed}", "bf16", [2 + seed / 10, 3 + seed / 10], seed=seed) for seed in (3, 1, 2)]
+    (nll, _), about = compare(BenchmarkConfig(fp32=tuple(fp32), bf16=tuple(bf16), after=0))
+    assert about["seeds"] == [1, 2, 3]
+    assert nll["difference"] == pytest.approx(0.2)
+    assert nll["standard error"] == pytest.approx(0.1 / 3**0.5)
+    assert nll["interval"] == "cannot be told"  # 0.2 +- 4.303 * 0.058 reaches below 0
+    with pytest.raises(UserError, match="differ in seed"):
+        compare(BenchmarkConfig(fp32=tuple(fp32[:2]), bf16=tuple(bf16[:2]), after=0))
+    with pytest.raises(ValueError, match="as many runs, got 2 and 1"):
+        BenchmarkConfig(fp32=tuple(fp32[:2]), bf16=tuple(bf16[:1]))
 
 
 @pytest.mark.parametrize(
@@ -49,11 +65,11 @@ def test_the_mean_difference_of_common_validations(tmp_path: Path) -> None:
     ],
 )
 def test_an_interval_is_inside_the_limit_or_outside_or_neither(difference: float, error: float, says: str) -> None:
-    assert judge(difference, error, 0.02) == says
+    assert judge(Estimate(value=difference, sd=error, resamples=0), 0.02) == says
 
 
 def test_records_say_what_the_interval_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runs = {name: write_run(tmp_path / name, name, [2.0, 2.0, 2.0]) for name in ("fp32", "bf16")}
+    runs = {name: (write_run(tmp_path / name, name, [2.0, 2.0, 2.0]),) for name in ("fp32", "bf16")}
     main(BenchmarkConfig(**runs, after=0, out=str(tmp_path / "records.jsonl")))
     assert "inside" in capsys.readouterr().out
     records = read_records(tmp_path / "records.jsonl")
@@ -67,15 +83,15 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
     fp32 = write_run(tmp_path / "a", "fp32", [1.0, 2.0])
     other = write_run(tmp_path / "b", "bf16", [1.0, 2.0], seed=2)
     with pytest.raises(UserError, match="differ in seed"):
-        compare(BenchmarkConfig(fp32=fp32, bf16=other, after=0))
+        compare(BenchmarkConfig(fp32=(fp32,), bf16=(other,), after=0))
     more = write_run(tmp_path / "e", "bf16", [1.0, 2.0], init_from="x")  # a key that the other has not
     with pytest.raises(UserError, match="differ in init_from"):
-        compare(BenchmarkConfig(fp32=fp32, bf16=more, after=0))
+        compare(BenchmarkConfig(fp32=(fp32,), bf16=(more,), after=0))
     twin = write_run(tmp_path / "c", "fp32", [1.0, 2.0])
     with pytest.raises(UserError, match=r"bf16: .* was trained in fp32"):
-        compare(BenchmarkConfig(fp32=fp32, bf16=twin, after=0))
+        compare(BenchmarkConfig(fp32=(fp32,), bf16=(twin,), after=0))
     short = write_run(tmp_path / "d", "bf16", [1.0, 2.0])
     with pytest.raises(UserError, match="fewer than two"):
-        compare(BenchmarkConfig(fp32=fp32, bf16=short, after=100))
+        compare(BenchmarkConfig(fp32=(fp32,), bf16=(short,), after=100))
     with pytest.raises(UserError, match="no such file"):
-        compare(BenchmarkConfig(fp32=fp32, bf16=str(tmp_path / "none"), after=0))
+        compare(BenchmarkConfig(fp32=(fp32,), bf16=(str(tmp_path / "none"),), after=0))
