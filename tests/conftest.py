@@ -7,6 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side: a thread each, and each command that they start
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 import torch
 from small_runs import small_config
 

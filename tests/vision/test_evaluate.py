@@ -188,7 +188,7 @@ def test_a_run_or_several_are_named() -> None:
         EvaluateConfig(run="a", runs=("b", "c"))
     with pytest.raises(ValueError, match="runs: name each only once"):
         EvaluateConfig(runs=("b", "b"))
-    with pytest.raises(UserError, match="nowhere is not a run"):
+    with pytest.raises(UserError, match=r"^runs: nowhere is not a run"):
         next(evaluate_runs(EvaluateConfig(runs=("nowhere",))))
 
 

@@ -227,7 +227,7 @@ def test_what_does_not_fit_is_refused(smoothed: RunDirectory, telling_classifier
         project_runs(of(smoothed, telling_classifier))
     with pytest.raises(UserError, match="are not three different ones"):
         project_runs(of(smoothed, classes=("bar", "8", "disc")))
-    with pytest.raises(UserError, match="is not a run"):
+    with pytest.raises(UserError, match=r"^runs: /nowhere is not a run"):
         project_runs(ProjectConfig(runs=("/nowhere",)))
 
 
