@@ -107,7 +107,7 @@ def test_languages_come_from_the_names_or_are_given(tmp_path: Path) -> None:
         ),
         ("train.en", b"a\nb\0c\n", "train.en, line 2: it holds a NUL byte; mend the line"),
         ("train.en", CUT, "train.en, after line "),
-        ("train.en", gzip.compress(b"a\nb\n")[:-8] + b"12345678", "train.en, after line 2: damaged gzip file"),
+        ("train.en", gzip.compress(b"a\nb\n", mtime=0)[:-8] + b"12345678", "train.en, after line 2: damaged gzip file"),
         ("test.de", [], "test.en has 5 lines but DIR/test.de has 0"),
     ],
 )
