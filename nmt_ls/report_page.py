@@ -280,7 +280,8 @@ def write_study_pages(report: Report) -> list[Path]:
             for picture in part.pictures:
                 if picture.figure is not None:
                     save_figure(picture.figure, home / "figures" / picture.name)
-        atomic_write(home / "README.md", "\n".join(_study_markdown(parts, verdicts)) + "\n")
+        beside = sorted(path.name for path in home.glob("*.md") if path.name != "README.md")
+        atomic_write(home / "README.md", "\n".join(_study_markdown(parts, verdicts, beside)) + "\n")
         written += [home / "README.md", home / "table.csv"]
     return written
 
@@ -294,7 +295,8 @@ def _all_rows(parts: Sequence[Part]) -> pd.DataFrame:
     return rows[["setting", "table", *(name for name in rows.columns if name not in ("setting", "table"))]]
 
 
-def _study_markdown(parts: Sequence[Part], verdicts: Sequence[Verdict]) -> Iterator[str]:
+def _study_markdown(parts: Sequence[Part], verdicts: Sequence[Verdict], beside: Sequence[str]) -> Iterator[str]:
+    """beside: pages in the study's folder that people wrote."""
     yield f"# {parts[0].setting.results}: what was measured\n"
     images = any(part.results.of_images for part in parts)
     each = "image is in `examples.parquet`" if images else "sentence is in `sentences.parquet`"
@@ -303,6 +305,8 @@ def _study_markdown(parts: Sequence[Part], verdicts: Sequence[Verdict]) -> Itera
         f"its recipe is a line of `records.jsonl`, what belongs to each {each} where it is kept, and `table.csv` has "
         "all means over seeds.\n"
     )
+    if beside:
+        yield f"Besides, written by hand: {', '.join(f'[{name}]({name})' for name in beside)}.\n"
     yield "Made by:\n\n```bash"
     yield from dict.fromkeys(part.setting.command for part in parts)
     yield "python -m nmt_ls.report\n```\n"

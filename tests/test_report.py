@@ -94,6 +94,8 @@ def hard(alpha: float = 0.0, **changes: Any) -> Translator:
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two settings measured, one in part (a single seed, hard targets only); the others not."""
     root = tmp_path_factory.mktemp("results")
+    (root / "multi30k").mkdir()
+    (root / "multi30k" / "pilots.md").write_text("# Pilots\n")
     smooth = hard(0.1, gap=lambda t: 0.25 * (1 / t - 1), precision=lambda t: 0.43 - 0.1 * (t - 1) ** 2)
     write_study(root / "multi30k", [hard(), smooth], prefix="mini-de-d0.3", sentences=200)
     write_study(root / "multi30k", [hard(seeds=(1,))], prefix="mini-de-d0.1", sentences=50, dropout=0.1)
@@ -174,7 +176,8 @@ def test_pages_of_studies(results: Path, written: str) -> None:
     for name in re.findall(r"\((figures/\S+\.png)\)", readme):
         assert (results / "multi30k" / name).exists()
     assert "figures/report-multi30k-de-sweep.png" in readme
-    assert (results / "grammar" / "README.md").exists()
+    assert "written by hand: [pilots.md](pilots.md)." in readme
+    assert "written by hand" not in (results / "grammar" / "README.md").read_text(encoding="utf-8")
     assert not (results / "tatoeba").exists()
 
 
