@@ -44,8 +44,6 @@ from nmt_ls.search_changes import SearchChanges
 from nmt_ls.sweep_cells import DIGITS, forced_table
 from nmt_ls.translator import CheckpointName, Translator
 
-"""The split on which temperatures are fitted."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig:
