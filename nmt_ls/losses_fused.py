@@ -28,7 +28,7 @@ Kernel = Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
 """Of logits_nV, labels_n, label_mass_n: see losses_triton.softmax_gradient_in_place."""
 
 _CHUNKS = 23  # logits, and what goes with them, exist one part in this many at a time,
-_SMALLEST_CHUNK = 2**18  # but never fewer than this, or calls would cost more than work,
+_SMALLEST_CHUNK = 2**20  # but never fewer than this (4 MiB in fp32), or calls and sums would cost more than work,
 _FEWEST_ROWS = 64  # and never fewer rows (or columns), or products would be too thin
 _TILES = 8  # tiles of a chunk; only one is ever in two precisions
 _SMALLEST_TILE = 200_000  # elements
