@@ -100,7 +100,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_study(root / "multi30k", [hard(), smooth], prefix="mini-de-d0.3", sentences=200)
     write_study(root / "multi30k", [hard(seeds=(1,))], prefix="mini-de-d0.1", sentences=50, dropout=0.1)
     alphas = [hard(alpha, seeds=(1, 2)) for alpha in (0.0, 0.05, 0.1)]
-    write_study(root / "grammar", alphas, prefix="grammar-n20000-d0.1", sentences=50, dropout=0.1)
+    write_study(root / "grammar", alphas, prefix="grammar-n10000-d0.1", sentences=50, dropout=0.1)
     return root
 
 
