@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -69,6 +71,8 @@ class TrainConfig:
     precision: fp32, bf16, or auto: what this processor does fastest, measured. Figures in the summary are of fp32.
     device: auto takes CUDA where there is a GPU.
     threads: CPU threads; 0 leaves PyTorch's choice.
+    compile: TorchInductor writes kernels for the training step, which fuse what lies between the convolutions: the
+        ResNets train 1.5 times as fast, the others no faster. Needs a C++ compiler, and a minute before the first step.
     loss_weight: the smoothed loss is multiplied by it before the penalty is added and gradients are clipped.
     checkpoints: which ones the summary scores on the test split; the first gives its top-level figures.
     """
@@ -83,6 +87,7 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 0
+    compile: bool = False
     loss_weight: float = 1.0
     checkpoints: tuple[CheckpointName, ...] = ("last", "best")
     embedded: EmbeddedSizes = field(default_factory=EmbeddedSizes)
@@ -138,6 +143,7 @@ class ClassificationTask:
         self.validation = data.split("validation").first(config.validation_images).on(device)
         self.prior = label_prior(config.loss, self.training, len(data.classes)).to(device)
         self._penalised = penalised_weights(model, config.l2)
+        self._compiled = compiled(model) if config.compile else None
 
     def batches(self, epoch: int) -> Sequence[Tensor]:
         """Rows of each batch of an epoch: a pure function of seed and epoch."""
@@ -147,7 +153,8 @@ class ClassificationTask:
         """The smoothed loss of a batch, weighted, with the penalty; beside it the hard-label NLL and what was right."""
         config, batch = self.config, self.training.select(rows_B)
         labels_B = batch.labels_N.to(self.device)
-        logits_BK: Tensor = model(self.augmentation.train(batch.images_NCHW.to(self.device)))
+        forward = model if self._compiled is None else self._compiled
+        logits_BK: Tensor = forward(self.augmentation.train(batch.images_NCHW.to(self.device)))
         smoothing = config.loss
         smoothed = smoothed_cross_entropy(
             logits_BK, labels_B, smoothing.alpha, self.prior, smoothing.spread, reduction="sum"
@@ -273,6 +280,14 @@ def new_model(config: TrainConfig, data: ImageData) -> ImageModel:
     except ValueError as error:
         raise UserError(f"model: {error}") from None
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def compiled(model: ImageModel) -> Callable[[Tensor], Tensor]:
+    """The model's forward pass, to be compiled when it is first called. Raises UserError without a C++ compiler."""
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise UserError(f"compile: needs a C++ compiler, and there is no {compiler} here; install it, or leave it out")
+    return torch.compile(model, dynamic=False)  # type: ignore[no-any-return]
 
 
 def label_prior(loss: LossConfig, training: ImageSplit, classes: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -189,6 +190,32 @@ def test_prepared_images_are_trained_on(tmp_path: Path, capsys: pytest.CaptureFi
     assert "exact_ece" not in summary
     assert summary["signature"]["precision"].startswith("fp32")
     assert RunDirectory(tmp_path / "run").read_manifest()["precision"]["kind"] == "bf16"
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler (g++) to compile kernels with")
+def test_a_compiled_step_is_the_same_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "kernels"))
+    rows = torch.tensor([3, 0, 50, 7])
+    losses, gradients = [], []
+    for compile_it in (False, True):
+        task = task_of(small_training(tmp_path / "run", compile=compile_it))
+        loss = task.loss(task.model, rows).total
+        loss.backward()  # type: ignore[no-untyped-call]
+        losses.append(loss.detach())
+        gradients.append({name: p.grad for name, p in task.model.named_parameters()})
+    assert any((tmp_path / "kernels").rglob("*.so"))  # it was compiled
+    torch.testing.assert_close(*losses)
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, expected in gradients[0].items():
+        torch.testing.assert_close(
+            gradients[1][name], expected, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def test_compiling_without_a_compiler_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match=r"compile: needs a C\+\+ compiler, and there is no no-such-compiler here"):
+        train(small_training(tmp_path / "run", compile=True))
 
 
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
