@@ -287,7 +287,7 @@ def compiled(model: ImageModel) -> Callable[[Tensor], Tensor]:
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         raise UserError(f"compile: needs a C++ compiler, and there is no {compiler} here; install it, or leave it out")
-    return torch.compile(model, dynamic=False)  # type: ignore[no-any-return]
+    return torch.compile(model, dynamic=False)
 
 
 def label_prior(loss: LossConfig, training: ImageSplit, classes: int) -> Tensor:
