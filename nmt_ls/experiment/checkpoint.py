@@ -205,8 +205,7 @@ def _sha256(path: Path) -> str:
 
 def _steadily(directory: Path, read: Callable[[Path], T]) -> T:
     """Read a checkpoint that a training run may be swapping for the next one: read again if it changed meanwhile."""
-    attempts = 5
-    for attempt in range(attempts):
+    for _ in range(20):
         found = _find(directory)
         if found is None:
             raise UserError(f"{directory}: there is no checkpoint here")
@@ -214,7 +213,8 @@ def _steadily(directory: Path, read: Callable[[Path], T]) -> T:
         try:
             result = read(found)
         except (UserError, OSError):
-            if before == _identity(found) or attempt == attempts - 1:
+            # an old one may look unchanged while it is being removed, but then there is a new one
+            if before == _identity(found) and found == _find(directory):
                 raise
         else:
             if before == _identity(found):

@@ -7,6 +7,7 @@ from dying import dies_at
 from safetensors import safe_open
 from torch import nn
 
+from nmt_ls.experiment import checkpoint
 from nmt_ls.experiment.checkpoint import (
     average_weights,
     checkpoint_exists,
@@ -270,6 +271,17 @@ def test_a_reader_beside_a_writer_sees_whole_checkpoints(tmp_path):
         reads += 1
     writer.join()
     assert_is(last, 39)
+
+
+def test_an_old_checkpoint_that_is_being_removed_is_passed_over(tmp_path, monkeypatch):
+    last = tmp_path / "last"
+    save(last, 7)
+    (tmp_path / ".last.old").mkdir()  # what a writer has half removed, found just before it swapped the new one in
+    found = [tmp_path / ".last.old"]
+    find = checkpoint._find
+    monkeypatch.setattr(checkpoint, "_find", lambda directory: found.pop() if found else find(directory))
+    assert_is(last, 7)
+    assert not found
 
 
 def test_checksums_are_of_the_files(tmp_path):
