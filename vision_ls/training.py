@@ -23,7 +23,7 @@ from nmt_ls.experiment.processor import choose_device
 from nmt_ls.experiment.records import Signature, provenance
 from nmt_ls.experiment.run_directory import RunDirectory
 from nmt_ls.experiment.schedule import OptimizerConfig, ScheduleConfig
-from nmt_ls.experiment.training_run import Outcome, fit_and_summarise, follow, settle, train_in
+from nmt_ls.experiment.training_run import Outcome, fit_and_summarise, follow, keep_freed_memory, settle, train_in
 from nmt_ls.losses import LossConfig, smoothed_cross_entropy
 from vision_ls.augment import Augmentation, AugmentConfig
 from vision_ls.data import (
@@ -189,6 +189,7 @@ def train_all(config: TrainConfig) -> list[Outcome]:
 
     Raises UserError as `train`.
     """
+    keep_freed_memory()
     device = choose_device(config.device)
     outcomes: list[Outcome] = []
     with Team.join(device) as team:
