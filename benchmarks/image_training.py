@@ -1,4 +1,4 @@
-"""python -m benchmarks.image_training: training images a second of the classifiers, by arithmetic and memory layout.
+"""python -m benchmarks.image_training: training images a second of the classifiers, by arithmetic, layout, compilation.
 
 A step is what training does by a recipe of configs/vision: rows gathered, its augmentation, forward pass, smoothed loss
 and penalty, backward pass, norm of the gradient, its optimiser. Contestants take turns; the share of augmentation
@@ -28,11 +28,15 @@ from benchmarks.common import (
 from nmt_ls.experiment.command_line import parse, run_command
 from nmt_ls.experiment.precision import Precision
 from nmt_ls.experiment.schedule import build_optimizer
+from nmt_ls.experiment.training_run import keep_freed_memory
 from vision_ls.data import ImageData, ImageSplit
 from vision_ls.models import ImageModel
-from vision_ls.training import ClassificationTask, TrainConfig, new_model
+from vision_ls.training import ClassificationTask, TrainConfig, compiled, new_model
 
-CONTESTANTS = ("fp32", "medium", "bf16", "fp32-contiguous", "medium-contiguous", "bf16-contiguous")
+CONTESTANTS = tuple(
+    f"{arithmetic}{way}" for way in ("", "-contiguous", "-compiled") for arithmetic in ("fp32", "medium", "bf16")
+)
+DEFAULT = CONTESTANTS[:6] + ("bf16-compiled",)
 PROGRAM = "python -m benchmarks.image_training"
 PLAIN = "fp32-contiguous"
 """What PyTorch does unless asked otherwise: the rates' ratios are to it."""
@@ -45,7 +49,8 @@ class BenchmarkConfig:
     Attributes:
         recipes: training configurations, each on random images of ten classes, with smoothing 0.1.
         side: of the images, in pixels, before augmentation; three channels.
-        contestants: fp32 (PyTorch's default kernels), medium (fp32 by oneDNN's) or bf16; channels last unless named so.
+        contestants: fp32 (PyTorch's default kernels), medium (fp32 by oneDNN's) or bf16; channels last but for
+            -contiguous; -compiled by TorchInductor, as `vision_ls.train --compile true` does.
         batch_size: images of a step, in place of the recipe's.
         steps: of a round.
         repeats: rounds, interleaved.
@@ -60,7 +65,7 @@ class BenchmarkConfig:
         "configs/vision/cifar10-alexnet.yaml",
     )
     side: int = 32
-    contestants: tuple[str, ...] = CONTESTANTS
+    contestants: tuple[str, ...] = DEFAULT
     batch_size: int = 128
     steps: int = 2
     repeats: int = 3
@@ -99,9 +104,9 @@ def noise(side: int, images: int) -> ImageData:
 
 def step_of(task: ClassificationTask, contestant: str, batches: list[Tensor]) -> Callable[[], None]:
     """A round of training steps."""
-    arithmetic, _, layout = contestant.partition("-")
-    model: nn.Module = task.model
-    if layout:
+    arithmetic, _, way = contestant.partition("-")
+    model: Any = compiled(task.model) if way == "compiled" else task.model
+    if way == "contiguous":
         model = Contiguous(task.model.to(memory_format=torch.contiguous_format))  # type: ignore[call-overload]
     optimizer = build_optimizer(task.model, task.config.optimizer)
     parameters = list(task.model.parameters())
@@ -156,6 +161,7 @@ def measure(trained: TrainConfig, config: BenchmarkConfig, data: ImageData) -> l
 
 def main(config: BenchmarkConfig) -> None:
     """Measure, print, record."""
+    keep_freed_memory()  # as training does; for all contestants
     if config.threads:
         torch.set_num_threads(config.threads)
     switch = torch.get_float32_matmul_precision()
@@ -187,5 +193,5 @@ if __name__ == "__main__":
         main,
         BenchmarkConfig,
         program=PROGRAM,
-        description="Measure training images a second of the classifiers, by arithmetic and memory layout.",
+        description="Measure training images a second of the classifiers, by arithmetic, layout and compilation.",
     )
