@@ -36,7 +36,7 @@ from vision_ls.training import ClassificationTask, TrainConfig, compiled, new_mo
 CONTESTANTS = tuple(
     f"{arithmetic}{way}" for way in ("", "-contiguous", "-compiled") for arithmetic in ("fp32", "medium", "bf16")
 )
-DEFAULT = CONTESTANTS[:6] + ("bf16-compiled",)
+DEFAULT = (*CONTESTANTS[:6], "bf16-compiled")
 PROGRAM = "python -m benchmarks.image_training"
 PLAIN = "fp32-contiguous"
 """What PyTorch does unless asked otherwise: the rates' ratios are to it."""
