@@ -30,6 +30,7 @@ from benchmarks.common import (
     check_clock,
     describe_machine,
     in_its_own_process,
+    precision_of,
     print_table,
     ratio,
     take_turns,
@@ -38,7 +39,6 @@ from benchmarks.common import (
 from benchmarks.free_running import (
     HUGGING_FACE,
     PEERS_MAX_TOKENS,
-    PRECISIONS,
     Race,
     ours_in_this_process,
     race_on_text,
@@ -46,8 +46,9 @@ from benchmarks.free_running import (
 from benchmarks.marian import attention_mask, marian_of
 from benchmarks.profiles import PROFILE_COLUMNS, take_apart
 from nmt_ls.experiment.command_line import run_command
+from nmt_ls.experiment.processor import this_processor
 from nmt_ls.export import transformer_spec
-from nmt_ls.int8 import Int8Decoder
+from nmt_ls.int8 import INT8_SETS, Int8Decoder
 from nmt_ls.search import SearchConfig, beam_search
 from nmt_ls.transformer import Transformer, TransformerConfig
 from nmt_ls.translator import MAX_TOKENS
@@ -74,7 +75,8 @@ def compute_types() -> list[str]:
 
 def all_contestants() -> tuple[str, ...]:
     """Every contestant of this machine."""
-    ours = [f"ours-{arithmetic}" for arithmetic in PRECISIONS]
+    ours = [f"ours-{arithmetic}" for arithmetic in ("fp32", "medium", "bf16")]
+    ours += ["ours-int8"] if set(INT8_SETS) & set(this_processor().instruction_sets) else []
     theirs = [f"ct2-{compute_type}" for compute_type in compute_types()]
     once = ours + theirs
     return (*once, *(f"{name}-2x1" for name in once), "hf-fp32", "hf-bf16")
@@ -87,7 +89,7 @@ class BenchmarkConfig:
     Attributes:
         sizes: presets of the model: small with V 7,800, base with V 32,000 (tiny with 10,000).
         contestants: ours, ct2 (CTranslate2), hf (Hugging Face); the arithmetic; 2x1 for two workers of one thread.
-            Empty for all, without 2x1 where there is one thread.
+            Empty for all, without 2x1 where there are not two threads.
         run: a finished run, for the free-running part; without one it is left out.
         checkpoint: of the run.
         beam: hypotheses a sentence.
@@ -97,7 +99,7 @@ class BenchmarkConfig:
         steps: length of every translation there.
         repeats: rounds, interleaved.
         profile: whether to take a step of ours apart.
-        threads: of each contestant (2x1 needs 2); 0 leaves PyTorch's choice.
+        threads: of each contestant; 0 leaves PyTorch's choice. Only with 2 of them is there 2x1.
         clock: wall, or cpu (processor time, on a machine that others use too; needs threads 1, and no 2x1).
         out: where the records go; empty for nowhere.
     """
@@ -122,8 +124,9 @@ class BenchmarkConfig:
         known = all_contestants()
         if wrong := sorted(set(self.contestants) - set(known)):
             raise ValueError(f"contestants must be among {', '.join(known)}, not {', '.join(wrong)}")
-        if self.clock == "cpu" and any(name.endswith("2x1") for name in self.contestants):
-            raise ValueError("clock cpu measures one process: name contestants without 2x1")
+        split = any(name.endswith("2x1") for name in self.contestants)
+        if split and (self.clock == "cpu" or (self.threads or torch.get_num_threads()) != 2):
+            raise ValueError("2x1 needs threads 2 and clock wall: name contestants without it")
         if wrong := sorted(set(self.sizes) - set(VOCABULARIES)):
             raise ValueError(f"sizes must be among {', '.join(VOCABULARIES)}, not {', '.join(wrong)}")
         if self.limit < 0:
@@ -133,8 +136,8 @@ class BenchmarkConfig:
 
     def chosen(self) -> tuple[str, ...]:
         """The contestants' names."""
-        one_thread = (self.threads or torch.get_num_threads()) == 1
-        return self.contestants or tuple(n for n in all_contestants() if not (one_thread and n.endswith("2x1")))
+        two_threads = (self.threads or torch.get_num_threads()) == 2
+        return self.contestants or tuple(n for n in all_contestants() if two_threads or not n.endswith("2x1"))
 
 
 def build_model(size: str) -> Transformer:
@@ -168,7 +171,7 @@ def search_forced(
     decoder: Transformer | Int8Decoder, source_BS: Tensor, config: BenchmarkConfig, arithmetic: str
 ) -> list[int]:
     """Ours: lengths of the translations, which are all `steps`."""
-    precision = PRECISIONS[arithmetic]
+    precision = precision_of(arithmetic)
     precision.apply()
     search = SearchConfig(beam=config.beam, min_length=config.steps, stop="early")
     max_lengths_B = torch.full((len(source_BS),), config.steps)

@@ -6,22 +6,23 @@ medians of the ratios within a round. On a machine that others use, minima and t
 
 from __future__ import annotations
 
+import functools
 import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import fields
-from functools import partial
 from importlib import metadata
 from multiprocessing import get_context
 from typing import Any, NamedTuple
 
 import torch
 
-from nmt_ls.experiment.precision import ERROR_LIMIT, ERROR_RATIO
+from nmt_ls.experiment.precision import ERROR_LIMIT, ERROR_RATIO, Precision, choose_precision
 from nmt_ls.experiment.records import Record, Signature, append_records, provenance
 from nmt_ls.experiment.tables import format_table
+from nmt_ls.int8 import int8_precision
 
 GEMM_SHAPES = ((4096, 256, 1024), (2048, 2048, 2048))
 """Rows, inner and outer size: a product as training makes them, and one that is large in every direction."""
@@ -50,7 +51,7 @@ def in_its_own_process(
     if clock == "cpu":
         return build(*arguments)
     pool = stack.enter_context(get_context("spawn").Pool(1, _build, (build, arguments)))
-    return partial(pool.apply, _call)
+    return functools.partial(pool.apply, _call)
 
 
 def _build(build: Callable[..., Callable[[], Any]], arguments: tuple[Any, ...]) -> None:
@@ -144,6 +145,23 @@ def _gemm_rate(shape: tuple[int, int, int], dtype: torch.dtype, now: Callable[[]
 def medium_is_fp32(products: Mapping[str, Products]) -> bool:
     """Whether `medium` is as accurate as fp32 here: on some processors it computes in bf16."""
     return products["medium"].error < min(ERROR_LIMIT, ERROR_RATIO * products["fp32"].error)
+
+
+@functools.cache
+def precision_of(arithmetic: str) -> Precision:
+    """What ours computes with under this name: of bf16 and int8, what the commands take here when asked for it.
+
+    Raises UserError for int8 on a processor without instructions for it.
+    """
+    match arithmetic:
+        case "fp32":
+            return Precision()
+        case "medium":
+            return Precision(matmul="medium")
+        case "int8":
+            return int8_precision()
+        case _:
+            return choose_precision("bf16")
 
 
 def describe_machine(products: Mapping[str, Products]) -> str:

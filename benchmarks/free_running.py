@@ -12,12 +12,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import in_its_own_process, take_turns
+from benchmarks.common import in_its_own_process, precision_of, take_turns
 from benchmarks.marian import attention_mask, marian_of
 from benchmarks.profiles import take_apart
 from nmt_ls.batching import encode_lines
 from nmt_ls.decoding import run_corpus
-from nmt_ls.experiment.precision import Precision
 from nmt_ls.export import save
 from nmt_ls.metrics.translation import translation_scores
 from nmt_ls.search import SearchConfig
@@ -28,13 +27,6 @@ from nmt_ls.workers import Workers
 PEERS_MAX_TOKENS = 2048
 """Source tokens of the peers' batches: with 8,192, as ours have, CTranslate2 translates a third fewer sentences/s."""
 MAX_LENGTH = 100
-PRECISIONS = {
-    "fp32": Precision(),
-    "medium": Precision(matmul="medium"),
-    "bf16": Precision(kind="bf16", matmul="medium"),
-    "int8": Precision(kind="int8", matmul="medium"),
-}
-
 HUGGING_FACE = {"fp32": torch.float32, "bf16": torch.bfloat16}
 """The type of Marian's weights, by arithmetic."""
 
@@ -145,7 +137,7 @@ def contestant(
         workers, threads = 2 if split else 1, torch.get_num_threads()
         arguments = (directory, run, checkpoint, lines, beam, arithmetic, workers, threads)
         return in_its_own_process(stack, clock, ctranslate2_contestant, *arguments)
-    precision = PRECISIONS[arithmetic]
+    precision = precision_of(arithmetic)
     if split:
         pool = stack.enter_context(Workers(2, run, checkpoint, "cpu", precision))  # type: ignore[arg-type]
         return partial(_translate_in_two, pool, lines, beam)

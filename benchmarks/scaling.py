@@ -259,7 +259,6 @@ TABLES: dict[str, tuple[Callable[[BenchmarkConfig], list[dict[str, Any]]], tuple
 
 
 def main(config: BenchmarkConfig) -> None:
-    torch.set_float32_matmul_precision("medium")
     products = best_gemm_rates()
     print(describe_machine(products))
     for part in config.parts:

@@ -33,6 +33,7 @@ from benchmarks.common import (
 from nmt_ls.corpus import Corpus, Split
 from nmt_ls.decoding import run_corpus
 from nmt_ls.experiment.command_line import run_command
+from nmt_ls.experiment.precision import choose_precision
 from nmt_ls.metrics.temperature_grid import GridPoint, TemperatureGrid, inverse_temperature_grid
 from nmt_ls.scoring import slabs, split_batches
 from nmt_ls.search import SearchConfig
@@ -48,6 +49,7 @@ class BenchmarkConfig:
         data: a prepared corpus, for random weights; not read where run is given.
         size: preset of the model of random weights.
         run: a finished run.
+        checkpoint: of the run.
         split: of the corpus.
         temperatures: how many, of NLL and ECE; 0 leaves them out.
         decodes: at how many temperatures a run translates; 0 leaves them out.
@@ -63,6 +65,7 @@ class BenchmarkConfig:
     data: str = "data/multi30k-en-de"
     size: str = "tiny"
     run: str | None = None
+    checkpoint: Literal["best", "last", "averaged"] = "best"
     split: str = "test"
     temperatures: int = 21
     decodes: int = 11
@@ -85,7 +88,7 @@ class BenchmarkConfig:
 def load(config: BenchmarkConfig) -> tuple[Transformer, Split]:
     """The model, in evaluation mode, and the split."""
     if config.run is not None:
-        return Translator.load(config.run).model, run_corpus(Path(config.run)).split(config.split)
+        return Translator.load(config.run, config.checkpoint).model, run_corpus(Path(config.run)).split(config.split)
     corpus = Corpus.load(config.data)
     torch.manual_seed(1)
     model = Transformer(
@@ -129,7 +132,7 @@ def contest(config: BenchmarkConfig) -> dict[str, Callable[[], object]]:
 def decoding_contest(config: BenchmarkConfig) -> dict[str, Callable[[], list[list[str]]]]:
     """The translations of the run at one temperature, at all together, and at all one after the other."""
     assert config.run is not None
-    translator = Translator.load(config.run, "last", precision=config.precision)
+    translator = Translator.load(config.run, config.checkpoint, precision=config.precision)
     split = run_corpus(Path(config.run)).split(config.split)
     lines = [split.source_text(row) for row in range(min(config.sentences or len(split), len(split)))]
     temperatures = torch.linspace(0.8, 1.4, config.decodes, dtype=torch.float64).tolist()
@@ -173,6 +176,8 @@ def report(
     print_table(f"{title}: {what}, {config.split}", rows, columns)
     about |= {
         "model": Path(config.run).name if config.run else f"{config.size}, random weights",
+        "checkpoint": config.checkpoint if config.run else "",
+        "corpus": (run_corpus(Path(config.run)) if config.run else Corpus.load(config.data)).checksum,
         "split": config.split,
         "repeats": config.repeats,
         "clock": config.clock,
@@ -182,7 +187,7 @@ def report(
 
 def measure_scores(config: BenchmarkConfig, products: Mapping[str, Products]) -> None:
     """NLL and ECE."""
-    torch.set_float32_matmul_precision("medium")
+    choose_precision("fp32").apply()  # what a sweep computes with
     seconds = take_turns(contest(config), config.repeats, config.clock)
     separately = config.temperatures * statistics.median(seconds["one"])
     rows = rows_of(seconds)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,6 +20,7 @@ from benchmarks.common import (
     best_gemm_rates,
     check_clock,
     describe_machine,
+    precision_of,
     print_table,
     ratio,
     take_turns,
@@ -31,6 +31,7 @@ from benchmarks.profiles import PROFILE_COLUMNS, take_apart
 from nmt_ls.batching import Batch, epoch_batches
 from nmt_ls.corpus import Corpus
 from nmt_ls.experiment.command_line import run_command
+from nmt_ls.experiment.precision import Precision
 from nmt_ls.experiment.schedule import OptimizerConfig, build_optimizer
 from nmt_ls.experiment.training_run import bound_kernel_cache
 from nmt_ls.losses import fused_loss_and_nll
@@ -86,31 +87,18 @@ class BenchmarkConfig:
             raise ValueError("batches, repeats and max_tokens must be positive")
 
 
-class Arithmetic:
-    """fp32, medium or bf16: the process-wide switch, and the context of a forward pass."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def apply(self) -> None:
-        torch.set_float32_matmul_precision("highest" if self.name == "fp32" else "medium")
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast("cpu", torch.bfloat16) if self.name == "bf16" else nullcontext()
-
-
 Step = Callable[[Batch], float]
 """Makes an update, and gives the loss before it, in nats a token."""
 
 
-def our_step(model: Transformer, arithmetic: Arithmetic, alpha: float) -> Step:
+def our_step(model: Transformer, precision: Precision, alpha: float) -> Step:
     """An update as nmt_ls.experiment.engine makes it of nmt_ls.training's loss."""
     model.train()
     optimizer = build_optimizer(model, OptimizerConfig())
 
     def step(batch: Batch) -> float:
-        arithmetic.apply()
-        with arithmetic.autocast():
+        precision.apply()
+        with precision.autocast():
             hidden_ND = model(batch.source_BS, batch.target_in_BT).flatten(0, 1)
             targets_N = batch.target_out_BT.flatten()
             loss, _ = fused_loss_and_nll(
@@ -123,14 +111,14 @@ def our_step(model: Transformer, arithmetic: Arithmetic, alpha: float) -> Step:
     return step
 
 
-def marian_step(model: Any, arithmetic: Arithmetic, alpha: float) -> Step:
+def marian_step(model: Any, precision: Precision, alpha: float) -> Step:
     """The same update of the same model in Hugging Face."""
     model.train()
     optimizer = build_optimizer(model, OptimizerConfig())
 
     def step(batch: Batch) -> float:
-        arithmetic.apply()
-        with arithmetic.autocast():
+        precision.apply()
+        with precision.autocast():
             logits_BTV = model(
                 input_ids=batch.source_BS,
                 attention_mask=attention_mask(batch.source_BS),
@@ -159,8 +147,8 @@ def build(contestant: str, config: TransformerConfig, alpha: float) -> Step:
     who, arithmetic = contestant.split("-")
     torch.manual_seed(1)
     if who == "ours":
-        return our_step(Transformer(config), Arithmetic(arithmetic), alpha)
-    return marian_step(marian(config), Arithmetic(arithmetic), alpha)
+        return our_step(Transformer(config), precision_of(arithmetic), alpha)
+    return marian_step(marian(config), precision_of(arithmetic), alpha)
 
 
 def race(
