@@ -21,7 +21,7 @@ from nmt_ls.metrics.plots import save_figure
 from nmt_ls.report_figures import Picture, setting_pictures
 from nmt_ls.report_tables import Table, interval_text, setting_tables
 from nmt_ls.study_results import SettingResults, read_results
-from nmt_ls.verdicts import ANSWERS, Outcome, Verdict, Word, verdicts_of
+from nmt_ls.verdicts import ANSWERS, Outcome, Verdict, Word, regimes_missed, verdicts_of
 
 TEMPLATE = Path(__file__).with_name("report_page.html")
 SYMBOLS: dict[Word, str] = {
@@ -32,6 +32,7 @@ SYMBOLS: dict[Word, str] = {
     "not run here": "–",
 }
 """Verdicts are told apart by symbol and word; colour only helps."""
+REGIME = "The paper's claims are about over-confident networks: what needs this regime says nothing of them here."
 GROUPS = {
     "nmt": "Translation",
     "embedded": "The embedded corpus, where the truth is known",
@@ -50,6 +51,7 @@ class Part:
     results: SettingResults
     tables: list[Table]
     pictures: list[Picture]
+    regimes_missed: list[str]
 
     @property
     def setting(self) -> Setting:
@@ -111,6 +113,7 @@ class Report:
                 results=found,
                 tables=setting_tables(found, results.get(found.setting.beside)),
                 pictures=list(setting_pictures(name, found)),
+                regimes_missed=regimes_missed(claims, name, found),
             )
             for name, found in results.items()
             if found.runs()
@@ -173,6 +176,7 @@ def write_page(report: Report, path: Path) -> Path:
     text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         groups=_groups(report.verdicts),
         counts=_counts(report.verdicts),
+        regime=REGIME,
         symbols=SYMBOLS,
         parts=[_part_context(part) for part in report.parts],
         commit=(origin["commit"] or "unknown")[:12] + ("-dirty" if origin["dirty"] else ""),
@@ -246,6 +250,7 @@ def _part_context(part: Part) -> dict[str, Any]:
             }
             for picture in part.pictures
         ],
+        "regimes_missed": part.regimes_missed,
         "signature": part.signature(),
         "commands": part.commands(),
     }
@@ -325,6 +330,8 @@ def _study_markdown(parts: Sequence[Part], verdicts: Sequence[Verdict], beside: 
         )
     for part in parts:
         yield f"\n## {part.setting.name}\n"
+        for why in part.regimes_missed:
+            yield f"{SYMBOLS['regime not reached']} *Regime not reached: {why}.* {REGIME}\n"
         for table in part.tables:
             yield f"**{table.title}**\n"
             yield _markdown_row([column.heading for column in table.shown])

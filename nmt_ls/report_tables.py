@@ -210,11 +210,21 @@ def _recipe_row(runs: Sequence[Run], alpha: float, checkpoint: str, fitted: bool
         "checkpoint": checkpoint,
         "temperature": f"fitted, {np.mean(temperatures):.3f}" if fitted else "1",
         "seeds": len(runs),
-        "updates": runs[0].signature.get("updates"),
+        "updates": _span([run.signature.get("updates") for run in runs], ""),
     }
     for name in dict.fromkeys(name for run in runs for name in run.scored[fitted]):
-        row |= mean_and_sd(name, scored_values(runs, name, fitted=fitted))
+        values = scored_values(runs, name, fitted=fitted)
+        # a mean of p-values is none
+        row |= {name: _span(values, ".3f")} if name.startswith("ece_p_value") else mean_and_sd(name, values)
     return row
+
+
+def _span(values: Sequence[Any], digits: str) -> Any:
+    """The value that all have, or the smallest and the largest as text; None where one has none."""
+    if any(value is None for value in values):
+        return None
+    low, high = min(values), max(values)
+    return low if low == high else f"{low:{digits}} to {high:{digits}}"
 
 
 def temperature_rows(results: SettingResults) -> Iterator[dict[str, Any]]:
@@ -292,7 +302,8 @@ def precision_rows(here: SettingResults, there: SettingResults) -> Iterator[dict
         if len(pairs) > 1:
             found = equivalence_test(theirs, mine, ACCURACY_MATTERS, paired=True)
             row["difference"] = interval_text(found.difference, found.low, found.high, ".4f")
-            row["similar"] = "yes" if found.equivalent else "unresolved"
+            apart = found.low * found.high > 0 and abs(found.difference) >= ACCURACY_MATTERS
+            row["similar"] = "yes" if found.equivalent else "no" if apart else "unresolved"
         yield row
 
 

@@ -11,7 +11,7 @@ Shapes: J temperatures, S sentences, N images, B bins.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
@@ -248,8 +248,14 @@ class SettingResults:
 
 
 def read_results(setting: Setting, root: Path) -> SettingResults:
-    """The results of a setting below the folder of all results; empty where there are none."""
+    """The results of a setting below the folder of all results; empty where there are none.
+
+    What its data's note says ("own split") joins the setting's caution.
+    """
     folder = root / setting.results
     file = folder / "records.jsonl"
     records = last_of_each(read_records(file)) if file.exists() else []
-    return SettingResults(setting, folder, records)
+    found = SettingResults(setting, folder, records)
+    notes = dict.fromkeys(str(run.signature["note"]) for run in found.runs() if run.signature.get("note"))
+    caution = "; ".join(filter(None, [setting.caution, *notes]))
+    return found if caution == setting.caution else SettingResults(replace(setting, caution=caution), folder, records)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -159,6 +160,16 @@ def outside(regime: Regime, value: float, results: SettingResults) -> str:
     return ""
 
 
+def regimes_missed(claims: Claims, name: str, results: SettingResults) -> list[str]:
+    """Why a setting is outside the regimes of the claims that are tested in it, as far as that is recorded."""
+    missed: dict[str, None] = {}
+    for regime in dict.fromkeys(one for claim in claims.claims if name in claim.settings for one in claim.regimes):
+        with suppress(NotMeasuredError):
+            if why := outside(regime, regime_value(regime, results), results):
+                missed[why] = None
+    return list(missed)
+
+
 def seeds_missing(setting: Setting, outcomes: Sequence[Outcome]) -> str:
     """'3 of 5 seeds' where fewer were found than are planned."""
     found = [min(outcome.finding.seeds) for outcome in outcomes if outcome.finding is not None]
@@ -204,4 +215,4 @@ def verdicts_of(claims: Claims, results: Mapping[str, SettingResults]) -> Iterat
         if claim.not_run:
             yield Verdict(claim=claim, setting_name="", setting=None, word="not run here", why=claim.not_run)
         for name in claim.settings:
-            yield verdict(claim, name, claims.settings[name], results[name])
+            yield verdict(claim, name, results[name].setting, results[name])

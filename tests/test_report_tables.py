@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from nmt_ls.claims import Setting
+from nmt_ls.claims import Claim, Claims, Regime, Setting
 from nmt_ls.experiment.records import Record, append_records
 from nmt_ls.report_figures import study_pictures
-from nmt_ls.report_tables import geometry_rows, interval_text, precision_rows
+from nmt_ls.report_tables import geometry_rows, interval_text, precision_rows, recipe_rows
 from nmt_ls.study_results import SettingResults, read_results
+from nmt_ls.verdicts import regimes_missed
 
 HERE = Setting(
     title="digits", results="study", runs="a-*", dropout=0.0, command="python -m nmt_ls.study", caution="own split"
@@ -53,6 +54,35 @@ def test_two_precisions_are_compared_seed_by_seed(tmp_path: Path) -> None:
     assert row["difference"] == "+0.0010 [+0.0010, +0.0010]"  # the seeds' own spread cancels
     (row,) = precision_rows(recorded(tmp_path, other, dataclasses.replace(HERE, runs="c-*")), reference)
     assert row["similar"] == "unresolved"
+    apart = {f"d-s{seed}": (0.0, seed, {"accuracy": 0.72 + seed / 100}) for seed in (1, 2, 3)}
+    (row,) = precision_rows(recorded(tmp_path, apart, dataclasses.replace(HERE, runs="d-*")), reference)
+    assert row["similar"] == "no"
+
+
+def test_p_values_and_updates_of_several_seeds_are_not_averaged(tmp_path: Path) -> None:
+    figures = [{"nll": nll, "ece_p_value": p} for nll, p in ((1.0, 0.004), (2.0, 0.388))]
+    results = recorded(tmp_path, {f"a-s{i}": (0.0, i, figures[i]) for i in (0, 1)}, updates=5600)
+    (row,) = recipe_rows(results)
+    assert (row["nll"], row["ece_p_value"], row["updates"]) == (1.5, "0.004 to 0.388", 5600)
+
+
+def test_the_note_of_the_data_joins_the_caution(tmp_path: Path) -> None:
+    results = recorded(tmp_path, {"a-s1": (0.0, 1, {"nll": 1.0})}, note="re-encoded")
+    assert results.setting.name == "digits (own split; re-encoded)"
+
+
+def test_a_setting_outside_its_regime_says_so(tmp_path: Path) -> None:
+    regime = Regime(figure="train_accuracy", at_least=0.95)
+    claim = Claim(
+        name="x", kind="claim", title="x", where="x", sentence="x", numbers="x", settings=("digits",),
+        regimes=(regime,), tests={}, not_run="",
+    )  # fmt: skip
+    results = recorded(tmp_path, {"a-s1": (0.0, 1, {"train_accuracy": 0.9})})
+    claims = Claims(settings={"digits": HERE, "others": HERE}, claims=(claim,))
+    assert regimes_missed(claims, "digits", results) == ["train accuracy of hard targets is 0.9000, below 0.95"]
+    assert regimes_missed(claims, "others", results) == []
+    reached = recorded(tmp_path / "more", {"a-s1": (0.0, 1, {"train_accuracy": 0.97})})
+    assert regimes_missed(claims, "digits", reached) == []
 
 
 def test_numbers_beside_the_projections(tmp_path: Path) -> None:

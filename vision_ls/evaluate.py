@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nmt_ls.experiment.command_line import run_command
+from nmt_ls.experiment.command_line import config_to_dict, run_command
+from nmt_ls.experiment.records import one_line
 from nmt_ls.experiment.tables import format_table
 from vision_ls.data import in_brackets
 from vision_ls.evaluation import EvaluateConfig, Evaluated, evaluate_runs, store
 from vision_ls.scoring import over_runs
+from vision_ls.training import TrainConfig
 
 COLUMNS = ["temperature", "accuracy", "top5_accuracy", "nll", "ece", "debiased_ece", "ece_floor", "smooth_ece"]
 MORE = ["temperature", "classwise_ece", "equal_mass_ece", "squared_l2", "brier", "aurc", "signed_gap"]
 OVER_RUNS = ("accuracy", "nll", "ece", "debiased_ece", "train_accuracy", "exact_ece")
-ALIKE = ("data", "model", "train_size", "updates", "dropout", "prior", "spread", "alpha", "temperature_is")
+SETTINGS = ("model", "augment", "l2", "optimizer", "schedule", "loss_weight", "batch_size")  # of the configuration
+ALIKE = (
+    *("data", "model", "train_size", "updates", "dropout", "prior", "spread", "training_precision", "settings"),
+    *("alpha", "temperature_is"),
+)
 ALWAYS = ("alpha", "temperature_is")  # of these, in the table even where all runs have the same
 Measured = tuple[Mapping[str, Any], Mapping[str, float]]  # the recipe of a run's figures, and the figures
 EXACT = ["temperature", "exact_ece", "exact_signed_gap", "kl_to_truth", "tv_to_truth"]
@@ -29,12 +37,23 @@ def main(config: EvaluateConfig) -> int:
         print_figures(evaluated)
         if config.results is not None:
             store(Path(config.results), evaluated, figure=config.figure)
-        data = Path(evaluated.classifier.data.place).name
+        about = {
+            "data": Path(evaluated.classifier.data.place).name,
+            "note": in_brackets(evaluated.classifier.data.note),
+            "settings": settings_of(evaluated.classifier.config),
+        }
         # the figures alone: with them the logits would be kept of every run
-        found += [({"data": data, **each.recipe}, each.values) for each in evaluated.everything]
+        found += [({**each.recipe, **about}, each.values) for each in evaluated.everything]
     if len(config.runs) > 1:
         print_over_runs(found)
     return 0
+
+
+def settings_of(config: TrainConfig) -> str:
+    """A short name for what else a run was trained with: runs that differ in it differ in more than their seeds."""
+    whole = config_to_dict(config)
+    text = json.dumps({key: whole[key] for key in SETTINGS}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def print_figures(evaluated: Evaluated) -> None:
@@ -59,6 +78,7 @@ def print_figures(evaluated: Evaluated) -> None:
     )
     print(f"template norms {values['template_norm']:.2f} ± {values['template_norm_sd']:.2f} over classes")
     print(f"accuracy on training images {values['train_accuracy']:.4f}")
+    print(f"\nrecipe: {one_line(evaluated.plain.recipe)}")
 
 
 def least_loss(evaluated: Evaluated) -> str:
@@ -81,7 +101,7 @@ def print_over_runs(found: Sequence[Measured]) -> None:
         for row in over_runs(values, OVER_RUNS)
     ]
     recipe = found[0][0]
-    print(f"\nover runs, {recipe['checkpoint']} checkpoint, {recipe['split']} split:\n")
+    print(f"\nover runs, {recipe['checkpoint']} checkpoint, {recipe['split']} split{recipe['note']}:\n")
     print(format_table(rows, [*columns, "figure", "runs", "mean", "sd"]))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from nmt_ls.experiment.command_line import run_command
-from nmt_ls.experiment.records import store_records
+from nmt_ls.experiment.records import one_line, store_records
 from nmt_ls.experiment.tables import format_table
 from vision_ls.data import in_brackets
 from vision_ls.geometry import project
@@ -45,6 +45,9 @@ def print_tables(config: ProjectConfig, projected: Sequence[Projected], classes:
     print(format_table(rows, [*HEAD, *ALL]))
     for clause in outside_the_regime(projected):
         print(f"\n{clause}; what it shows says nothing about over-confident networks")
+    print()
+    for each in projected:
+        print(f"recipe: {one_line(each.recipe)}")
 
 
 def store(config: ProjectConfig, projected: Sequence[Projected], classes: Sequence[str]) -> None:

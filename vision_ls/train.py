@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nmt_ls.experiment.command_line import run_command
+from nmt_ls.experiment.records import one_line
 from nmt_ls.experiment.tables import format_table
 from nmt_ls.experiment.training_run import Outcome
+from vision_ls.data import in_brackets
 from vision_ls.scoring import over_runs
 from vision_ls.training import TrainConfig, train_all
 
@@ -42,7 +44,9 @@ def main(config: TrainConfig) -> int:
 def print_summary(outcome: Outcome, summary: Mapping[str, Any]) -> None:
     """The final table of a run, and on the embedded shapes the truth beside it."""
     done = " (finished before; nothing was done)" if outcome.already_finished else ""
-    print(f"\n{outcome.run.path}, {summary['updates']:,} updates, {summary['split']} split{done}\n")
+    signature = summary["signature"]
+    note = in_brackets(signature.get("note", ""))
+    print(f"\n{outcome.run.path}, {summary['updates']:,} updates, {summary['split']} split{note}{done}\n")
     rows = [{"checkpoint": name, **row} for name, row in summary["checkpoints"].items()]
     print(format_table(rows, ["checkpoint", "loss", *MAIN]))
     print(
@@ -58,11 +62,14 @@ def print_summary(outcome: Outcome, summary: Mapping[str, Any]) -> None:
         print(
             f"\nwhat the truth allows: NLL {truth['entropy']:.4f} nats an image, accuracy {truth['best_accuracy']:.4f}"
         )
+    print(f"\nrecipe: {one_line(signature)}")
 
 
 def print_over_seeds(summaries: Sequence[Mapping[str, Any]]) -> None:
     """Mean and standard deviation over the runs, of the figures that every summary has at top level."""
-    print(f"\nover {len(summaries)} seeds, {summaries[0]['checkpoint']} checkpoint, {summaries[0]['split']} split:\n")
+    first = summaries[0]
+    note = in_brackets(first["signature"].get("note", ""))
+    print(f"\nover {len(summaries)} seeds, {first['checkpoint']} checkpoint, {first['split']} split{note}:\n")
     rows = over_runs(summaries, ("accuracy", "nll", "ece", "train_accuracy", "exact_ece"))
     print(format_table(rows, ["figure", "mean", "sd"]))
 

@@ -3,7 +3,7 @@
 A bin holds six sums over its confidences c and correctness y (0/1, or a probability of being correct where the truth
 is known): n, sum c, sum y, sum c^2, sum c*y, sum y^2. They are additive over batches, processes, seeds and sentences,
 so each figure below is a function of one array `sums[..., 6, bins]`, and the bootstrap of a figure is that function
-applied to a weighted total (see `bootstrap.py`).
+applied to a weighted total (see `statistics.py`).
 
 Binning rule: `bins` equal-width bins (0, 1], the right edge closed, 0 in the first bin and 1.0 in the last. A
 confidence less than 2^-23 (one rounding of fp32 at 1) above an edge counts as lying on it, so that 0.2 falls in the

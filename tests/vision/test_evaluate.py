@@ -25,10 +25,11 @@ from nmt_ls.metrics import calibration_figures, expected_calibration_error, fit_
 from nmt_ls.metrics.plots import figure_svg
 from nmt_ls.runs import find_run as find_translator
 from vision_ls.evaluate import main as evaluate_command
+from vision_ls.evaluate import settings_of
 from vision_ls.evaluation import EvaluateConfig, diagrams, evaluate, evaluate_runs, template_figures
 from vision_ls.runs import Classifier, find_run
 from vision_ls.scoring import exact_figures, predict, score_logits
-from vision_ls.training import train
+from vision_ls.training import L2Config, train
 
 
 def evaluated(run: RunDirectory, **settings: object) -> EvaluateConfig:
@@ -181,6 +182,13 @@ def test_several_runs_in_one_call(tmp_path: Path, capsys: pytest.CaptureFixture[
         ["0", "given", "accuracy", "1", f"{accuracies['hard']:.4g}"],
         ["0.1", "given", "accuracy", "2", f"{mean(both):.4g}", f"{stdev(both):.4g}"],
     ]
+
+
+def test_runs_of_other_settings_are_not_pooled(tmp_path: Path) -> None:
+    config = small_training(tmp_path / "a")
+    assert settings_of(replace(config, seed=2, out="b", loss=LossConfig(alpha=0.1))) == settings_of(config)
+    for other in ({"loss_weight": 3.0}, {"l2": L2Config(weight=0.1, layers=("last",))}, {"batch_size": 7}):
+        assert settings_of(replace(config, **other)) != settings_of(config)
 
 
 def test_a_run_or_several_are_named() -> None:
