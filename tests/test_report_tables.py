@@ -107,7 +107,7 @@ def test_what_a_study_drew_is_shown_with_its_setting(tmp_path: Path) -> None:
         (drawn / f"{name}.svg").write_text(SVG.format(width))
     (gaps,) = study_pictures(results)
     assert (gaps.name, gaps.wide(drawn)) == ("logit-gaps-a-s1-last-test", False)
-    assert gaps.caption.startswith("digits (own split), an image's mean gap")
+    assert gaps.caption.startswith("digits (own split), the mean gap")
     assert gaps.caption.endswith("Runs: a-s1.")
     trained = dataclasses.replace(HERE, split="train")
     (projection,) = study_pictures(recorded(tmp_path, {"a-s1": (0.0, 1, {"nll": 1.0})}, trained))
