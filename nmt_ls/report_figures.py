@@ -45,8 +45,8 @@ SHOWN = {
     "projection-*-raw": "as Figure 1 of the paper: penultimate activations of three classes on the plane through their "
     "templates (rows of the last layer), in the units of the activations, on shared axes",
     "projection-*-scaled": "the same in units of the templates' mean distance",
-    "logit-gaps-*": "the mean gap between the logit of a label and the others, image by image or token by token, beside "
-    "the gap of least loss",
+    "logit-gaps-*": "the mean gap between the logit of a label and the others, image by image or token by token, "
+    "beside the gap of least loss",
     "risk-coverage-*-T1.0": "selective prediction: the error among those that are most certain, by their share",
     "inference-*-T1.0": "calibration on the model's own translations (is a piece right by alignment with the "
     "reference?), beside that on the reference's prefixes",
