@@ -344,7 +344,7 @@ def _mean_weight(weight_VD: Tensor, prior_V: Tensor) -> Tensor:
 
 def _fitting(logits: int, each: int, beside: int = 0) -> int:
     """How many rows or columns, which take `each` elements, are worked on at a time, where `beside` are taken."""
-    rows = max((logits / _CHUNKS - beside) / each, _SMALLEST_CHUNK / each, _FEWEST_ROWS)
+    rows = max((max(logits / _CHUNKS, _SMALLEST_CHUNK) - beside) / each, _FEWEST_ROWS)
     return int(rows) // 16 * 16
 
 
