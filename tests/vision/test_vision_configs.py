@@ -72,7 +72,8 @@ def test_the_papers_hyper_parameters() -> None:
         ("cifar10-alexnet.yaml", "tiers/alexnet-medium.yaml", 40_000, 60),
         ("cifar10-alexnet.yaml", "tiers/alexnet-small.yaml", 10_000, 200),  # results/vision-cifar10/pilots.md
         ("cifar100-resnet56.yaml", "tiers/resnet-medium.yaml", 40_000, 60),
-        ("cifar100-resnet56.yaml", "tiers/resnet-small.yaml", 10_000, 60),
+        ("cifar10-resnet56.yaml", "tiers/resnet-small.yaml", 10_000, 60),
+        ("cifar100-resnet56.yaml", "tiers/resnet-small-100.yaml", 5_000, 120),  # results/vision-cifar100/pilots.md
     ],
 )
 def test_tiers_are_so_many_epochs_in_the_same_proportions(recipe: str, tier: str, images: int, epochs: int) -> None:
