@@ -46,9 +46,8 @@ from benchmarks.free_running import (
 from benchmarks.marian import attention_mask, marian_of
 from benchmarks.profiles import PROFILE_COLUMNS, take_apart
 from nmt_ls.experiment.command_line import run_command
-from nmt_ls.experiment.processor import this_processor
 from nmt_ls.export import transformer_spec
-from nmt_ls.int8 import INT8_SETS, Int8Decoder
+from nmt_ls.int8 import Int8Decoder, has_int8
 from nmt_ls.search import SearchConfig, beam_search
 from nmt_ls.transformer import Transformer, TransformerConfig
 from nmt_ls.translator import MAX_TOKENS
@@ -76,7 +75,7 @@ def compute_types() -> list[str]:
 def all_contestants() -> tuple[str, ...]:
     """Every contestant of this machine."""
     ours = [f"ours-{arithmetic}" for arithmetic in ("fp32", "medium", "bf16")]
-    ours += ["ours-int8"] if set(INT8_SETS) & set(this_processor().instruction_sets) else []
+    ours += ["ours-int8"] if has_int8() else []
     theirs = [f"ct2-{compute_type}" for compute_type in compute_types()]
     once = ours + theirs
     return (*once, *(f"{name}-2x1" for name in once), "hf-fp32", "hf-bf16")

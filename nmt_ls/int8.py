@@ -34,12 +34,17 @@ _OUTPUT_BLOCK = 1024
 """Rows of the output layer computed at once: what comes of them stays in the cache until it is scaled."""
 
 
+def has_int8() -> bool:
+    """Whether this processor multiplies bytes into 32 bits."""
+    return any(name in this_processor().instruction_sets for name in INT8_SETS)
+
+
 def int8_precision(device: str | torch.device = "cpu") -> Precision:
     """Decoding in int8; the encoder computes in bf16 where the processor has it.
 
     Raises UserError where the device is not a CPU with int8 instructions.
     """
-    if torch.device(device).type != "cpu" or not any(name in this_processor().instruction_sets for name in INT8_SETS):
+    if torch.device(device).type != "cpu" or not has_int8():
         raise UserError(
             f"precision: int8 needs a CPU with one of {', '.join(INT8_SETS)}, not {device_name(torch.device(device))}; "
             "take auto"

@@ -257,5 +257,5 @@ def read_results(setting: Setting, root: Path) -> SettingResults:
     records = last_of_each(read_records(file)) if file.exists() else []
     found = SettingResults(setting, folder, records)
     notes = dict.fromkeys(str(run.signature["note"]) for run in found.runs() if run.signature.get("note"))
-    caution = "; ".join(filter(None, [setting.caution, *notes]))
-    return found if caution == setting.caution else SettingResults(replace(setting, caution=caution), folder, records)
+    found.setting = replace(setting, caution="; ".join(filter(None, [setting.caution, *notes])))
+    return found

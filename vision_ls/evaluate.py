@@ -39,7 +39,6 @@ def main(config: EvaluateConfig) -> int:
             store(Path(config.results), evaluated, figure=config.figure)
         about = {
             "data": Path(evaluated.classifier.data.place).name,
-            "note": in_brackets(evaluated.classifier.data.note),
             "settings": settings_of(evaluated.classifier.config),
         }
         # the figures alone: with them the logits would be kept of every run
@@ -101,7 +100,8 @@ def print_over_runs(found: Sequence[Measured]) -> None:
         for row in over_runs(values, OVER_RUNS)
     ]
     recipe = found[0][0]
-    print(f"\nover runs, {recipe['checkpoint']} checkpoint, {recipe['split']} split{recipe['note']}:\n")
+    note = in_brackets(recipe.get("note", ""))
+    print(f"\nover runs, {recipe['checkpoint']} checkpoint, {recipe['split']} split{note}:\n")
     print(format_table(rows, [*columns, "figure", "runs", "mean", "sd"]))
 
 
