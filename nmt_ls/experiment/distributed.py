@@ -35,8 +35,9 @@ _MOST_EXTRAS = 8
 class Team:
     """The processes of a training command; alone (the default) there is one, and nothing is ever sent.
 
-    A context manager for the leader: leaving it sends the followers away. Left in the midst of an update, by an error
-    of the model or the machine, it lets them see for themselves that the leader has gone.
+    A context manager: leaving it closes what `join` opened, and the leader's leaving sends the followers away first.
+    Left in the midst of an update, by an error of the model or the machine, it lets them see for themselves that the
+    leader has gone.
 
     Attributes:
         rank: which process this is, from 0. size: how many there are.
@@ -79,14 +80,24 @@ class Team:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self.leads and not self._dismissed and not self._amid:
-            self._dismissed = True
-            try:
+        try:
+            if self.leads and not self._dismissed and not self._amid:
+                self._dismissed = True
                 self._announce("dismissed")
                 self._meet()
-            except UserError:
-                if error is None:
-                    raise
+        except UserError:
+            if error is None:
+                raise
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        """Let the group go: one still open when Python ends may abort the process, with all its work done.
+
+        Not between GPUs that never parted in order: NCCL would wait there for those that have gone.
+        """
+        if self.size > 1 and dist.is_initialized() and (self._dismissed or self._device.type == "cpu"):
+            dist.destroy_process_group()
 
     # the leader's side
 
