@@ -11,8 +11,8 @@ chunk of rows adds to the weight's gradient: three matrix products in all, the f
 Where they are narrower (bfloat16), such a sum goes through memory in float32 once a chunk, and chunks that keep to the
 room there is are too thin for fast products. So logits are made twice: a tile of rows and columns at a time for lse and
 the gradient of hidden, then a chunk of columns at a time for the weight's, each of whose rows is one product over all
-rows. What is subtracted from the logits is part of their product: it is rounded once, and the exponential of the result
-can be taken where it lies.
+rows (or a sum of a few, over blocks of them, where chunks of all rows would be thin). What is subtracted from the
+logits is part of their product: it is rounded once, and the exponential of the result can be taken where it lies.
 """
 
 import importlib.util
@@ -29,6 +29,8 @@ Kernel = Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
 
 _CHUNKS = 23  # logits, and what goes with them, exist one part in this many at a time,
 _SMALLEST_CHUNK = 2**20  # but never fewer than this (4 MiB in fp32), or calls and sums would cost more than work,
+_ENOUGH_COLUMNS = 384  # of a chunk of all rows; or else they are taken in blocks,
+_FEWEST_BLOCK_ROWS = 1024  # halved down to this
 _FEWEST_ROWS = 64  # and never fewer rows (or columns), or products would be too thin
 _TILES = 8  # tiles of a chunk; only one is ever in two precisions
 _SMALLEST_TILE = 200_000  # elements
@@ -155,21 +157,27 @@ def _by_rows(work: _Work, with_hidden: bool, with_weight: bool) -> None:
     if grad_weight_VD is not None:
         torch.outer(problem.prior, work.prior_gradient * -problem.scale, out=grad_weight_VD)
     for chunk in _slices(len(problem.rows), tiles.rows):
-        hidden_nD, labels_n = work.hidden_of(chunk), problem.labels[chunk]
-        label_weight_nD = work.weight[labels_n].to(work.compute_dtype)
-        label_logits_n = (label_weight_nD.to(work.dtype) * hidden_nD).sum(1)
-        tiles.look_at(labels_n)
-        shift_n, total_n, grad_nD = tiles.fill(hidden_nD, label_logits_n, with_hidden)
-        if not (total_n < _LARGEST_SUM).all():
-            shift_n, total_n, grad_nD = tiles.fill(hidden_nD, tiles.peaks(hidden_nD), with_hidden)
-        work.label_logits[chunk], work.lse[chunk] = label_logits_n, shift_n + total_n.log()
-        at_label_n = work.at_label(chunk)
-        if grad_nD is not None:
-            grad_nD.div_(total_n[:, None]).addcmul_(label_weight_nD.to(work.dtype), at_label_n[:, None])
-            grad_nD.addr_(problem.prior_mass[chunk], work.mean_weight, alpha=-1).mul_(problem.scale)
-            work.keep_grad_hidden(chunk, grad_nD)
-        if grad_weight_VD is not None:
-            tiles.add_to(grad_weight_VD, hidden_nD * (problem.scale / total_n)[:, None], at_label_n * total_n)
+        _work_on(chunk, work, tiles, with_hidden, grad_weight_VD)
+
+
+def _work_on(chunk: slice, work: _Work, tiles: "_Tiles", with_hidden: bool, grad_weight_VD: Tensor | None) -> None:
+    """What `_by_rows` does with some rows; what it needs in between is gone before the next."""
+    problem = work.problem
+    hidden_nD, labels_n = work.hidden_of(chunk), problem.labels[chunk]
+    label_weight_nD = work.weight[labels_n].to(work.compute_dtype)
+    label_logits_n = (label_weight_nD.to(work.dtype) * hidden_nD).sum(1)
+    tiles.look_at(labels_n)
+    shift_n, total_n, grad_nD = tiles.fill(hidden_nD, label_logits_n, with_hidden)
+    if not (total_n < _LARGEST_SUM).all():
+        shift_n, total_n, grad_nD = tiles.fill(hidden_nD, tiles.peaks(hidden_nD), with_hidden)
+    work.label_logits[chunk], work.lse[chunk] = label_logits_n, shift_n + total_n.log()
+    at_label_n = work.at_label(chunk)
+    if grad_nD is not None:
+        grad_nD.div_(total_n[:, None]).addcmul_(label_weight_nD.to(work.dtype), at_label_n[:, None])
+        grad_nD.addr_(problem.prior_mass[chunk], work.mean_weight, alpha=-1).mul_(problem.scale)
+        work.keep_grad_hidden(chunk, grad_nD)
+    if grad_weight_VD is not None:
+        tiles.add_to(grad_weight_VD, hidden_nD * (problem.scale / total_n)[:, None], at_label_n * total_n)
 
 
 class _Tiles:
@@ -183,7 +191,7 @@ class _Tiles:
         self.dtype, self.narrow = work.dtype, work.compute_dtype != work.dtype
         if self.narrow:  # beside a tile there is its copy in the dtype of sums, and some that are as large as hidden
             self.rows = min(_WIDENED_ROWS, rows)
-            columns = _fitting(rows * vocabulary, 3 * self.rows, beside=8 * self.rows * width)
+            columns = _fitting(rows * vocabulary, 3 * self.rows + width, beside=5 * self.rows * width)
             self.width = min(columns, _MOST_COLUMNS, vocabulary)
         else:
             self.rows = min(_fitting(rows * vocabulary, vocabulary), rows)
@@ -220,7 +228,8 @@ class _Tiles:
         """
         factor_nC = hidden_nD
         if self.narrow:
-            factor_nC, shift_n = _with_shift(hidden_nD, shift_n, self.room.dtype)
+            factor_nC = self.room.new_empty(len(hidden_nD), hidden_nD.shape[1] + 2)
+            shift_n = _with_shift(hidden_nD, shift_n, factor_nC)
         exponent_n1 = shift_n[:, None] * -_LOG2_E
         total_n = torch.zeros_like(shift_n)
         grad_nD = shift_n.new_zeros(hidden_nD.shape) if with_gradient else None
@@ -255,16 +264,15 @@ class _Tiles:
             grad_vD.addmm_(tile_nv.T, factor_nD)
 
 
-def _with_shift(hidden_nD: Tensor, shift_n: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The states with two columns more, of which a weight with two ones more makes logits less the shift.
+def _with_shift(hidden_nD: Tensor, shift_n: Tensor, shifted_nC: Tensor) -> Tensor:
+    """Fills in the states with two columns more, of which a weight with two ones more makes logits less the shift.
 
-    The shift is split into what `dtype` can say and what is left over; also returns their sum.
+    The shift is split into what their dtype can say and what is left over; returns their sum.
     """
-    shifted_nC = hidden_nD.new_empty(len(hidden_nD), hidden_nD.shape[1] + 2, dtype=dtype)
     shifted_nC[:, :-2] = hidden_nD
     shifted_nC[:, -2] = -shift_n
     shifted_nC[:, -1] = -(shift_n + shifted_nC[:, -2])
-    return shifted_nC, -shifted_nC[:, -2:].to(shift_n.dtype).sum(1)
+    return -shifted_nC[:, -2:].to(shift_n.dtype).sum(1)
 
 
 def _by_whole_rows(work: _Work, kernel: Kernel, with_hidden: bool, with_weight: bool) -> None:
@@ -300,23 +308,37 @@ def _kernel(hidden_ND: Tensor, sums: torch.dtype) -> Kernel | None:
 
 
 def _weight_gradient_by_columns(work: _Work) -> None:
-    """The gradient of the weight from lse and the label logits, v columns of all rows at a time."""
-    problem, rows, (vocabulary, width) = work.problem, len(work.problem.rows), work.weight.shape
+    """The gradient of the weight from lse and the label logits, v columns at a time, of a block of m rows at a time."""
+    problem, (vocabulary, width) = work.problem, work.weight.shape
     assert work.grad_weight is not None
-    shifted_MC, _ = _with_shift(work.kept_hidden(slice(None)), work.lse, work.compute_dtype)
-    chunk_columns = min(_fitting(rows * vocabulary, rows + 4 * width, beside=shifted_MC.numel()), vocabulary)
-    room, ones_v2 = shifted_MC.new_empty(rows * chunk_columns), shifted_MC.new_ones(chunk_columns, 2)
+    block, chunk_columns = _block(len(problem.rows), vocabulary, width)
+    blocks = _slices(len(problem.rows), block)
+    kept_mC = work.weight.new_empty(block, width + 2, dtype=work.compute_dtype)
+    room, ones_v2 = kept_mC.new_empty(block * chunk_columns), kept_mC.new_ones(chunk_columns, 2)
     at_label_M = work.at_label(slice(None)).to(room.dtype)
     for columns in _slices(vocabulary, chunk_columns):
         weight_vC = torch.cat((work.weight[columns].to(room.dtype), ones_v2[: columns.stop - columns.start]), 1)
-        tile_Mv = room[: rows * len(weight_vC)].view(rows, -1)
-        torch.addmm(tile_Mv, shifted_MC, weight_vC.T, beta=0, alpha=_LOG2_E, out=tile_Mv).exp2_()
-        inside_M, places = _label_places(problem.labels, columns)
-        tile_Mv[places] = torch.where(inside_M, at_label_M, tile_Mv[places])  # now the gradient by the logits
-        grad_vD = torch.mm(tile_Mv.T, shifted_MC[:, :width]).to(work.dtype)
-        work.grad_weight[columns] = grad_vD.addr_(problem.prior[columns], work.prior_gradient, alpha=-1).mul_(
-            problem.scale
-        )
+        grad_vD = torch.outer(problem.prior[columns], -work.prior_gradient)
+        for rows in blocks:
+            shifted_mC = kept_mC[: rows.stop - rows.start]
+            if len(blocks) > 1 or columns.start == 0:
+                _with_shift(work.kept_hidden(rows), work.lse[rows], shifted_mC)
+            tile_mv = room[: len(shifted_mC) * len(weight_vC)].view(len(shifted_mC), -1)
+            torch.addmm(tile_mv, shifted_mC, weight_vC.T, beta=0, alpha=_LOG2_E, out=tile_mv).exp2_()
+            inside_m, places = _label_places(problem.labels[rows], columns)
+            tile_mv[places] = torch.where(inside_m, at_label_M[rows], tile_mv[places])  # now the gradient by the logits
+            grad_vD += torch.mm(tile_mv.T, shifted_mC[:, :width])
+        work.grad_weight[columns] = grad_vD.mul_(problem.scale)
+
+
+def _block(rows: int, vocabulary: int, width: int) -> tuple[int, int]:
+    """How many rows and columns at a time: as many rows as leave room for columns enough."""
+    block = rows
+    while True:
+        columns = _fitting(rows * vocabulary, block + 6 * width, beside=block * (width + 2))
+        if columns >= _ENOUGH_COLUMNS or block <= _FEWEST_BLOCK_ROWS:
+            return block, min(columns, vocabulary)
+        block = math.ceil(block / 2)
 
 
 def _label_places(labels_M: Tensor, columns: slice) -> tuple[Tensor, tuple[Tensor, Tensor]]:
