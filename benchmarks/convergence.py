@@ -1,12 +1,13 @@
 """python -m benchmarks.convergence: whether training in bf16 arrives where training in fp32 does.
 
-Pairs of runs of one configuration and seed, one trained in each precision, at every validation that both have made
-after the first `after` updates: NLL (all of the validation split) and BLEU (its first sentences, as training translates
-them), both computed in fp32. Two such runs part after a few updates like two seeds, and a single validation moves by
-several hundredths of a nat, so it is their mean difference that is judged, with its standard error: whether the 95%
-interval lies within the limit (0.02 nats, 0.3 BLEU), outside it, or neither. Of several pairs (one a seed) the interval
-is Student's t over the pairs' mean differences; of a single pair it is that over its validations, rather too narrow, as
-validations of one run resemble each other. Beside it stands the best validation of each precision, mean over pairs.
+Pairs of runs of one recipe and seed (the recipes of several pairs may differ, as by α or language), one trained in each
+precision, at every validation that both have made after the first `after` updates: NLL (all of the validation split)
+and BLEU (its first sentences, as training translates them), both computed in fp32. Two such runs part after a few
+updates like two seeds, and a single validation moves by several hundredths of a nat, so their mean difference is
+judged, with its standard error: whether the 95% interval lies within the limit (0.02 nats, 0.3 BLEU), outside it, or
+neither. Of several pairs the interval is Student's t over the pairs' mean differences; of a single pair it is that over
+its validations, rather too narrow, as validations of one run resemble each other. Beside it stands the best validation
+of each precision, mean over pairs.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ class BenchmarkConfig:
     """Which runs are compared.
 
     Attributes:
-        fp32: runs trained in fp32, one a seed.
+        fp32: runs trained in fp32.
         bf16: the same runs in bf16, in any order.
         after: updates before the first validation that counts.
         out: where the records go; empty for nowhere.
@@ -61,7 +62,7 @@ def validations(run: RunDirectory) -> dict[int, dict[str, float]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A seed's two runs, their figures at every validation by update, and the updates that are compared."""
+    """The runs of a recipe and seed, their figures at every validation by update, and the updates that are compared."""
 
     runs: Mapping[str, RunDirectory]
     made: Mapping[str, Mapping[int, Mapping[str, float]]]
@@ -69,9 +70,8 @@ class Pair:
 
     @classmethod
     def read(cls, fp32: str, bf16: str, after: int) -> Pair:
-        """Raises UserError for runs that differ in more than their precision."""
+        """Raises UserError for runs of other precisions than these, and for runs without a common validation."""
         runs = {"fp32": RunDirectory(Path(fp32)), "bf16": RunDirectory(Path(bf16))}
-        _check_alike("fp32 and bf16", list(runs.values()))
         for name, run in runs.items():
             kind = run.read_manifest()["precision"]["kind"]
             if kind != name:
@@ -93,27 +93,22 @@ class Pair:
 def compare(config: BenchmarkConfig) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """A row a figure, and what they are about.
 
-    Raises UserError for runs that differ in more than their precision and seed, seeds that are not in both, and for a
-    single pair with a single validation, which says nothing of its error.
+    Raises UserError for a run without a partner, two runs of one recipe and seed, and for a single pair with a single
+    validation, which says nothing of its error.
     """
-    ordered = {name: sorted(getattr(config, name), key=_seed_of) for name in ("fp32", "bf16")}
-    pairs = [Pair.read(fp32, bf16, config.after) for fp32, bf16 in zip(ordered["fp32"], ordered["bf16"], strict=True)]
-    _check_alike("fp32", [pair.runs["fp32"] for pair in pairs], "seed")
-    seeds = [pair.runs["fp32"].read_config()["seed"] for pair in pairs]
-    if len(set(seeds)) < len(seeds):
-        raise UserError(f"fp32: two runs have one seed ({seeds}); name one a seed")
+    pairs = [Pair.read(fp32, bf16, config.after) for fp32, bf16 in _partners(config.fp32, config.bf16)]
     if len(pairs) == 1 and len(pairs[0].steps) < 2:
         raise UserError(f"after: the runs have fewer than two common validations after update {config.after}")
     rows = [_row(figure, pairs) for figure in FIGURES]
-    first = pairs[0].runs["bf16"]
+    runs = [pair.runs["bf16"] for pair in pairs]
     about = {
-        "alpha": first.read_config()["loss"]["alpha"],
-        "seeds": seeds,
+        "alphas": [run.read_config()["loss"]["alpha"] for run in runs],
+        "seeds": [run.read_config()["seed"] for run in runs],
         "validations": [len(pair.steps) for pair in pairs],
         "first": min(pair.steps[0] for pair in pairs),
         "last": max(pair.steps[-1] for pair in pairs),
-        "commit_of_training": sorted({pair.runs["bf16"].read_manifest()["commit"] for pair in pairs}),
-        "corpus": first.read_manifest()["corpus_checksum"],
+        "commit_of_training": sorted({run.read_manifest()["commit"] for run in runs}),
+        "corpora": [run.read_manifest()["corpus_checksum"] for run in runs],
     }
     return rows, about
 
@@ -148,17 +143,32 @@ def judge(difference: Estimate, limit: float) -> str:
     return "outside" if difference.low > limit or difference.high < -limit else "cannot be told"
 
 
-def _check_alike(name: str, runs: list[RunDirectory], *free: str) -> None:
-    """Raises UserError where configurations differ in anything but what is free."""
-    recipes = [{k: v for k, v in run.read_config().items() if k not in (*_FREE, *free)} for run in runs]
-    for recipe in recipes[1:]:
-        keys = recipes[0].keys() | recipe.keys()
-        if wrong := sorted(key for key in keys if recipes[0].get(key) != recipe.get(key)):
-            raise UserError(f"{name}: the runs differ in {', '.join(wrong)}; compare runs of one configuration")
+def _partners(fp32: Sequence[str], bf16: Sequence[str]) -> list[tuple[str, str]]:
+    """Each run in fp32 with the one in bf16 that has its recipe and seed."""
+    left = {run: _recipe(run) for run in bf16}
+    pairs: list[tuple[str, str]] = []
+    for run, recipe in ((run, _recipe(run)) for run in fp32):
+        if not left:
+            raise UserError(f"bf16: a run is named twice, and {run} has no partner")
+        wrong = {other: _unlike(recipe, left[other]) for other in left}
+        nearest = min(wrong, key=lambda other: len(wrong[other]))
+        if wrong[nearest]:
+            keys = ", ".join(wrong[nearest])
+            raise UserError(f"{run} has no partner: of the runs in bf16 the most like it, {nearest}, differs in {keys}")
+        if any(not _unlike(recipe, _recipe(earlier)) for earlier, _ in pairs):
+            raise UserError(f"fp32: {run} is a second run of one recipe and seed; name one of each")
+        del left[nearest]
+        pairs.append((run, nearest))
+    return pairs
 
 
-def _seed_of(run: str) -> int:
-    return int(RunDirectory(Path(run)).read_config()["seed"])
+def _recipe(run: str) -> dict[str, Any]:
+    return {key: value for key, value in RunDirectory(Path(run)).read_config().items() if key not in _FREE}
+
+
+def _unlike(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The keys in which two recipes differ."""
+    return sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
 
 
 def main(config: BenchmarkConfig) -> None:

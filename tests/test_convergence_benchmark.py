@@ -47,10 +47,27 @@ def test_of_several_pairs_the_pairs_are_the_sample(tmp_path: Path) -> None:
     assert nll["difference"] == pytest.approx(0.2)
     assert nll["standard error"] == pytest.approx(0.1 / 3**0.5)
     assert nll["interval"] == "cannot be told"  # 0.2 +- 4.303 * 0.058 reaches below 0
-    with pytest.raises(UserError, match="differ in seed"):
+    with pytest.raises(
+        UserError, match=r"a2 has no partner: of the runs in bf16 the most like it, .*b3, differs in seed"
+    ):
         compare(BenchmarkConfig(fp32=tuple(fp32[:2]), bf16=tuple(bf16[:2]), after=0))
+    again = write_run(tmp_path / "again", "fp32", [2.0, 3.0], seed=1)
+    twins = tuple(write_run(tmp_path / f"c{i}", "bf16", [2.0, 3.0], seed=1) for i in (1, 2))
+    with pytest.raises(UserError, match="again is a second run of one recipe and seed"):
+        compare(BenchmarkConfig(fp32=(fp32[0], again), bf16=twins, after=0))
+    with pytest.raises(UserError, match="a run is named twice"):
+        compare(BenchmarkConfig(fp32=(fp32[0], again), bf16=(twins[0], twins[0]), after=0))
     with pytest.raises(ValueError, match="as many runs, got 2 and 1"):
         BenchmarkConfig(fp32=tuple(fp32[:2]), bf16=tuple(bf16[:1]))
+
+
+def test_pairs_may_be_of_several_recipes(tmp_path: Path) -> None:
+    alphas = (0.0, 0.1)
+    fp32 = [write_run(tmp_path / f"a{x}", "fp32", [2.0, 3.0], loss={"alpha": x}) for x in alphas]
+    bf16 = [write_run(tmp_path / f"b{x}", "bf16", [2.0 + x, 3.0 + x], loss={"alpha": x}) for x in reversed(alphas)]
+    (nll, _), about = compare(BenchmarkConfig(fp32=tuple(fp32), bf16=tuple(bf16), after=0))
+    assert (about["alphas"], about["seeds"]) == ([0.0, 0.1], [1, 1])
+    assert nll["difference"] == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize(
@@ -82,10 +99,10 @@ def test_records_say_what_the_interval_says(tmp_path: Path, capsys: pytest.Captu
 def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
     fp32 = write_run(tmp_path / "a", "fp32", [1.0, 2.0])
     other = write_run(tmp_path / "b", "bf16", [1.0, 2.0], seed=2)
-    with pytest.raises(UserError, match="differ in seed"):
+    with pytest.raises(UserError, match="differs in seed"):
         compare(BenchmarkConfig(fp32=(fp32,), bf16=(other,), after=0))
     more = write_run(tmp_path / "e", "bf16", [1.0, 2.0], init_from="x")  # a key that the other has not
-    with pytest.raises(UserError, match="differ in init_from"):
+    with pytest.raises(UserError, match="differs in init_from"):
         compare(BenchmarkConfig(fp32=(fp32,), bf16=(more,), after=0))
     twin = write_run(tmp_path / "c", "fp32", [1.0, 2.0])
     with pytest.raises(UserError, match=r"bf16: .* was trained in fp32"):
