@@ -28,7 +28,7 @@ GEMM_SHAPES = ((4096, 256, 1024), (2048, 2048, 2048))
 """Rows, inner and outer size: a product as training makes them, and one that is large in every direction."""
 EMULATED = 10.0
 """GFLOP/s. Slower products are not the processor's own (bf16 where it has none): larger ones would take minutes."""
-PEERS = ("transformers", "ctranslate2", "torchmetrics", "netcal")
+PEERS = ("transformers", "ctranslate2", "torchmetrics", "netcal", "liger-kernel", "cut-cross-entropy")
 """Packages whose versions records name beside ours."""
 
 CLOCKS: Mapping[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}

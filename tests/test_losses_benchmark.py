@@ -1,11 +1,12 @@
-"""The benchmark of the smoothed loss runs, on shapes too small to say anything about speed."""
+"""The benchmarks of the smoothed loss run, on shapes too small to say anything about speed."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import smoothed_loss
+from benchmarks import fused_losses, smoothed_loss
+from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.records import read_records
 
 
@@ -50,7 +51,48 @@ def test_allocated_memory_is_the_peak_and_not_the_sum() -> None:
     assert 1_000_000 <= smoothed_loss.allocated(step) < 2_500_000
 
 
-def test_mistakes_are_named() -> None:
+@pytest.mark.parametrize(("alpha", "contestants"), [(0.1, {"ours", "pytorch"}), (0.0, {"ours", "pytorch", "chunked"})])
+def test_fused_losses_of_others(
+    alpha: float, contestants: set[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those that compile, or need a GPU, are left to the benchmark itself."""
+    if alpha == 0 and not hasattr(torch.nn.functional, "linear_cross_entropy"):
+        pytest.skip("PyTorch before 2.13 has no linear_cross_entropy")
+    out = tmp_path / "records.jsonl"
+    shapes = {"vocabularies": (120,), "rows": 20, "width": 8, "repeats": 1}
+    names = ("chunked", "liger", "cce")
+    fused_losses.main(fused_losses.BenchmarkConfig(**shapes, alpha=alpha, contestants=names, out=str(out)))
+    said = capsys.readouterr().out
+    assert "without liger: on a GPU only" in said
+    assert ("without chunked: it has no smoothing (--alpha 0)" in said) == (alpha > 0)
+    found = {(record.signature["precision"], record.signature["contestant"]) for record in read_records(out)}
+    assert found == {(arithmetic, name) for arithmetic in ("fp32", "bf16", "autocast") for name in contestants}
+
+
+def test_a_wrong_fused_loss_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(alpha: float) -> fused_losses.Loss:
+        right = fused_losses.CONTESTANTS["pytorch"](alpha)
+        return lambda hidden, weight, targets: right(hidden, 1.1 * weight, targets)
+
+    config = fused_losses.BenchmarkConfig(vocabularies=(50,), rows=20, width=8, contestants=("compiled",))
+    monkeypatch.setitem(fused_losses.CONTESTANTS, "compiled", wrong)
+    contest = fused_losses.Contest(config, 50, "fp32")
+    contest.check_agreement(fused_losses.AGREE)
+    assert list(contest.losses) == ["ours", "pytorch"]
+    assert "from PyTorch's" in contest.left_out["compiled"]
+    monkeypatch.setitem(fused_losses.CONTESTANTS, "ours", wrong)
+    with pytest.raises(AssertionError, match=r"ours: its .* is .* from PyTorch's"):
+        fused_losses.Contest(config, 50, "fp32").check_agreement(fused_losses.AGREE)
+
+
+def test_mistakes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"contestants must be among ours, .*, not apex"):
+        fused_losses.BenchmarkConfig(contestants=("apex",))
+    with pytest.raises(ValueError, match="clock cpu does not see what a GPU does"):
+        fused_losses.BenchmarkConfig(device="cuda", clock="cpu", threads=1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="PyTorch sees no CUDA device here"):
+        fused_losses.main(fused_losses.BenchmarkConfig(device="cuda"))
     with pytest.raises(ValueError, match="arithmetic must be among fp32, medium, bf16, autocast, not fp16"):
         smoothed_loss.BenchmarkConfig(arithmetic=("fp16",))
     with pytest.raises(ValueError, match="must be positive"):

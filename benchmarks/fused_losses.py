@@ -1,0 +1,285 @@
+"""python -m benchmarks.fused_losses: the fused smoothed loss beside the fused losses of others, on a CPU or a GPU.
+
+A training step of the last layer (projection, smoothed loss, gradients of hidden and weight), as in `smoothed_loss`:
+
+    ours       fused_smoothed_cross_entropy
+    pytorch    F.linear and F.cross_entropy(label_smoothing=...)
+    compiled   the same two under torch.compile
+    chunked    F.linear_cross_entropy of PyTorch 2.13, in chunks of its own choice (alpha 0 only)
+    liger      Liger's LigerFusedLinearCrossEntropyLoss (`pip install liger-kernel`; on a GPU)
+    cce        Apple's cut cross-entropy (`pip install cut-cross-entropy`; on a GPU, in bf16,
+               alpha 0 only)
+
+Memory is what was allocated at the peak of a step beyond inputs and gradients, in hundredths of the logits. Whoever is
+not installed, cannot compute the case, or whose loss or gradients are not PyTorch's, is left out, with the reason. On a
+GPU nothing here has run yet.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.common import (
+    best_gemm_rates,
+    check_clock,
+    describe_machine,
+    medium_is_fp32,
+    print_table,
+    ratio,
+    take_turns,
+    write_records,
+)
+from benchmarks.smoothed_loss import AGREE, AGREE_IN_BF16, ARITHMETIC, allocated
+from nmt_ls.experiment.command_line import UserError, run_command
+from nmt_ls.losses import fused_smoothed_cross_entropy
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Of hidden_ND, weight_VD, targets_N: the mean loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """What is measured.
+
+    Attributes:
+        device: cpu or cuda.
+        vocabularies: rows of the output layer.
+        arithmetic: as in smoothed_loss.
+        rows: tokens of a batch.
+        width: of the hidden states.
+        alpha: the smoothing.
+        contestants: which beside ours and pytorch, by name; empty for all that can.
+        repeats: rounds, interleaved.
+        threads: 0 leaves PyTorch's choice.
+        clock: wall, or cpu (processor time of one thread; not on a GPU).
+        out: where the records go; empty for nowhere.
+    """
+
+    device: str = "cpu"
+    vocabularies: tuple[int, ...] = (8192, 32768)
+    arithmetic: tuple[str, ...] = ("fp32", "bf16", "autocast")
+    rows: int = 4096
+    width: int = 256
+    alpha: float = 0.1
+    contestants: tuple[str, ...] = ()
+    repeats: int = 5
+    threads: int = 0
+    clock: str = "wall"
+    out: str = "results/speed/fused_losses.jsonl"
+
+    def __post_init__(self) -> None:
+        check_clock(self.clock, self.threads)
+        if self.device not in ("cpu", "cuda"):
+            raise ValueError(f"device must be cpu or cuda, not {self.device!r}")
+        if self.device == "cuda" and self.clock == "cpu":
+            raise ValueError("clock cpu does not see what a GPU does: use wall")
+        if wrong := sorted(set(self.arithmetic) - set(ARITHMETIC)):
+            raise ValueError(f"arithmetic must be among {', '.join(ARITHMETIC)}, not {', '.join(wrong)}")
+        if wrong := sorted(set(self.contestants) - set(CONTESTANTS)):
+            raise ValueError(f"contestants must be among {', '.join(CONTESTANTS)}, not {', '.join(wrong)}")
+        if min(self.rows, self.width, self.repeats, *self.vocabularies) < 1:
+            raise ValueError("rows, width, repeats and vocabularies must be positive")
+
+
+def _ours(alpha: float) -> Loss:
+    return lambda hidden, weight, targets: fused_smoothed_cross_entropy(hidden, weight, targets, alpha)
+
+
+def _pytorch(alpha: float) -> Loss:
+    return lambda hidden, weight, targets: F.cross_entropy(F.linear(hidden, weight), targets, label_smoothing=alpha)
+
+
+def _compiled(alpha: float) -> Loss:
+    compiled: Loss = torch.compile(_pytorch(alpha), dynamic=False)
+    return compiled
+
+
+def _chunked(alpha: float) -> Loss:
+    if alpha:
+        raise LookupError(_UNSMOOTHED)
+    if not hasattr(F, "linear_cross_entropy"):
+        raise LookupError("PyTorch before 2.13 has none")
+    options = torch.nn.LinearCrossEntropyOptions()
+    loss = F.linear_cross_entropy
+    return lambda hidden, weight, targets: loss(hidden, weight, targets, options=options)
+
+
+def _liger(alpha: float) -> Loss:
+    _need_package("liger_kernel")
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+    loss = LigerFusedLinearCrossEntropyLoss(label_smoothing=alpha)
+    return lambda hidden, weight, targets: loss(weight, hidden, targets)
+
+
+def _cce(alpha: float) -> Loss:
+    if alpha:
+        raise LookupError(_UNSMOOTHED)
+    _need_package("cut_cross_entropy")
+    from cut_cross_entropy import linear_cross_entropy
+
+    return lambda hidden, weight, targets: linear_cross_entropy(hidden, weight, targets)
+
+
+def _need_package(name: str) -> None:
+    if importlib.util.find_spec(name) is None:
+        raise LookupError("not installed")
+
+
+CONTESTANTS: Mapping[str, Callable[[float], Loss]] = {
+    "ours": _ours,
+    "pytorch": _pytorch,
+    "compiled": _compiled,
+    "chunked": _chunked,
+    "liger": _liger,
+    "cce": _cce,
+}
+"""By name: what builds the loss of a given alpha, or raises LookupError with the reason why there is none."""
+_UNSMOOTHED = "it has no smoothing (--alpha 0)"
+_ON_A_GPU = ("liger", "cce")
+_IN_BF16 = ("cce",)
+
+
+class Contest:
+    """One vocabulary in one arithmetic: the tensors, and steps of the losses that can compute it."""
+
+    def __init__(self, config: BenchmarkConfig, vocabulary: int, arithmetic: str) -> None:
+        torch.manual_seed(1)
+        self.device, self.autocast = config.device, arithmetic == "autocast"
+        products = torch.bfloat16 if arithmetic in ("bf16", "autocast") else torch.float32
+        dtype = torch.float32 if self.autocast else products
+        hidden = torch.randn(config.rows, config.width)
+        weight = torch.randn(vocabulary, config.width) / config.width**0.5
+        self.hidden = hidden.to(self.device, dtype).requires_grad_()
+        self.weight = weight.to(self.device, dtype).requires_grad_()
+        self.targets = torch.randint(vocabulary, (config.rows,)).to(self.device)
+        self.logits_bytes = config.rows * vocabulary * products.itemsize
+        torch.set_float32_matmul_precision("medium" if arithmetic == "medium" else "highest")
+        self.losses: dict[str, Loss] = {}
+        self.left_out: dict[str, str] = {}
+        for name in ("ours", "pytorch", *(config.contestants or CONTESTANTS)):
+            try:
+                if name in _ON_A_GPU and self.device == "cpu":
+                    raise LookupError("on a GPU only")
+                if name in _IN_BF16 and products != torch.bfloat16:
+                    raise LookupError("in bf16 only")
+                self.losses[name] = CONTESTANTS[name](config.alpha)
+            except LookupError as reason:
+                self.left_out[name] = str(reason.args[0])
+
+    def step(self, name: str) -> Tensor:
+        """A training step; returns the loss when all of it is done, gradients lying in hidden and weight."""
+        self.hidden.grad = self.weight.grad = None
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.autocast):
+            loss = self.losses[name](self.hidden, self.weight, self.targets)
+        torch.autograd.backward(loss)
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return loss.detach().float()
+
+    def check_agreement(self, limit: float) -> None:
+        """Leaves out whose loss or gradients are further than this from PyTorch's, relatively.
+
+        AssertionError where those are ours.
+        """
+        right = self._results("pytorch")
+        for name in list(self.losses):
+            found = self._results(name)
+            apart = {what: float((found[what] - right[what]).norm() / right[what].norm()) for what in right}
+            worst = max(apart, key=lambda what: apart[what])
+            if not apart[worst] <= limit:
+                self.left_out[name] = f"its {worst} is {apart[worst]:.1e} from PyTorch's"
+                del self.losses[name]
+        assert "ours" in self.losses, f"ours: {self.left_out['ours']}"
+
+    def _results(self, name: str) -> dict[str, Tensor]:
+        loss = self.step(name)
+        assert self.hidden.grad is not None
+        assert self.weight.grad is not None
+        gradients = {"hidden's gradient": self.hidden.grad.float(), "weight's gradient": self.weight.grad.float()}
+        return {"loss": loss, **gradients}
+
+    def extra(self, name: str) -> float:
+        """Hundredths of the logits that a step allocates beyond its gradients."""
+        self.hidden.grad = self.weight.grad = None
+        gradients: int = self.hidden.nbytes + self.weight.nbytes
+        if self.device == "cpu":
+            peak = allocated(lambda: self.step(name))
+        else:
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            self.step(name)
+            peak = int(torch.cuda.max_memory_allocated()) - int(before)
+        return 100 * (peak - gradients) / self.logits_bytes
+
+
+def measure(config: BenchmarkConfig, vocabulary: int, arithmetic: str, limit: float) -> list[dict[str, Any]]:
+    """A row a contestant: median milliseconds, times to ours (medians of the ratios within a round), memory.
+
+    AssertionError where ours and another's compute what is further than `limit` apart.
+    """
+    contest = Contest(config, vocabulary, arithmetic)
+    contest.check_agreement(limit)
+    for name, reason in contest.left_out.items():
+        print(f"{arithmetic}, {vocabulary:,}: without {name}: {reason}", flush=True)
+    steps = {name: functools.partial(contest.step, name) for name in contest.losses}
+    seconds = take_turns(steps, config.repeats, config.clock)
+    return [
+        {
+            "vocabulary": vocabulary,
+            "contestant": name,
+            "ms": 1e3 * statistics.median(seconds[name]),
+            "time to ours": ratio(seconds[name], seconds["ours"]),
+            "allocated %": contest.extra(name),
+        }
+        for name in steps
+    ]
+
+
+def main(config: BenchmarkConfig) -> None:
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device: PyTorch sees no CUDA device here; use --device cpu")
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    products = best_gemm_rates(config.clock)
+    print(describe_machine(products), flush=True)
+    about = {
+        "device": config.device if config.device == "cpu" else torch.cuda.get_device_name(),
+        "tokens": config.rows,
+        "width": config.width,
+        "alpha": config.alpha,
+        "repeats": config.repeats,
+        "clock": config.clock,
+    }
+    for arithmetic in config.arithmetic:
+        exact = arithmetic == "fp32" or (arithmetic == "medium" and medium_is_fp32(products))
+        limit = AGREE if exact else AGREE_IN_BF16
+        rows = [row for size in config.vocabularies for row in measure(config, size, arithmetic, limit)]
+        print_table(f"{arithmetic}: {config.rows:,} rows of width {config.width}, alpha {config.alpha}", rows, _COLUMNS)
+        about_of = {"precision": arithmetic}
+        named = [
+            ({**about_of, "vocabulary": row.pop("vocabulary"), "contestant": row.pop("contestant")}, row)
+            for row in rows
+        ]
+        write_records(config.out, "fused_losses", named, products, **about)
+
+
+_COLUMNS = {"vocabulary": ",d", "contestant": "", "ms": ".1f", "time to ours": ".2f", "allocated %": ".1f"}
+
+
+if __name__ == "__main__":
+    run_command(
+        main,
+        BenchmarkConfig,
+        program="python -m benchmarks.fused_losses",
+        description="The fused smoothed loss beside the fused losses of others.",
+    )
