@@ -29,7 +29,7 @@ Kernel = Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
 
 _CHUNKS = 23  # logits, and what goes with them, exist one part in this many at a time,
 _SMALLEST_CHUNK = 2**20  # but never fewer than this (4 MiB in fp32), or calls and sums would cost more than work,
-_ENOUGH_COLUMNS = 384  # of a chunk of all rows; or else they are taken in blocks,
+_ENOUGH_COLUMNS = 320  # of a chunk of all rows; or else they are taken in blocks,
 _FEWEST_BLOCK_ROWS = 1024  # halved down to this
 _FEWEST_ROWS = 64  # and never fewer rows (or columns), or products would be too thin
 _TILES = 8  # tiles of a chunk; only one is ever in two precisions
@@ -335,7 +335,7 @@ def _block(rows: int, vocabulary: int, width: int) -> tuple[int, int]:
     """How many rows and columns at a time: as many rows as leave room for columns enough."""
     block = rows
     while True:
-        columns = _fitting(rows * vocabulary, block + 6 * width, beside=block * (width + 2))
+        columns = _fitting(rows * vocabulary, block + 9 * width, beside=block * (width + 2))  # 9: sums, their parts, scratch
         if columns >= _ENOUGH_COLUMNS or block <= _FEWEST_BLOCK_ROWS:
             return block, min(columns, vocabulary)
         block = math.ceil(block / 2)
