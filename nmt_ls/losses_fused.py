@@ -335,7 +335,8 @@ def _block(rows: int, vocabulary: int, width: int) -> tuple[int, int]:
     """How many rows and columns at a time: as many rows as leave room for columns enough."""
     block = rows
     while True:
-        columns = _fitting(rows * vocabulary, block + 9 * width, beside=block * (width + 2))  # 9: sums, their parts, scratch
+        each = block + 9 * width  # the tile; weights, their gradient, what is added to it, and scratch of the products
+        columns = _fitting(rows * vocabulary, each, beside=block * (width + 2))
         if columns >= _ENOUGH_COLUMNS or block <= _FEWEST_BLOCK_ROWS:
             return block, min(columns, vocabulary)
         block = math.ceil(block / 2)
