@@ -98,8 +98,8 @@ class Products(NamedTuple):
     error: float
 
 
-def best_gemm_rates(clock: str = "wall", repeats: int = 5) -> dict[str, Products]:
-    """The best of a few products in each arithmetic, with the threads that PyTorch has now.
+def best_gemm_rates(clock: str = "wall", repeats: int = 5, device: str = "cpu") -> dict[str, Products]:
+    """The best of a few products in each arithmetic, with the threads that PyTorch has now, or on a GPU.
 
     The error is ||found - exact|| / ||exact|| of the first shape; that of bf16 counts the rounding of its operands.
     """
@@ -108,6 +108,7 @@ def best_gemm_rates(clock: str = "wall", repeats: int = 5) -> dict[str, Products
     generator = torch.Generator().manual_seed(0)
     left, right = torch.randn(rows, inner, generator=generator), torch.randn(inner, outer, generator=generator)
     exact = left.double() @ right.double()
+    left, right = left.to(device), right.to(device)
     result: dict[str, Products] = {}
     try:
         for arithmetic, matmul, dtype in (
@@ -118,28 +119,38 @@ def best_gemm_rates(clock: str = "wall", repeats: int = 5) -> dict[str, Products
             torch.set_float32_matmul_precision(matmul)
             best = 0.0
             for shape in GEMM_SHAPES:
-                best = max(best, _gemm_rate(shape, dtype, now, repeats))
+                best = max(best, _gemm_rate(shape, dtype, now, repeats, device))
                 if best < EMULATED:
                     break
-            found = left.to(dtype) @ right.to(dtype)
+            found = (left.to(dtype) @ right.to(dtype)).cpu()
             result[arithmetic] = Products(best, float((found.double() - exact).norm() / exact.norm()))
     finally:
         torch.set_float32_matmul_precision(switch)
     return result
 
 
-def _gemm_rate(shape: tuple[int, int, int], dtype: torch.dtype, now: Callable[[], float], repeats: int) -> float:
+def _gemm_rate(
+    shape: tuple[int, int, int], dtype: torch.dtype, now: Callable[[], float], repeats: int, device: str
+) -> float:
     """GFLOP/s of the fastest of `repeats` products, after a first one."""
     rows, inner, outer = shape
-    a, b = torch.randn(rows, inner).to(dtype), torch.randn(inner, outer).to(dtype)
+    a, b = torch.randn(rows, inner).to(device, dtype), torch.randn(inner, outer).to(device, dtype)
     result, best = a @ b, 0.0
     for _ in range(repeats):
+        wait_for(device)
         start = now()
         torch.mm(a, b, out=result)
+        wait_for(device)
         best = max(best, 2e-9 * rows * inner * outer / (now() - start))
         if best < EMULATED:
             break
     return best
+
+
+def wait_for(device: str) -> None:
+    """Until a GPU has done what it was given."""
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 def medium_is_fp32(products: Mapping[str, Products]) -> bool:

@@ -70,12 +70,14 @@ class Pair:
 
     @classmethod
     def read(cls, fp32: str, bf16: str, after: int) -> Pair:
-        """Raises UserError for runs of other precisions than these, and for runs without a common validation."""
+        """Raises UserError for other precisions than these, different corpora, and runs without a common validation."""
         runs = {"fp32": RunDirectory(Path(fp32)), "bf16": RunDirectory(Path(bf16))}
         for name, run in runs.items():
             kind = run.read_manifest()["precision"]["kind"]
             if kind != name:
                 raise UserError(f"{name}: {run.path} was trained in {kind}; name a run trained in {name}")
+        if len({run.read_manifest()["corpus_checksum"] for run in runs.values()}) > 1:
+            raise UserError(f"{fp32} and {bf16} were trained on different corpora (their checksums differ)")
         made = {name: validations(run) for name, run in runs.items()}
         steps = sorted(step for step in made["fp32"].keys() & made["bf16"].keys() if step > after)
         if not steps:
@@ -107,7 +109,7 @@ def compare(config: BenchmarkConfig) -> tuple[list[dict[str, Any]], dict[str, An
         "validations": [len(pair.steps) for pair in pairs],
         "first": min(pair.steps[0] for pair in pairs),
         "last": max(pair.steps[-1] for pair in pairs),
-        "commit_of_training": sorted({run.read_manifest()["commit"] for run in runs}),
+        "commit_of_training": sorted({run.read_manifest()["commit"] for pair in pairs for run in pair.runs.values()}),
         "corpora": [run.read_manifest()["corpus_checksum"] for run in runs],
     }
     return rows, about
@@ -175,9 +177,9 @@ def main(config: BenchmarkConfig) -> None:
     rows, about = compare(config)
     columns = {"figure": "", "fp32": ".3f", "bf16": ".3f", "difference": "+.3f", "standard error": ".3f"}
     columns |= {"difference at the last": "+.3f", "best fp32": ".3f", "best bf16": ".3f", "limit": "", "interval": ""}
-    pairs, validations = len(about["seeds"]), ", ".join(map(str, about["validations"]))
+    counts = ", ".join(map(str, about["validations"]))
     print_table(
-        f"means over {pairs} pairs of {validations} validations, updates {about['first']} to {about['last']}",
+        f"pairs: {len(about['seeds'])}; means of {counts} validations, updates {about['first']} to {about['last']}",
         rows,
         columns,
     )

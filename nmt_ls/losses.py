@@ -222,6 +222,8 @@ def _check_projection(hidden_ND: Tensor, weight_VD: Tensor) -> torch.dtype:
     for name, tensor in (("hidden", hidden_ND), ("weight", weight_VD)):
         if tensor.dim() != 2 or not tensor.is_floating_point():
             raise ValueError(f"{name} must be a floating-point matrix, not {_describe(tensor)}")
+    if not len(weight_VD):
+        raise ValueError(f"weight must have a row for each class, not {_describe(weight_VD)}")
     if hidden_ND.shape[1] != weight_VD.shape[1]:
         raise ValueError(f"hidden has width {hidden_ND.shape[1]}, but weight has width {weight_VD.shape[1]}")
     device = hidden_ND.device.type
@@ -230,7 +232,7 @@ def _check_projection(hidden_ND: Tensor, weight_VD: Tensor) -> torch.dtype:
         dtype = torch.get_autocast_dtype(device)
     elif hidden_ND.dtype != weight_VD.dtype:
         raise ValueError(f"hidden is {hidden_ND.dtype} but weight {weight_VD.dtype}: cast one, or use torch.autocast")
-    if dtype == torch.float16:
+    if torch.float16 in (dtype, hidden_ND.dtype, weight_VD.dtype):
         raise ValueError("gradients of the size that these are vanish in torch.float16: use bfloat16 or float32")
     return dtype
 

@@ -1,7 +1,7 @@
 """Projection and smoothed cross-entropy in one, in chunks: all the logits never exist (see nmt_ls/losses.py for what).
 
 Shapes: N rows (tokens), M of them not ignored, D width of the hidden states, V rows of the output layer;
-n rows and v columns of a tile of logits, T tiles side by side.
+n or m rows and v columns of a tile of logits; C = D + 2, the width of states or weights beside what is subtracted.
 
 Gradients are computed in the forward pass, while there are logits, from exponentials of the logits less their row's
 label's logit. That needs no pass for the peak: the label's own is 1, so sums cannot vanish, and that they overflow (a
@@ -29,8 +29,8 @@ Kernel = Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
 
 _CHUNKS = 23  # logits, and what goes with them, exist one part in this many at a time,
 _SMALLEST_CHUNK = 2**20  # but never fewer than this (4 MiB in fp32), or calls and sums would cost more than work,
-_ENOUGH_COLUMNS = 320  # of a chunk of all rows; or else they are taken in blocks,
-_FEWEST_BLOCK_ROWS = 1024  # halved down to this
+_ENOUGH_COLUMNS = 320  # of narrow logits: where all rows leave no room for as many, they are taken in blocks,
+_FEWEST_BLOCK_ROWS = 256  # halved down to this
 _FEWEST_ROWS = 64  # and never fewer rows (or columns), or products would be too thin
 _TILES = 8  # tiles of a chunk; only one is ever in two precisions
 _SMALLEST_TILE = 200_000  # elements
@@ -90,7 +90,8 @@ def solve(
         kernel = _kernel(hidden_ND, sums)
         work = _Work(hidden_ND, weight_VD, problem, want_weight)
         if len(problem.rows) == 0:
-            return *problem.prior.new_zeros(2), torch.zeros_like(hidden_ND), torch.zeros_like(weight_VD)
+            wanted = [(hidden_ND, want_hidden), (weight_VD, want_weight)]
+            return *problem.prior.new_zeros(2), *(torch.zeros_like(x) if want else None for x, want in wanted)
         if kernel is not None:
             by_columns = weight_VD.dtype != sums
             _by_whole_rows(work, kernel, want_hidden, want_weight and not by_columns)
@@ -157,11 +158,11 @@ def _by_rows(work: _Work, with_hidden: bool, with_weight: bool) -> None:
     if grad_weight_VD is not None:
         torch.outer(problem.prior, work.prior_gradient * -problem.scale, out=grad_weight_VD)
     for chunk in _slices(len(problem.rows), tiles.rows):
-        _work_on(chunk, work, tiles, with_hidden, grad_weight_VD)
+        _one_chunk(chunk, work, tiles, with_hidden, grad_weight_VD)
 
 
-def _work_on(chunk: slice, work: _Work, tiles: "_Tiles", with_hidden: bool, grad_weight_VD: Tensor | None) -> None:
-    """What `_by_rows` does with some rows; what it needs in between is gone before the next."""
+def _one_chunk(chunk: slice, work: _Work, tiles: "_Tiles", with_hidden: bool, grad_weight_VD: Tensor | None) -> None:
+    """`_by_rows` for one chunk: a function of its own, so that what it allocates is gone before the next."""
     problem = work.problem
     hidden_nD, labels_n = work.hidden_of(chunk), problem.labels[chunk]
     label_weight_nD = work.weight[labels_n].to(work.compute_dtype)
@@ -190,8 +191,11 @@ class _Tiles:
         rows, (vocabulary, width) = len(work.problem.rows), work.weight.shape
         self.dtype, self.narrow = work.dtype, work.compute_dtype != work.dtype
         if self.narrow:  # beside a tile there is its copy in the dtype of sums, and some that are as large as hidden
-            self.rows = min(_WIDENED_ROWS, rows)
-            columns = _fitting(rows * vocabulary, 3 * self.rows + width, beside=5 * self.rows * width)
+            self.rows, columns = _halve(
+                min(_WIDENED_ROWS, rows),
+                _FEWEST_ROWS,
+                lambda some: _fitting(rows * vocabulary, 3 * some + width, beside=5 * some * width),
+            )
             self.width = min(columns, _MOST_COLUMNS, vocabulary)
         else:
             self.rows = min(_fitting(rows * vocabulary, vocabulary), rows)
@@ -309,37 +313,33 @@ def _kernel(hidden_ND: Tensor, sums: torch.dtype) -> Kernel | None:
 
 def _weight_gradient_by_columns(work: _Work) -> None:
     """The gradient of the weight from lse and the label logits, v columns at a time, of a block of m rows at a time."""
-    problem, (vocabulary, width) = work.problem, work.weight.shape
+    problem, rows, (vocabulary, width) = work.problem, len(work.problem.rows), work.weight.shape
     assert work.grad_weight is not None
-    block, chunk_columns = _block(len(problem.rows), vocabulary, width)
-    blocks = _slices(len(problem.rows), block)
+    logits, threads = rows * vocabulary, torch.get_num_threads()
+
+    def columns_beside(rows: int) -> int:  # a product's scratch is of the size of its factor and result, a thread
+        return _fitting(logits, rows + (5 + threads) * width, beside=rows * (width + 2) + threads * rows * width)
+
+    fewest = rows if work.hidden.is_cuda else _FEWEST_BLOCK_ROWS  # small tiles would be too many launches
+    block, chunk_columns = _halve(rows, fewest, columns_beside)
+    chunk_columns = min(chunk_columns, vocabulary)
+    blocks = _slices(rows, block)
     kept_mC = work.weight.new_empty(block, width + 2, dtype=work.compute_dtype)
     room, ones_v2 = kept_mC.new_empty(block * chunk_columns), kept_mC.new_ones(chunk_columns, 2)
     at_label_M = work.at_label(slice(None)).to(room.dtype)
     for columns in _slices(vocabulary, chunk_columns):
         weight_vC = torch.cat((work.weight[columns].to(room.dtype), ones_v2[: columns.stop - columns.start]), 1)
         grad_vD = torch.outer(problem.prior[columns], -work.prior_gradient)
-        for rows in blocks:
-            shifted_mC = kept_mC[: rows.stop - rows.start]
+        for part in blocks:
+            shifted_mC = kept_mC[: part.stop - part.start]
             if len(blocks) > 1 or columns.start == 0:
-                _with_shift(work.kept_hidden(rows), work.lse[rows], shifted_mC)
+                _with_shift(work.kept_hidden(part), work.lse[part], shifted_mC)
             tile_mv = room[: len(shifted_mC) * len(weight_vC)].view(len(shifted_mC), -1)
             torch.addmm(tile_mv, shifted_mC, weight_vC.T, beta=0, alpha=_LOG2_E, out=tile_mv).exp2_()
-            inside_m, places = _label_places(problem.labels[rows], columns)
-            tile_mv[places] = torch.where(inside_m, at_label_M[rows], tile_mv[places])  # now the gradient by the logits
+            inside_m, places = _label_places(problem.labels[part], columns)
+            tile_mv[places] = torch.where(inside_m, at_label_M[part], tile_mv[places])  # now the gradient by the logits
             grad_vD += torch.mm(tile_mv.T, shifted_mC[:, :width])
         work.grad_weight[columns] = grad_vD.mul_(problem.scale)
-
-
-def _block(rows: int, vocabulary: int, width: int) -> tuple[int, int]:
-    """How many rows and columns at a time: as many rows as leave room for columns enough."""
-    block = rows
-    while True:
-        each = block + 9 * width  # the tile; weights, their gradient, what is added to it, and scratch of the products
-        columns = _fitting(rows * vocabulary, each, beside=block * (width + 2))
-        if columns >= _ENOUGH_COLUMNS or block <= _FEWEST_BLOCK_ROWS:
-            return block, min(columns, vocabulary)
-        block = math.ceil(block / 2)
 
 
 def _label_places(labels_M: Tensor, columns: slice) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -369,6 +369,13 @@ def _fitting(logits: int, each: int, beside: int = 0) -> int:
     """How many rows or columns, which take `each` elements, are worked on at a time, where `beside` are taken."""
     rows = max((max(logits / _CHUNKS, _SMALLEST_CHUNK) - beside) / each, _FEWEST_ROWS)
     return int(rows) // 16 * 16
+
+
+def _halve(rows: int, fewest: int, columns_beside: Callable[[int], int]) -> tuple[int, int]:
+    """How many rows and columns at a time: rows are halved until there is room for columns enough beside them."""
+    while columns_beside(rows) < _ENOUGH_COLUMNS and rows > fewest:
+        rows = math.ceil(rows / 2)
+    return rows, columns_beside(rows)
 
 
 def _tile(vocabulary: int, rows: int) -> int:

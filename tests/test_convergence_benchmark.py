@@ -14,11 +14,11 @@ from nmt_ls.experiment.records import read_records
 from nmt_ls.metrics.statistics import Estimate
 
 
-def write_run(folder: Path, precision: str, nlls: list[float], **config: Any) -> str:
+def write_run(folder: Path, precision: str, nlls: list[float], corpus: str = "s", **config: Any) -> str:
     folder.mkdir()
     recipe = {"seed": 1, "loss": {"alpha": 0.1}, "precision": precision, "out": str(folder), **config}
     (folder / "config.yaml").write_text(json.dumps(recipe))
-    manifest = {"commit": "c", "corpus_checksum": "s", "precision": {"kind": precision}}
+    manifest = {"commit": "c", "corpus_checksum": corpus, "precision": {"kind": precision}}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     lines = [{"step": 10, "split": "train", "loss": 9.0}]
     lines += [{"step": 100 * i, "split": "validation", "nll": x, "bleu": 10 * x} for i, x in enumerate(nlls, 1)]
@@ -110,5 +110,8 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
     short = write_run(tmp_path / "d", "bf16", [1.0, 2.0])
     with pytest.raises(UserError, match="fewer than two"):
         compare(BenchmarkConfig(fp32=(fp32,), bf16=(short,), after=100))
+    elsewhere = write_run(tmp_path / "f", "bf16", [1.0, 2.0], corpus="t")
+    with pytest.raises(UserError, match="trained on different corpora"):
+        compare(BenchmarkConfig(fp32=(fp32,), bf16=(elsewhere,), after=0))
     with pytest.raises(UserError, match="no such file"):
         compare(BenchmarkConfig(fp32=(fp32,), bf16=(str(tmp_path / "none"),), after=0))

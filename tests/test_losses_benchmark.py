@@ -80,6 +80,17 @@ def test_a_wrong_fused_loss_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> Non
     contest.check_agreement(fused_losses.AGREE)
     assert list(contest.losses) == ["ours", "pytorch"]
     assert "from PyTorch's" in contest.left_out["compiled"]
+
+    def failing(_: float) -> fused_losses.Loss:
+        def loss(*_: torch.Tensor) -> torch.Tensor:
+            raise KeyError("no compiler")
+
+        return loss
+
+    monkeypatch.setitem(fused_losses.CONTESTANTS, "compiled", failing)
+    contest = fused_losses.Contest(config, 50, "fp32")
+    contest.check_agreement(fused_losses.AGREE)
+    assert contest.left_out == {"compiled": "it fails: KeyError: 'no compiler'"}
     monkeypatch.setitem(fused_losses.CONTESTANTS, "ours", wrong)
     with pytest.raises(AssertionError, match=r"ours: its .* is .* from PyTorch's"):
         fused_losses.Contest(config, 50, "fp32").check_agreement(fused_losses.AGREE)

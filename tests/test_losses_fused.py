@@ -290,6 +290,7 @@ def memory_events(profile: torch.profiler.profile) -> Iterator[tuple[int, int]]:
     ],
 )
 def test_memory_beyond_gradients_is_a_twentieth_of_the_logits(kind: str, classes: int, width: int) -> None:
+    torch.set_num_threads(2)  # the products' scratch grows with threads
     rows = 4096
     dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
     hidden, weight = torch.randn(rows, width, dtype=dtype), torch.randn(classes, width, dtype=dtype)
@@ -348,11 +349,30 @@ def test_mistakes_are_named(changed: dict[str, Any], message: str) -> None:
         (torch.randn(2, 3), torch.ones(4, 3, dtype=torch.long), "weight must be a floating-point matrix"),
         (torch.randn(2, 3).bfloat16(), torch.randn(4, 3), "cast one, or use torch.autocast"),
         (torch.randn(2, 3).half(), torch.randn(4, 3).half(), "float16"),
+        (torch.randn(2, 3), torch.randn(0, 3), "weight must have a row for each class"),
     ],
 )
 def test_tensors_that_do_not_fit(hidden: Tensor, weight: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fused_smoothed_cross_entropy(hidden, weight, torch.tensor([0, 1]), 0.1)
+
+
+def test_float16_is_refused_under_autocast_too() -> None:
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="float16"):
+        fused_smoothed_cross_entropy(torch.randn(2, 3).half(), torch.randn(4, 3), torch.tensor([0, 1]), 0.1)
+
+
+def test_nothing_is_made_for_a_gradient_that_nobody_wants() -> None:
+    hidden, weight, targets, prior = make(5, 4, 3, ignored=1.0)
+    none = torch.zeros(0, dtype=torch.long)
+    empty = torch.zeros(0, dtype=torch.float64)
+    problem = losses_fused.Problem(none, none, empty, empty, prior, 1.0, torch.float64)
+    assert losses_fused.solve(hidden, weight, problem, False, False)[2:] == (None, None)
+    assert targets.eq(-100).all()
+    found = losses_fused.solve(hidden, weight, problem, True, False)
+    assert found[2] is not None
+    assert not found[2].any()
+    assert found[3] is None
 
 
 def test_logits_that_do_not_fit() -> None:
