@@ -315,7 +315,7 @@ def _weight_gradient_by_columns(work: _Work) -> None:
     """The gradient of the weight from lse and the label logits, v columns at a time, of a block of m rows at a time."""
     problem, rows, (vocabulary, width) = work.problem, len(work.problem.rows), work.weight.shape
     assert work.grad_weight is not None
-    logits, threads = rows * vocabulary, torch.get_num_threads()
+    logits, threads = rows * vocabulary, 0 if work.hidden.is_cuda else torch.get_num_threads()
 
     def columns_beside(rows: int) -> int:  # a product's scratch is of the size of its factor and result, a thread
         return _fitting(logits, rows + (5 + threads) * width, beside=rows * (width + 2) + threads * rows * width)
