@@ -317,8 +317,9 @@ def _weight_gradient_by_columns(work: _Work) -> None:
     assert work.grad_weight is not None
     logits, threads = rows * vocabulary, 0 if work.hidden.is_cuda else torch.get_num_threads()
 
-    def columns_beside(rows: int) -> int:  # a product's scratch is of the size of its factor and result, a thread
-        return _fitting(logits, rows + (5 + threads) * width, beside=rows * (width + 2) + threads * rows * width)
+    def columns_beside(rows: int) -> int:  # a thread's scratch in products is some half of a factor and of the result
+        scratch = threads * rows * width // 2
+        return _fitting(logits, rows + (5 + threads) * width, beside=rows * (width + 2) + scratch)
 
     fewest = rows if work.hidden.is_cuda else _FEWEST_BLOCK_ROWS  # small tiles would be too many launches
     block, chunk_columns = _halve(rows, fewest, columns_beside)
