@@ -147,9 +147,10 @@ def judge(difference: Estimate, limit: float) -> str:
 
 def _partners(fp32: Sequence[str], bf16: Sequence[str]) -> list[tuple[str, str]]:
     """Each run in fp32 with the one in bf16 that has its recipe and seed."""
-    left = {run: _recipe(run) for run in bf16}
-    pairs: list[tuple[str, str]] = []
-    for run, recipe in ((run, _recipe(run)) for run in fp32):
+    left, taken = {run: _recipe(run) for run in bf16}, list[dict[str, Any]]()
+    pairs = list[tuple[str, str]]()
+    for run in fp32:
+        recipe = _recipe(run)
         if not left:
             raise UserError(f"bf16: a run is named twice, and {run} has no partner")
         wrong = {other: _unlike(recipe, left[other]) for other in left}
@@ -157,9 +158,10 @@ def _partners(fp32: Sequence[str], bf16: Sequence[str]) -> list[tuple[str, str]]
         if wrong[nearest]:
             keys = ", ".join(wrong[nearest])
             raise UserError(f"{run} has no partner: of the runs in bf16 the most like it, {nearest}, differs in {keys}")
-        if any(not _unlike(recipe, _recipe(earlier)) for earlier, _ in pairs):
+        if any(not _unlike(recipe, earlier) for earlier in taken):
             raise UserError(f"fp32: {run} is a second run of one recipe and seed; name one of each")
         del left[nearest]
+        taken.append(recipe)
         pairs.append((run, nearest))
     return pairs
 

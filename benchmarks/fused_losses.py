@@ -32,19 +32,22 @@ from benchmarks.common import (
     best_gemm_rates,
     check_clock,
     describe_machine,
-    medium_is_fp32,
     print_table,
     ratio,
     take_turns,
-    wait_for,
     write_records,
 )
-from benchmarks.smoothed_loss import AGREE, AGREE_IN_BF16, ARITHMETIC, allocated
+from benchmarks.smoothed_loss import (
+    ARITHMETIC,
+    LastLayer,
+    Loss,
+    agreement_limit,
+    allocated,
+    apart,
+    our_loss,
+    pytorch_loss,
+)
 from nmt_ls.experiment.command_line import UserError, run_command
-from nmt_ls.losses import fused_smoothed_cross_entropy
-
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Of hidden_ND, weight_VD, targets_N: the mean loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,16 +98,8 @@ class UnableError(Exception):
     """Why a contestant is left out."""
 
 
-def _ours(alpha: float) -> Loss:
-    return lambda hidden, weight, targets: fused_smoothed_cross_entropy(hidden, weight, targets, alpha)
-
-
-def _pytorch(alpha: float) -> Loss:
-    return lambda hidden, weight, targets: F.cross_entropy(F.linear(hidden, weight), targets, label_smoothing=alpha)
-
-
 def _compiled(alpha: float) -> Loss:
-    compiled: Loss = torch.compile(_pytorch(alpha), dynamic=False)
+    compiled: Loss = torch.compile(pytorch_loss(alpha), dynamic=False)
     return compiled
 
 
@@ -141,8 +136,8 @@ def _need_package(name: str) -> None:
 
 
 CONTESTANTS: Mapping[str, Callable[[float], Loss]] = {
-    "ours": _ours,
-    "pytorch": _pytorch,
+    "ours": our_loss,
+    "pytorch": pytorch_loss,
     "compiled": _compiled,
     "chunked": _chunked,
     "liger": _liger,
@@ -154,48 +149,33 @@ _ON_A_GPU = ("liger", "cce")
 _IN_BF16 = ("cce",)
 
 
-class Contest:
-    """One vocabulary in one arithmetic: the tensors, and steps of the losses that can compute it."""
+class Contest(LastLayer):
+    """Steps of the losses that can compute one vocabulary in one arithmetic."""
 
     def __init__(self, config: BenchmarkConfig, vocabulary: int, arithmetic: str) -> None:
-        torch.manual_seed(1)
-        self.device, self.autocast = config.device, arithmetic == "autocast"
-        products = torch.bfloat16 if arithmetic in ("bf16", "autocast") else torch.float32
-        dtype = torch.float32 if self.autocast else products
-        hidden = torch.randn(config.rows, config.width)
-        weight = torch.randn(vocabulary, config.width) / config.width**0.5
-        self.hidden = hidden.to(self.device, dtype).requires_grad_()
-        self.weight = weight.to(self.device, dtype).requires_grad_()
-        self.targets = torch.randint(vocabulary, (config.rows,)).to(self.device)
-        self.logits_bytes = config.rows * vocabulary * products.itemsize
-        torch.set_float32_matmul_precision("medium" if arithmetic == "medium" else "highest")
+        super().__init__(config.rows, config.width, vocabulary, arithmetic, config.device)
         self.losses: dict[str, Loss] = {}
         self.left_out: dict[str, str] = {}
-        for name in ("ours", "pytorch", *(config.contestants or CONTESTANTS)):
+        for name in dict.fromkeys(("ours", "pytorch", *(config.contestants or CONTESTANTS))):
             try:
                 if name in _ON_A_GPU and self.device == "cpu":
                     raise UnableError("on a GPU only")
-                if name in _IN_BF16 and products != torch.bfloat16:
+                if name in _IN_BF16 and self.product_dtype != torch.bfloat16:
                     raise UnableError("in bf16 only")
                 self.losses[name] = CONTESTANTS[name](config.alpha)
             except UnableError as reason:
                 self.left_out[name] = str(reason)
 
-    def step(self, name: str) -> Tensor:
-        """A training step; returns the loss when all of it is done, gradients lying in hidden and weight."""
-        self.hidden.grad = self.weight.grad = None
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.autocast):
-            loss = self.losses[name](self.hidden, self.weight, self.targets)
-        torch.autograd.backward(loss)
-        wait_for(self.device)
-        return loss.detach().float()
+    def step_of(self, name: str) -> Callable[[], Tensor]:
+        """The step of a contestant."""
+        return functools.partial(self.step, self.losses[name])
 
     def check_agreement(self, limit: float) -> None:
         """Leaves out who fails, and whose loss or gradients are further than this from PyTorch's, relatively.
 
         Raises what ours or PyTorch's raises; AssertionError where ours are further.
         """
-        right = self._results("pytorch")
+        right = self.results(self.step_of("pytorch"))
         for name in list(self.losses):
             try:
                 self._compare(name, right, limit)
@@ -207,47 +187,36 @@ class Contest:
 
     def _compare(self, name: str, right: Mapping[str, Tensor], limit: float) -> None:
         try:
-            found = self._results(name)
+            found = self.results(self.step_of(name))
         except Exception as error:  # of another's code, whatever it is
             if name in ("ours", "pytorch"):
                 raise
             raise UnableError(f"it fails: {type(error).__name__}: {' '.join(str(error).split())[:100]}") from None
-        apart = {what: float((found[what] - right[what]).norm() / right[what].norm()) for what in right}
-        worst = max(apart, key=lambda what: apart[what])
-        if not apart[worst] <= limit:
-            raise UnableError(f"its {worst} is {apart[worst]:.1e} from PyTorch's")
+        distances = apart(found, right)
+        worst = max(distances, key=lambda what: distances[what])
+        if not distances[worst] <= limit:
+            raise UnableError(f"its {worst} is {distances[worst]:.1e} from PyTorch's")
 
-    def _results(self, name: str) -> dict[str, Tensor]:
-        loss = self.step(name)
-        assert self.hidden.grad is not None
-        assert self.weight.grad is not None
-        gradients = {"hidden's gradient": self.hidden.grad.float(), "weight's gradient": self.weight.grad.float()}
-        return {"loss": loss, **gradients}
 
-    def extra(self, name: str) -> float:
-        """Hundredths of the logits that a step allocates beyond its gradients."""
-        self.hidden.grad = self.weight.grad = None
-        gradients: int = self.hidden.nbytes + self.weight.nbytes
-        if self.device == "cpu":
-            peak = allocated(lambda: self.step(name))
-        else:
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            self.step(name)
-            peak = int(torch.cuda.max_memory_allocated()) - int(before)
-        return 100 * (peak - gradients) / self.logits_bytes
+def allocated_on_gpu(step: Callable[[], object]) -> int:
+    """As `allocated`, on a GPU."""
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    return int(torch.cuda.max_memory_allocated()) - int(before)
 
 
 def measure(config: BenchmarkConfig, vocabulary: int, arithmetic: str, limit: float) -> list[dict[str, Any]]:
     """A row a contestant: median milliseconds, times to ours (medians of the ratios within a round), memory.
 
-    AssertionError where ours and another's compute what is further than `limit` apart.
+    AssertionError where ours and PyTorch's compute what is further than `limit` apart.
     """
     contest = Contest(config, vocabulary, arithmetic)
     contest.check_agreement(limit)
     for name, reason in contest.left_out.items():
         print(f"{arithmetic}, {vocabulary:,}: without {name}: {reason}", flush=True)
-    steps = {name: functools.partial(contest.step, name) for name in contest.losses}
+    steps = {name: contest.step_of(name) for name in contest.losses}
+    peak = allocated if config.device == "cpu" else allocated_on_gpu
     seconds = take_turns(steps, config.repeats, config.clock)
     return [
         {
@@ -255,9 +224,9 @@ def measure(config: BenchmarkConfig, vocabulary: int, arithmetic: str, limit: fl
             "contestant": name,
             "ms": 1e3 * statistics.median(seconds[name]),
             "time to ours": ratio(seconds[name], seconds["ours"]),
-            "allocated %": contest.extra(name),
+            "allocated %": contest.extra(step, peak),
         }
-        for name in steps
+        for name, step in steps.items()
     ]
 
 
@@ -277,16 +246,11 @@ def main(config: BenchmarkConfig) -> None:
         "clock": config.clock,
     }
     for arithmetic in config.arithmetic:
-        exact = arithmetic == "fp32" or (arithmetic == "medium" and medium_is_fp32(products))
-        limit = AGREE if exact else AGREE_IN_BF16
+        limit = agreement_limit(arithmetic, products)
         rows = [row for size in config.vocabularies for row in measure(config, size, arithmetic, limit)]
         print_table(f"{arithmetic}: {config.rows:,} rows of width {config.width}, alpha {config.alpha}", rows, _COLUMNS)
-        about_of = {"precision": arithmetic}
-        named = [
-            ({**about_of, "vocabulary": row.pop("vocabulary"), "contestant": row.pop("contestant")}, row)
-            for row in rows
-        ]
-        write_records(config.out, "fused_losses", named, products, **about)
+        named = [({key: row.pop(key) for key in ("vocabulary", "contestant")}, row) for row in rows]
+        write_records(config.out, "fused_losses", named, products, **about, precision=arithmetic)
 
 
 _COLUMNS = {"vocabulary": ",d", "contestant": "", "ms": ".1f", "time to ours": ".2f", "allocated %": ".1f"}

@@ -16,16 +16,15 @@ counts the scratch memory of the products too and is rounded to pages.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.common import (
+    Products,
     best_gemm_rates,
     check_clock,
     describe_machine,
@@ -33,6 +32,7 @@ from benchmarks.common import (
     print_table,
     ratio,
     take_turns,
+    wait_for,
     write_records,
 )
 from benchmarks.metrics_speed import extra_memory
@@ -82,49 +82,85 @@ class BenchmarkConfig:
             raise ValueError("rows, width, repeats and vocabularies must be positive")
 
 
-class Contest:
-    """One vocabulary in one arithmetic: the tensors, and a step of each contestant."""
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Of hidden_ND, weight_VD, targets_N: the mean loss."""
 
-    def __init__(self, config: BenchmarkConfig, vocabulary: int, arithmetic: str) -> None:
+
+def our_loss(alpha: float) -> Loss:
+    return lambda hidden, weight, targets: fused_smoothed_cross_entropy(hidden, weight, targets, alpha)
+
+
+def pytorch_loss(alpha: float) -> Loss:
+    return lambda hidden, weight, targets: F.cross_entropy(F.linear(hidden, weight), targets, label_smoothing=alpha)
+
+
+class LastLayer:
+    """One vocabulary in one arithmetic: the tensors, and a training step with any loss of them."""
+
+    def __init__(self, rows: int, width: int, vocabulary: int, arithmetic: str, device: str = "cpu") -> None:
         torch.manual_seed(1)
-        self.alpha, self.autocast = config.alpha, arithmetic == "autocast"
+        self.device, self.autocast = device, arithmetic == "autocast"
         self.product_dtype = torch.bfloat16 if arithmetic in ("bf16", "autocast") else torch.float32
         dtype = torch.float32 if self.autocast else self.product_dtype
-        self.hidden = torch.randn(config.rows, config.width).to(dtype).requires_grad_()
-        self.weight = (torch.randn(vocabulary, config.width) / config.width**0.5).to(dtype).requires_grad_()
-        self.targets = torch.randint(vocabulary, (config.rows,))
-        self.gflop = 6e-9 * config.rows * config.width * vocabulary
-        self.logits_bytes = config.rows * vocabulary * self.product_dtype.itemsize
+        self.hidden = torch.randn(rows, width).to(device, dtype).requires_grad_()
+        self.weight = (torch.randn(vocabulary, width) / width**0.5).to(device, dtype).requires_grad_()
+        self.targets = torch.randint(vocabulary, (rows,)).to(device)
+        self.logits_bytes = rows * vocabulary * self.product_dtype.itemsize
         torch.set_float32_matmul_precision("medium" if arithmetic == "medium" else "highest")
 
-    def _context(self) -> AbstractContextManager[Any]:
-        return torch.autocast("cpu", torch.bfloat16) if self.autocast else nullcontext()
+    def step(self, loss: Loss) -> Tensor:
+        """Returns the loss when all of the step is done, gradients lying in hidden and weight."""
+        self.hidden.grad = self.weight.grad = None
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.autocast):
+            value = loss(self.hidden, self.weight, self.targets)
+        torch.autograd.backward(value)
+        wait_for(self.device)
+        return value.detach()
+
+    def results(self, step: Callable[[], Tensor]) -> dict[str, Tensor]:
+        """Loss and gradients of a step, in fp32, by name."""
+        loss = step()
+        assert self.hidden.grad is not None
+        assert self.weight.grad is not None
+        found = {"loss": loss, "hidden's gradient": self.hidden.grad, "weight's gradient": self.weight.grad}
+        return {name: tensor.float() for name, tensor in found.items()}
+
+    def extra(self, step: Callable[[], object], peak: Callable[[Callable[[], object]], int]) -> float:
+        """Hundredths of the logits by which `peak` says that a step goes beyond its gradients."""
+        self.hidden.grad = self.weight.grad = None
+        gradients: int = self.hidden.nbytes + self.weight.nbytes
+        return 100 * (peak(step) - gradients) / self.logits_bytes
+
+
+def apart(found: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> dict[str, float]:
+    """How far each of `LastLayer.results` lies from what is right, relatively."""
+    return {name: float((found[name] - right[name]).norm() / right[name].norm()) for name in right}
+
+
+def agreement_limit(arithmetic: str, products: Mapping[str, Products]) -> float:
+    """How far apart losses and gradients may be in this arithmetic."""
+    exact = arithmetic == "fp32" or (arithmetic == "medium" and medium_is_fp32(products))
+    return AGREE if exact else AGREE_IN_BF16
+
+
+class Contest(LastLayer):
+    """A step of each contestant."""
+
+    def __init__(self, config: BenchmarkConfig, vocabulary: int, arithmetic: str) -> None:
+        super().__init__(config.rows, config.width, vocabulary, arithmetic)
+        self.alpha = config.alpha
+        self.gflop = 6e-9 * config.rows * config.width * vocabulary
 
     def ours(self) -> Tensor:
-        self.hidden.grad = self.weight.grad = None
-        with self._context():
-            loss = fused_smoothed_cross_entropy(self.hidden, self.weight, self.targets, self.alpha)
-        torch.autograd.backward(loss)
-        return loss.detach()
+        return self.step(our_loss(self.alpha))
 
     def pytorch(self) -> Tensor:
-        self.hidden.grad = self.weight.grad = None
-        with self._context():
-            loss = F.cross_entropy(F.linear(self.hidden, self.weight), self.targets, label_smoothing=self.alpha)
-        torch.autograd.backward(loss)
-        return loss.detach()
+        return self.step(pytorch_loss(self.alpha))
 
     def check_agreement(self, limit: float) -> None:
         """AssertionError where loss or gradients of ours and PyTorch's are further apart than this, relatively."""
-        found = []
-        for step in (self.ours, self.pytorch):
-            loss = step()
-            assert self.hidden.grad is not None
-            assert self.weight.grad is not None
-            found.append((loss, self.hidden.grad, self.weight.grad))
-        for name, ours, theirs in zip(("loss", "hidden's gradient", "weight's gradient"), *found, strict=True):
-            apart = float((ours.float() - theirs.float()).norm() / theirs.float().norm())
-            assert apart <= limit, f"{name}: ours and PyTorch's are {apart:.1e} apart"
+        for name, distance in apart(self.results(self.ours), self.results(self.pytorch)).items():
+            assert distance <= limit, f"{name}: ours and PyTorch's are {distance:.1e} apart"
 
     def products(self) -> Callable[[], None]:
         hidden, weight = self._operands()
@@ -149,12 +185,6 @@ class Contest:
 
     def _operands(self) -> tuple[Tensor, Tensor]:
         return self.hidden.detach().to(self.product_dtype), self.weight.detach().to(self.product_dtype)
-
-    def extra(self, step: Callable[[], object], peak: Callable[[Callable[[], object]], int]) -> float:
-        """Hundredths of the logits by which `peak` says that a step goes beyond its gradients."""
-        self.hidden.grad = self.weight.grad = None
-        gradients: int = self.hidden.nbytes + self.weight.nbytes
-        return 100 * (peak(step) - gradients) / self.logits_bytes
 
 
 def allocated(step: Callable[[], object]) -> int:
@@ -214,8 +244,7 @@ def main(config: BenchmarkConfig) -> None:
         "clock": config.clock,
     }
     for arithmetic in config.arithmetic:
-        exact = arithmetic == "fp32" or (arithmetic == "medium" and medium_is_fp32(products))
-        limit = AGREE if exact else AGREE_IN_BF16
+        limit = agreement_limit(arithmetic, products)
         rows = [
             {"vocabulary": vocabulary, **measure(config, vocabulary, arithmetic, limit)}
             for vocabulary in config.vocabularies

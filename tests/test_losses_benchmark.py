@@ -70,18 +70,18 @@ def test_fused_losses_of_others(
 
 
 def test_a_wrong_fused_loss_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(alpha: float) -> fused_losses.Loss:
+    def wrong(alpha: float) -> smoothed_loss.Loss:
         right = fused_losses.CONTESTANTS["pytorch"](alpha)
         return lambda hidden, weight, targets: right(hidden, 1.1 * weight, targets)
 
     config = fused_losses.BenchmarkConfig(vocabularies=(50,), rows=20, width=8, contestants=("compiled",))
     monkeypatch.setitem(fused_losses.CONTESTANTS, "compiled", wrong)
     contest = fused_losses.Contest(config, 50, "fp32")
-    contest.check_agreement(fused_losses.AGREE)
+    contest.check_agreement(smoothed_loss.AGREE)
     assert list(contest.losses) == ["ours", "pytorch"]
     assert "from PyTorch's" in contest.left_out["compiled"]
 
-    def failing(_: float) -> fused_losses.Loss:
+    def failing(_: float) -> smoothed_loss.Loss:
         def loss(*_: torch.Tensor) -> torch.Tensor:
             raise KeyError("no compiler")
 
@@ -89,11 +89,11 @@ def test_a_wrong_fused_loss_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setitem(fused_losses.CONTESTANTS, "compiled", failing)
     contest = fused_losses.Contest(config, 50, "fp32")
-    contest.check_agreement(fused_losses.AGREE)
+    contest.check_agreement(smoothed_loss.AGREE)
     assert contest.left_out == {"compiled": "it fails: KeyError: 'no compiler'"}
     monkeypatch.setitem(fused_losses.CONTESTANTS, "ours", wrong)
     with pytest.raises(AssertionError, match=r"ours: its .* is .* from PyTorch's"):
-        fused_losses.Contest(config, 50, "fp32").check_agreement(fused_losses.AGREE)
+        fused_losses.Contest(config, 50, "fp32").check_agreement(smoothed_loss.AGREE)
 
 
 def test_mistakes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
