@@ -28,7 +28,7 @@ Kernel = Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
 """Of logits_nV, labels_n, label_mass_n: see losses_triton.softmax_gradient_in_place."""
 
 _CHUNKS = 23  # logits, and what goes with them, exist one part in this many at a time,
-_SMALLEST_CHUNK = 2**20  # but never fewer than this (4 MiB in fp32), or calls and sums would cost more than work,
+_SMALLEST_CHUNK = 2**20  # but where that is fewer than this, this many (4 MiB in fp32), or calls would cost too much,
 _ENOUGH_COLUMNS = 320  # of narrow logits: where all rows leave no room for as many, they are taken in blocks,
 _FEWEST_BLOCK_ROWS = 256  # halved down to this
 _FEWEST_ROWS = 64  # and never fewer rows (or columns), or products would be too thin
@@ -368,8 +368,9 @@ def _mean_weight(weight_VD: Tensor, prior_V: Tensor) -> Tensor:
 
 def _fitting(logits: int, each: int, beside: int = 0) -> int:
     """How many rows or columns, which take `each` elements, are worked on at a time, where `beside` are taken."""
-    rows = max((max(logits / _CHUNKS, _SMALLEST_CHUNK) - beside) / each, _FEWEST_ROWS)
-    return int(rows) // 16 * 16
+    share = logits / _CHUNKS
+    room = share - beside if share > _SMALLEST_CHUNK else _SMALLEST_CHUNK  # of few logits nothing is worth saving
+    return int(max(room / each, _FEWEST_ROWS)) // 16 * 16
 
 
 def _halve(rows: int, fewest: int, columns_beside: Callable[[int], int]) -> tuple[int, int]:
