@@ -126,7 +126,8 @@ class Test:
     """One comparison, and what the claim expects of it.
 
     effect: the smallest difference that matters. figure, target: names of records, for statistics of records. premise:
-    what is said where this test fails, if it asks whether there is anything to explain at all.
+    what is said where this test fails, if it asks whether there is anything to explain at all. added: when it joined,
+    if it was not there before the runs.
     """
 
     __test__ = False  # pytest: this is none of yours
@@ -139,6 +140,7 @@ class Test:
     figure: str = ""
     target: str = ""
     premise: str = ""
+    added: str = ""
 
     def __post_init__(self) -> None:
         if not self.effect > 0:

@@ -17,6 +17,7 @@ from nmt_ls.claims import Claims, Setting
 from nmt_ls.experiment.atomic import atomic_write
 from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.records import provenance
+from nmt_ls.findings import Finding
 from nmt_ls.metrics.plots import save_figure
 from nmt_ls.report_figures import Picture, setting_pictures
 from nmt_ls.report_tables import Table, interval_text, setting_tables
@@ -61,9 +62,15 @@ class Part:
         """What the recipes of all runs have in common, and the values of what differs."""
         said: dict[str, dict[str, None]] = {}
         for run in self.results.runs():
-            for key, value in _flat(run.signature):
+            for key, value in (*_flat(run.signature), *run.search.items()):
                 said.setdefault(key, {})[value] = None
         return {key: ", ".join(values) for key, values in said.items() if key not in _NOT_SHOWN}
+
+    def searches(self) -> dict[str, str]:
+        """Of the signature, what belongs to translations: beam, length penalty, and sacrebleu's own signatures."""
+        return {
+            key: value for key, value in self.signature().items() if any(key in r.search for r in self.results.runs())
+        }
 
     def commands(self) -> list[str]:
         """Those that made the figures of the first run of every α."""
@@ -73,17 +80,12 @@ class Part:
         return list(found)
 
 
-_NOT_SHOWN = (
-    "temperature",
-    "temperature_is",
-    "beam",
-    "length_penalty",
-    "cell",
-    "study",
-    "slice",
-    "sacrebleu",
-    "tokens",
+_NOT_SHOWN = ("temperature", "temperature_is", "cell", "study", "slice", "sacrebleu", "tokens")
+_IN_TABLE = (
+    *("split", "beam", "length_penalty", "sacrebleu: bleu", "sacrebleu: chrf", "bins", "dropout", "spread", "prior"),
+    *("corpus", "checkpoint", "precision", "training_precision", "versions", "commit", "training_commit"),
 )
+"""Of a signature, what goes with every row of table.csv."""
 
 
 def _flat(signature: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -271,7 +273,7 @@ def _table_context(table: Table) -> dict[str, Any]:
 
 
 def _sortable(value: Any) -> str:
-    return "" if value is None else str(value)
+    return "" if value is None else str(value.difference if isinstance(value, Finding) else value)
 
 
 def write_study_pages(report: Report) -> list[Path]:
@@ -292,12 +294,34 @@ def write_study_pages(report: Report) -> list[Path]:
 
 
 def _all_rows(parts: Sequence[Part]) -> pd.DataFrame:
-    """The rows of all tables, each with its setting and the table's title."""
+    """The rows of all tables, each with its setting, the table's title, and the recipe that the setting shares."""
     frames = [
-        pd.DataFrame(table.rows).assign(setting=part.name, table=table.title) for part in parts for table in part.tables
+        pd.DataFrame([_numbers(row) for row in table.rows]).assign(
+            setting=part.name, table=table.title, **_shared(part.signature())
+        )
+        for part in parts
+        for table in part.tables
     ]
     rows = pd.concat(frames or [pd.DataFrame({"setting": [], "table": []})])
-    return rows[["setting", "table", *(name for name in rows.columns if name not in ("setting", "table"))]]
+    last = [name for name in rows.columns if name.startswith("recipe: ")]
+    return rows[
+        ["setting", "table", *(name for name in rows.columns if name not in ("setting", "table", *last)), *last]
+    ]
+
+
+def _numbers(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A table's row with differences as three numbers."""
+    found: dict[str, Any] = {}
+    for name, value in row.items():
+        if isinstance(value, Finding):
+            found |= {name: value.difference, f"{name} low": value.low, f"{name} high": value.high}
+        else:
+            found[name] = value
+    return found
+
+
+def _shared(signature: Mapping[str, str]) -> dict[str, str]:
+    return {f"recipe: {key}": signature[key] for key in _IN_TABLE if key in signature}
 
 
 def _study_markdown(parts: Sequence[Part], verdicts: Sequence[Verdict], beside: Sequence[str]) -> Iterator[str]:
@@ -330,6 +354,8 @@ def _study_markdown(parts: Sequence[Part], verdicts: Sequence[Verdict], beside: 
         )
     for part in parts:
         yield f"\n## {part.setting.name}\n"
+        if signature := [f"{key.removeprefix('sacrebleu: ')} {value}" for key, value in part.searches().items()]:
+            yield f"Translations: {'; '.join(signature)}.\n"
         for why in part.regimes_missed:
             yield f"{SYMBOLS['regime not reached']} *Regime not reached: {why}.* {REGIME}\n"
         for table in part.tables:

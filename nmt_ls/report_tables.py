@@ -12,10 +12,12 @@ import numpy as np
 
 from nmt_ls.claim_statistics import choose_temperature
 from nmt_ls.claims import Chosen, Side, Test
+from nmt_ls.findings import Finding
 from nmt_ls.image_calibration import scaling_rows
 from nmt_ls.metrics.statistics import equivalence_test
 from nmt_ls.study_results import NotMeasuredError, Run, SettingResults, mean_and_sd, scored_values
-from nmt_ls.verdicts import ANSWERS, judge
+from nmt_ls.translation_tables import estimator_rows, translation_rows
+from nmt_ls.verdicts import ANSWERS, LEAST_SEEDS, judge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,9 @@ class Column:
         """A cell; blank for what is not there."""
         if value is None:
             return ""
+        if isinstance(value, Finding):
+            known = min(value.seeds) >= LEAST_SEEDS
+            return interval_text(value.difference, *(value.interval if known else (math.nan, math.nan)), self.format)
         return format(value, self.format) if self.format and not isinstance(value, str) else str(value)
 
 
@@ -99,6 +104,38 @@ SCALING = [
     ),
 ]
 """Of Table 3 as images have it (nmt_ls.image_calibration)."""
+TRANSLATIONS = [
+    RECIPE[0],
+    *RECIPE[2:4],
+    *(
+        each
+        for key, heading, digits in (
+            ("bleu", "BLEU", ".2f"),
+            ("perplexity", "perplexity", ".3f"),
+            ("nll", "NLL", ".4f"),
+            ("ece", "ECE", ".4f"),
+            ("debiased_ece", "debiased ECE", ".4f"),
+            ("squared_l2", "squared L2", ".5f"),
+        )
+        for each in (
+            Column(key=key, heading=heading, format=digits),
+            Column(key=f"{key} sd", heading="its sd over seeds", format=digits),
+            Column(key=f"{key} difference", heading=f"{heading}, difference from α = 0 [95%]", format=digits),
+        )
+    ),
+]
+"""Of Tables 1 and 3 as translators have them (nmt_ls.translation_tables)."""
+ESTIMATORS = [
+    RECIPE[0],
+    Column(key="estimator", heading="estimator"),
+    Column(key="sample_tokens", heading="tokens of a sample", format=","),
+    RECIPE[3],
+    Column(key="estimate", heading="estimate", format=".5f"),
+    Column(key="exact", heading="exact", format=".5f"),
+    Column(key="bias", heading="bias", format="+.5f"),
+    Column(key="sd over samples", heading="sd over samples", format=".5f"),
+    Column(key="rmse", heading="RMSE", format=".5f"),
+]
 ACCURACIES = [
     RECIPE[0],
     Column(key="seeds", heading="seeds"),
@@ -167,6 +204,16 @@ def setting_tables(results: SettingResults, beside: SettingResults | None = None
             columns=TEMPERATURES,
             rows=list(temperature_rows(results)),
         ),
+        Table(
+            title=f"As Tables 1 and 3 of the paper: temperatures fitted to each run on {setting.choose_on} by NLL",
+            columns=TRANSLATIONS,
+            rows=list(translation_rows(results)),
+        ),
+        Table(
+            title="Estimators of calibration error beside the exact value of each, T = 1",
+            columns=ESTIMATORS,
+            rows=list(estimator_rows(results)),
+        ),
         Table(title="As Table 2 of the paper: accuracy", columns=ACCURACIES, rows=list(accuracy_rows(results))),
         Table(
             title=f"As Table 3 of the paper: α of lowest NLL on {setting.choose_on}, temperatures fitted there",
@@ -215,7 +262,7 @@ def _recipe_row(runs: Sequence[Run], alpha: float, checkpoint: str, fitted: bool
     for name in dict.fromkeys(name for run in runs for name in run.scored[fitted]):
         values = scored_values(runs, name, fitted=fitted)
         # a mean of p-values is none
-        row |= {name: _span(values, ".3f")} if name.startswith("ece_p_value") else mean_and_sd(name, values)
+        row |= {name: _span(values, ".3f")} if "p_value" in name else mean_and_sd(name, values)
     return row
 
 

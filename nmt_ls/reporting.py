@@ -1,8 +1,9 @@
-"""What `score` does: the figures of a run on a split, or of given probabilities; their recipe, and diagrams of them."""
+"""What `score` does: the figures of a run on a split, of given probabilities, or of given translations beside a
+baseline's; their recipe, and diagrams of them."""
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +20,15 @@ from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.processor import choose_device
 from nmt_ls.experiment.records import FITTED_ON, prepare_results, temperature_recipe, warn_of_flattery
 from nmt_ls.fresh_text import fresh_text
-from nmt_ls.given_records import read_token_records, record_diagrams, record_figures, record_recipe
+from nmt_ls.given_records import (
+    calibrated,
+    calibrator_recipe,
+    read_token_records,
+    record_diagrams,
+    record_figures,
+    record_recipe,
+)
+from nmt_ls.given_translations import compare, comparison_table, read_translations, translations_recipe
 from nmt_ls.measured_run import MeasuredRun
 from nmt_ls.metrics.logit_gaps import LogitGaps
 from nmt_ls.metrics.slices import sliced_sums
@@ -38,11 +47,16 @@ from nmt_ls.score_figures import (
     slice_figures,
     translation_figures,
 )
-from nmt_ls.score_records import Figures
+from nmt_ls.score_records import Figures, figure_table
 from nmt_ls.scoring import BINS, Evaluation, evaluate, label_prior
 from nmt_ls.search_changes import SearchChanges
 from nmt_ls.sweep_cells import DIGITS, forced_table
 from nmt_ls.translator import CheckpointName, Translator
+
+GIVEN = {"records": ("fit_on", "same_split"), "translations": ("baseline", "reference")}
+"""What may be scored in the place of a run, and the settings that belong to it alone."""
+ANYWHERE = {"records": ("results", "figure", "slices"), "translations": ("results",)}
+"""Of the settings of a run, those that go with it too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,14 +65,19 @@ class ScoreConfig:
 
     run: a run's directory; left out, the newest finished one under runs/.
     records: instead of a run, a JSON-lines file with any toolkit's probabilities, a token or a sentence a line:
-        sentence, position, confidence, correct, and log_prob if known (see the README).
+        sentence, position, confidence, correct, and log_prob if known (see the README); - is standard input.
+    fit_on: another file of records, to which an isotonic calibrator is fitted that is applied to those of records.
+    same_split: whether fit_on may hold the very tokens of records, which flatters the calibrated figures.
+    translations: instead of a run, a file of any system's translations, a line each, to be compared with a baseline's.
+    baseline: the other system's translations of the same lines.
+    reference: files with the reference translations of the same lines; several are several references.
     data: where the corpus of the run lies, if no longer where it was trained.
     checkpoint: which weights of the run.
     split: of the run's corpus.
     temperature: a number, or fitted (the one of lowest NLL on the validation split); left out, the run's own.
     results: a directory to whose records.jsonl every figure is appended that is not there yet.
     figure: whether to draw diagrams there too.
-    slices: whether to give calibration apart by position, token frequency, end of sentence and sentence length.
+    slices: whether to give calibration apart by position, predicted frequency and end, and source length.
     exact_tokens: on the embedded corpus, how many fresh tokens (a million, say) to hold against the truth; 0 is none.
     precision: of the arithmetic; auto takes what is fast here.
     device: auto takes CUDA where there is a GPU.
@@ -66,6 +85,11 @@ class ScoreConfig:
 
     run: str | None = None
     records: str | None = None
+    fit_on: str | None = None
+    same_split: bool = False
+    translations: str | None = None
+    baseline: str | None = None
+    reference: tuple[str, ...] = ()
     data: str | None = None
     checkpoint: CheckpointName = "best"
     split: str = "test"
@@ -85,29 +109,45 @@ class ScoreConfig:
             raise ValueError(f"exact_tokens must not be negative, got {self.exact_tokens}")
         if self.search.samples:
             raise ValueError("search.samples: score translates by search; samples belong to decode")
-        if self.records is not None:
-            self._check_records()
-
-    def _check_records(self) -> None:
-        """Beside records stands nothing that needs a model."""
-        if self.temperature is not None:
+        if self.records is not None and self.temperature is not None:
             raise ValueError(
                 f"temperature: {self.temperature} needs logits, and records hold one probability a token: none can be "
-                "fitted or applied; leave it out, or apply it in the toolkit that wrote them"
+                "fitted or applied; leave it out, apply it in the toolkit that wrote them, or calibrate with fit_on"
             )
-        usable = ("records", "results", "figure", "slices")
-        for entry in fields(self):
-            default = entry.default if entry.default is not MISSING else SearchChanges()
-            if entry.name not in usable and getattr(self, entry.name) != default:
-                raise ValueError(f"{entry.name}: belongs to a run, but records was given; name one of the two")
+        self._check_given()
+
+    def _check_given(self) -> None:
+        """Beside given files stands nothing that needs a model, and what belongs to them does not stand alone."""
+        changed = {
+            entry.name
+            for entry in fields(self)
+            if getattr(self, entry.name) != (entry.default if entry.default is not MISSING else SearchChanges())
+        }
+        for files, own in GIVEN.items():
+            if files not in changed:
+                for name in sorted(changed & set(own)):
+                    raise ValueError(f"{name}: belongs to {files}, which was not given; name that file too")
+                continue
+            for name in sorted(changed - {files, *own, *ANYWHERE[files]}):
+                owner = next((other for other, its in GIVEN.items() if name in (other, *its)), "a run")
+                raise ValueError(f"{name}: belongs to {owner}, but {files} was given; name one of the two")
+        for name in GIVEN["translations"]:
+            if "translations" in changed and name not in changed:
+                raise ValueError(f"{name}: not given; translations are compared with a baseline, by references")
+        if self.same_split and self.fit_on is None:
+            raise ValueError("same_split: belongs to fit_on, which was not given; name that file too")
+        if self.records == self.fit_on == "-":
+            raise ValueError("fit_on: records is standard input already; name a file")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """Figures with their recipe, and diagrams by the names of their files. title: of what they are. sentences: the sums
-    of every sentence, which tests resample, where the temperature was fitted; those at others are a sweep's."""
+    """Figures with their recipe, and diagrams by the names of their files. title: of what they are. table: as they are
+    printed. sentences: the sums of every sentence, which tests resample, where the temperature was fitted; those at
+    others are a sweep's."""
 
     title: str
+    table: str
     groups: list[Figures]
     recipe: dict[str, Any]
     diagrams: dict[str, Figure]
@@ -115,24 +155,55 @@ class Scored:
 
 
 def score_records(config: ScoreConfig) -> Scored:
-    """The calibration report of the file `config.records`. Raises UserError for the first line that does not fit."""
-    path = Path(str(config.records))
-    tokens = read_token_records(path)
+    """The calibration report of the file `config.records`, and with `config.fit_on` of its calibrated confidences.
+
+    Raises UserError for the first line that does not fit, and for what `calibrated` refuses.
+    """
+    tokens = read_token_records(str(config.records))
+    title, reported = tokens.name, [(tokens, tokens.stem, dict[str, Any]())]
+    if config.fit_on is not None:
+        fitted = read_token_records(config.fit_on, "fit_on")
+        title += f", and calibrated by isotonic regression on {fitted.name} ({len(fitted.correct):,} tokens)"
+        after = calibrated(tokens, fitted, config.same_split)
+        reported.append((after, f"{tokens.stem}-isotonic-{fitted.stem}", calibrator_recipe(tokens, fitted)))
     if config.results is not None:
         prepare_results(Path(config.results))
-    whole, *slices = record_figures(tokens)
+    groups, diagrams = list[Figures](), dict[str, Figure]()
+    for each, name, own in reported:
+        whole, *slices = record_figures(each)
+        kept = [whole, *(slices if config.slices else [])]
+        groups += [replace(group, recipe={**group.recipe, **own}) for group in kept]
+        if config.figure and config.results is not None:
+            diagrams |= record_diagrams(each, name)
+    table = figure_table(groups)
+    return Scored(title=title, table=table, groups=groups, recipe=record_recipe(tokens), diagrams=diagrams)
+
+
+def score_translations(config: ScoreConfig) -> Scored:
+    """Two systems' translations compared. Raises UserError for files that cannot be read or do not pair up."""
+    files = str(config.translations), str(config.baseline), config.reference
+    given = read_translations(*files)
+    if config.results is not None:
+        prepare_results(Path(config.results))
+    comparisons = compare(given)
     return Scored(
-        title=f"{path}",
-        groups=[whole, *(slices if config.slices else [])],
-        recipe=record_recipe(path),
-        diagrams=record_diagrams(tokens, path.stem) if config.figure and config.results is not None else {},
+        title=f"{files[0]} (ours) and {files[1]} (baseline), {len(given.ours):,} lines",
+        table=comparison_table(comparisons),
+        groups=[one.figures() for one in comparisons],
+        recipe=translations_recipe(*files),
+        diagrams={},
     )
 
 
 def score(config: ScoreConfig) -> Scored:
-    """Score a run on a split. Raises UserError for runs, corpora and settings that do not fit, before any work."""
+    """Score a run on a split, or what is given in its place.
+
+    Raises UserError for runs, corpora, files and settings that do not fit, before any work.
+    """
     if config.records is not None:
         return score_records(config)
+    if config.translations is not None:
+        return score_translations(config)
     path = find_run(config.run)
     run = MeasuredRun.open(path, config.checkpoint)
     search = config.search.applied_to(run.config.search)
@@ -161,9 +232,11 @@ def score(config: ScoreConfig) -> Scored:
     exact = against_truth(translator, corpus, config.exact_tokens, search.temperature) if config.exact_tokens else []
     found = Found(run=run, corpus=corpus, split=split, evaluation=evaluation, watcher=watcher, exact=exact)
     shown = "fitted" if temperature == "fitted" else search.temperature
+    groups = found.groups(config.slices)
     return Scored(
         title=f"{path}, {config.checkpoint} checkpoint, {config.split} split",
-        groups=found.groups(config.slices),
+        table=figure_table(groups),
+        groups=groups,
         recipe={
             **run.recipe(search, translator.precision, split=config.split, device=translator.device),
             **temperature_recipe(temperature),
@@ -222,7 +295,7 @@ class Found:
             sentence_figures(evaluation, self.split, self.watcher.empty_S),
             *nbest_figures(evaluation, self.split),
             *self.exact,
-            *(slice_figures(evaluation.teacher_forced.tokens, self.corpus) if slices else []),
+            *(slice_figures(evaluation.teacher_forced.tokens, self.split, self.corpus) if slices else []),
         ]
 
     def sentences(self, temperature: float) -> pa.Table:

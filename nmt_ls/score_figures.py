@@ -5,7 +5,7 @@ Shapes: N tokens of a slab, V pieces, S sentences of the split.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -33,8 +33,8 @@ from nmt_ls.scoring import BINS, Evaluation, Slab, TeacherForced, Tokens
 from nmt_ls.vocabulary import EOS, Vocabulary
 
 POSITION_EDGES = (1, 4, 8, 16)  # from 1, end-of-sentence included
-FREQUENCY_EDGES = (10, 100, 1_000, 10_000)  # of the label among the training split's targets
-LENGTH_EDGES = (5, 10, 15, 20, 30)  # of the reference in pieces, end-of-sentence included
+FREQUENCY_EDGES = (10, 100, 1_000, 10_000)  # of the predicted piece among the training split's targets
+LENGTH_EDGES = (5, 10, 15, 20, 30)  # of the source in pieces, end-of-sentence included
 EXACT_SLICE = 1_000  # tokens whose null distribution is drawn one by one, in about 30 ms; of more, bin by bin
 
 
@@ -168,41 +168,46 @@ def nbest_figures(evaluation: Evaluation, split: Split) -> list[Figures]:
     return [Figures(values=values, searched=True)]
 
 
-def slice_figures(tokens: Tokens, corpus: Corpus) -> list[Figures]:
-    """Calibration apart by position, by the label's training frequency, at the end, and by sentence length."""
-    ends = (tokens.labels == EOS).astype(np.intp)
+def slice_figures(tokens: Tokens, split: Split, corpus: Corpus) -> list[Figures]:
+    """Calibration apart by position, by the training frequency of the predicted piece, where the end of the sentence is
+    predicted, and by the source's length.
+
+    Slices go by what is known before the label is: among tokens whose *label* is rare, or the end, a calibrated model
+    is too sure, or not sure enough, as well.
+    """
     pieces = corpus.split("train").target
     total = int(pieces.lengths_N.sum()) + len(pieces)
-    frequency = np.rint(corpus.unigram_prior().numpy() * total)[tokens.labels]
+    frequency = np.rint(corpus.unigram_prior().numpy() * total)[tokens.predictions]
     kinds = {
         "position": bucket(tokens.positions + 1, POSITION_EDGES),
-        "frequency": bucket(frequency, FREQUENCY_EDGES),
-        "end": (ends, ["words", "end of sentence"]),
-        "length": bucket(np.bincount(tokens.sentences)[tokens.sentences], LENGTH_EDGES),
+        "predicted_frequency": bucket(frequency, FREQUENCY_EDGES),
+        "predicted_end": ((tokens.predictions == EOS).astype(np.intp), ["words", "end of sentence"]),
+        "source_length": bucket((split.source.lengths_N + 1)[tokens.sentences], LENGTH_EDGES),
     }
     return calibration_apart(tokens.confidences, tokens.correct, kinds)
 
 
 def calibration_apart(
-    confidences: FloatArray, correct: NDArray[np.bool_], kinds: Mapping[str, tuple[NDArray[np.intp], list[str]]]
+    confidences: FloatArray,
+    correct: NDArray[np.bool_],
+    kinds: Mapping[str, tuple[NDArray[np.intp], list[str]]],
+    by_outcome: Collection[str] = (),
 ) -> list[Figures]:
     """Of each slice ECE with its floor and p-value, debiased ECE, and signed gap (accuracy minus confidence).
 
     A slice has fewer tokens than the whole, and so a higher floor: an ECE below it says nothing.
-    kinds: the tokens' slices, and their names.
+    kinds: the tokens' slices, and their names. by_outcome: those of them that depend on the labels. They have no floor
+    and no p-value, which are of a calibrated model whose slices are known beforehand.
     """
     found = []
     for kind, (groups, names) in kinds.items():
         for index, calibration in calibration_by_slice(confidences, correct, groups, BINS).items():
             inside = groups == index
-            test = calibration_test(confidences[inside], correct[inside], BINS, exact_up_to=EXACT_SLICE)
-            values = {
-                "ece": calibration.ece,
-                "ece_floor": test.floor,
-                "ece_p_value": test.p_value,
-                "debiased_ece": calibration.debiased_l1,
-                "signed_gap": calibration.signed_gap,
-            }
+            values = {"ece": calibration.ece}
+            if kind not in by_outcome:
+                test = calibration_test(confidences[inside], correct[inside], BINS, exact_up_to=EXACT_SLICE)
+                values |= {"ece_floor": test.floor, "ece_p_value": test.p_value}
+            values |= {"debiased_ece": calibration.debiased_l1, "signed_gap": calibration.signed_gap}
             values = {f"{name}_by_{kind}": value for name, value in values.items()}
             found.append(Figures(values=values, recipe={"slice": names[index], "tokens": calibration.count}))
     return found

@@ -55,7 +55,8 @@ class Tokens:
     labels: NDArray[np.int64]  # piece ids
     log_probs: NDArray[np.float64]  # of the label, nats
     confidences: NDArray[np.float64]  # probability of the most probable piece
-    correct: NDArray[np.bool_]  # whether that is the label
+    predictions: NDArray[np.int64]  # that piece
+    correct: NDArray[np.bool_]  # whether it is the label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +165,7 @@ def _token_columns(slab: Slab, found: TokenStatistics) -> dict[str, Tensor]:
         "labels": slab.targets_N,
         "log_probs": found.log_probs.double(),
         "confidences": found.confidences.double().clamp(max=1.0),
+        "predictions": found.predictions,
         "correct": found.correct,
     }
 

@@ -50,7 +50,8 @@ class Run:
     """A run's checkpoint on a split, and what was measured of it.
 
     scored: figures by whether the temperature was fitted. swept: NLL, ECE and squared L2 by temperature. decoded:
-    figures of translations by temperature.
+    figures of translations by temperature. search: how those were made, and sacrebleu's signatures, as
+    `sacrebleu: <figure>`.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Run:
     swept: dict[float, dict[str, float]] = field(default_factory=dict)
     decoded: dict[float, dict[str, float]] = field(default_factory=dict)
     fitted_temperature: list[float] = field(default_factory=list)  # one, where it was fitted
+    search: dict[str, str] = field(default_factory=dict)
     commands: dict[str, None] = field(default_factory=dict)
 
     @property
@@ -143,6 +145,11 @@ class SettingResults:
             swept = run.decoded if "beam" in signature else run.swept
             swept.setdefault(temperature, {})[name] = record.value
         run.commands[record.command] = None
+        for key in ("beam", "length_penalty"):
+            if key in signature:
+                run.search[key] = str(signature[key])
+        if "sacrebleu" in signature:
+            run.search[f"sacrebleu: {record.name}"] = str(signature["sacrebleu"])
 
     @property
     def checkpoints(self) -> list[str]:

@@ -106,6 +106,8 @@ def judge(name: str, test: Test, results: SettingResults) -> Outcome:
     lacking = [run.name for side in test.sides for run in results.runs(side.alpha) if run.name not in used]
     if lacking:
         why += f"; without {', '.join(dict.fromkeys(lacking))}, which lack figures or {results.unit}s"
+    if test.added:
+        why += f" (a test added {test.added})"
     return Outcome(name=name, test=test, word=word, why=why, finding=finding, seeds=seeds)
 
 

@@ -128,5 +128,5 @@ def _write_run(
             ),
             [],
         )
-        add("bleu", float(bleu_from_statistics(statistics.sum(0))), **keys)
+        add("bleu", float(bleu_from_statistics(statistics.sum(0))), **keys, sacrebleu="nrefs:1|made:up")
     append_records(folder / "records.jsonl", records)

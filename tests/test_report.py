@@ -144,7 +144,7 @@ def test_verdicts_come_first_with_all_that_a_claim_needs(written: str) -> None:
 
 def test_tables_can_be_sorted(written: str) -> None:
     page = Page(written)
-    assert len(page.headings) == 2 * 3
+    assert len(page.headings) == 4 * 3  # recipes, temperatures, translations, estimators, of three settings
     assert min(page.headings) > 4
     assert {len(row) for row in page.rows} <= set(page.headings)
     assert 'aria-sort", falling' in written  # said to those who do not see it
@@ -172,6 +172,9 @@ def test_pages_of_studies(results: Path, written: str) -> None:
     assert table.ece.tolist()[0] > table.ece.tolist()[1]
     assert table["ece sd"].isna().tolist() == [False, False, True]
     readme = (results / "multi30k" / "README.md").read_text(encoding="utf-8")
+    assert "Translations: beam 5; length_penalty average:1; bleu nrefs:1|made:up." in readme
+    assert "nrefs:1|made:up" in written
+    assert table["recipe: sacrebleu: bleu"].tolist() == ["nrefs:1|made:up"] * 3
     assert "| multi30k-de | Label smoothing raises BLEU | ✓ reproduced (provisional, 3 of 5 seeds) |" in readme
     for name in re.findall(r"\((figures/\S+\.png)\)", readme):
         assert (results / "multi30k" / name).exists()
@@ -278,7 +281,7 @@ def test_figures_of_real_runs_reach_it(
     claims = dataclasses.replace(claims, settings={**claims.settings, "multi30k-de": setting, "embedded": setting})
     verdicts = Report.read(claims, Path("results")).verdicts
     found = [one for one in verdicts if one.setting_name in ("multi30k-de", "embedded")]
-    assert len(found) == 9 + 9
+    assert len(found) == 9 + 10
     for one in found:  # all is measured; one seed decides nothing
         assert one.word in ("unresolved", "regime not reached"), (one.claim.name, one.why)
         assert all(outcome.finding is not None and set(outcome.finding.seeds) == {1} for outcome in one.outcomes)

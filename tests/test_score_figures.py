@@ -28,7 +28,7 @@ from nmt_ls.score_figures import (
     sentence_figures,
     slice_figures,
 )
-from nmt_ls.scoring import Evaluation, evaluate
+from nmt_ls.scoring import Evaluation, Tokens, evaluate
 from nmt_ls.search import SearchConfig
 from nmt_ls.search_changes import SearchChanges
 from nmt_ls.translator import Hypothesis, Translator
@@ -145,17 +145,51 @@ def test_a_slice_has_a_floor_of_its_own() -> None:
 
 def test_slices_partition_the_tokens(watched: tuple[Translator, Evaluation, Watcher], small_corpus: Corpus) -> None:
     tokens = watched[1].teacher_forced.tokens
-    groups = slice_figures(tokens, small_corpus)
-    for kind in ("position", "frequency", "end", "length"):
+    split = small_corpus.split("test")
+    groups = slice_figures(tokens, split, small_corpus)
+    for kind in ("position", "predicted_frequency", "predicted_end", "source_length"):
         members = [group for group in groups if f"ece_by_{kind}" in group.values]
         assert sum(group.recipe["tokens"] for group in members) == len(tokens.labels)
         signed = sum(group.recipe["tokens"] * group.values[f"signed_gap_by_{kind}"] for group in members)
         assert signed / len(tokens.labels) == pytest.approx((tokens.correct - tokens.confidences).mean())
     (end,) = (group for group in groups if group.recipe["slice"] == "end of sentence")
-    ends = tokens.labels == EOS
+    ends = tokens.predictions == EOS
     expected = expected_calibration_error(tokens.confidences[ends], tokens.correct[ends])
-    assert end.values["ece_by_end"] == pytest.approx(expected)
-    assert end.recipe["tokens"] == len(small_corpus.split("test"))
+    assert end.values["ece_by_predicted_end"] == pytest.approx(expected)
+    assert end.recipe["tokens"] == ends.sum()
+    lengths = [len(split.source[row]) + 1 for row in range(len(split))]
+    longest = [group for group in groups if "ece_by_source_length" in group.values][-1]
+    least = {"> 30": 30, "20 to 30": 20, "21 to 30": 20, "15 to 20": 15, "16 to 20": 15}[longest.recipe["slice"]]
+    assert longest.recipe["tokens"] == sum(lengths[row] > least for row in tokens.sentences)
+
+
+def test_a_calibrated_model_passes_in_every_slice(small_corpus: Corpus) -> None:
+    """Labels drawn from the model's own distributions: no slice may depend on what was drawn."""
+    rng = np.random.default_rng(0)
+    split, count, pieces = small_corpus.split("test"), 6_000, small_corpus.target_vocabulary.size
+    logits = rng.normal(0, 2.5, (count, pieces))
+    logits[:, EOS] += 3
+    probs = np.exp(logits - logits.max(1, keepdims=True))
+    probs /= probs.sum(1, keepdims=True)
+    labels = (probs.cumsum(1) > rng.random((count, 1))).argmax(1)
+    tokens = Tokens(
+        sentences=np.arange(count) % len(split),
+        positions=np.arange(count) // len(split),
+        labels=labels,
+        log_probs=np.log(probs[np.arange(count), labels]),
+        confidences=probs.max(1),
+        predictions=probs.argmax(1),
+        correct=probs.argmax(1) == labels,
+    )
+    groups = slice_figures(tokens, split, small_corpus)
+    p_values = [value for group in groups for name, value in group.values.items() if "p_value" in name]
+    assert len(p_values) > 8
+    assert min(p_values) > 0.05 / len(p_values)
+    by_label = calibration_apart(
+        tokens.confidences, tokens.correct, {"end": ((labels == EOS).astype(np.intp), ["words", "end"])}, {"end"}
+    )
+    assert abs(by_label[1].values["signed_gap_by_end"]) > 0.1  # which is why it has no floor and no p-value
+    assert set(by_label[1].values) == {"ece_by_end", "debiased_ece_by_end", "signed_gap_by_end"}
 
 
 def test_score_writes_them_all(small_run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -165,7 +199,8 @@ def test_score_writes_them_all(small_run: RunDirectory, tmp_path: Path, capsys: 
     by_name = {record.name: record for record in records}
     wanted = {"logit_gap_mean", "logit_gap_sd", "logit_gap_within_sd", "logit_gap_ideal", "inference_ece", "aurc",
               "inference_ece_floor", "exact_ece", "kl_to_truth", "tv_to_truth", "entropy", "sentence_aurc",
-              "empty_probability", "estimated_ece", "ece_by_position", "ece_by_end", "nbest_ece"}  # fmt: skip
+              "empty_probability", "estimated_ece", "ece_by_position", "ece_by_predicted_end",
+              "nbest_ece"}  # fmt: skip
     assert wanted <= set(by_name)
     assert by_name["exact_ece"].signature["drawn"] == "afresh"
     assert by_name["exact_ece"].signature["tokens"] == 500
@@ -174,7 +209,7 @@ def test_score_writes_them_all(small_run: RunDirectory, tmp_path: Path, capsys: 
     pictures = {path.name.split("-small")[0] for path in (tmp_path / "figures").glob("*.svg")}
     assert pictures == {"reliability", "risk-coverage", "logit-gaps", "inference", "exact"}
     shown = capsys.readouterr().out
-    assert "ece_by_end (end of sentence)" in shown
+    assert "ece_by_predicted_end (end of sentence)" in shown
     assert "estimated_ece (smooth, 500)" in shown
 
 

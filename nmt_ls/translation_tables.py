@@ -1,0 +1,98 @@
+"""Rows of a report's tables of translators: Tables 1 and 3 of the paper in one, and on the embedded corpus what the
+estimators of ECE make of samples beside the exact values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from nmt_ls.claim_statistics import evaluate
+from nmt_ls.claims import Side, Statistic, Test
+from nmt_ls.findings import Finding
+from nmt_ls.study_results import NotMeasuredError, Run, SettingResults, mean_and_sd, scored_values
+
+FIGURES = ("bleu", "nll", "perplexity", "ece", "debiased_ece", "squared_l2")
+COMPARED: tuple[Statistic, ...] = ("bleu", "nll", "squared_l2")
+EXACT_OF = {
+    "equal-width": "exact_ece",
+    "debiased": "exact_ece",
+    "equal-mass": "exact_equal_mass_ece",
+    "sweep": "exact_sweep_ece",
+    "smooth": "exact_smooth_ece",
+    "squared-l2": "exact_squared_l2",
+}
+"""The exact value that each estimator of nmt_ls.exact is of."""
+
+
+def translation_rows(results: SettingResults) -> Iterator[dict[str, Any]]:
+    """Hard targets, the same at the temperature fitted to each run, and every α at T = 1: means over seeds, their sd,
+    and of every α the difference from hard targets with its 95% interval (`<figure> difference`)."""
+    if results.of_images:
+        return
+    for alpha in results.alphas:
+        for fitted in (False, True) if alpha == 0 else (False,):
+            runs = [run for run in results.runs(alpha) if run.scored.get(fitted)]
+            if not runs:
+                continue
+            row: dict[str, Any] = {
+                "alpha": alpha,
+                "temperature": _fitted(runs) if fitted else "1",
+                "seeds": len(runs),
+            }
+            for name in FIGURES:
+                if values := scored_values(runs, name, fitted=fitted):
+                    row |= mean_and_sd(name, values)
+            if alpha > 0:
+                row |= _differences(results, alpha)
+            yield row
+
+
+def _fitted(runs: Sequence[Run]) -> str:
+    return f"fitted, {np.mean([run.fitted_temperature[0] for run in runs]):.3f}"
+
+
+def _differences(results: SettingResults, alpha: float) -> dict[str, Finding]:
+    found = {}
+    for statistic in COMPARED:
+        test = Test(
+            statistic=statistic, expect="higher", effect=1.0, baseline=Side(alpha=0.0), treated=Side(alpha=alpha)
+        )
+        with suppress(NotMeasuredError):
+            found[f"{statistic} difference"] = evaluate(test, results)
+    return found
+
+
+def estimator_rows(results: SettingResults) -> Iterator[dict[str, Any]]:
+    """Of every α, estimator and size of sample: mean over seeds of the estimate, of the exact value of its own, of the
+    sd over samples, and of the root of the mean squared error (bias and sd; no sd of one sample as large as all)."""
+    for alpha in results.alphas:
+        scored = [run.scored[False] for run in results.runs(alpha) if "exact_ece" in run.scored.get(False, {})]
+        for name in dict.fromkeys(name for figures in scored for name in figures):
+            kind, *parts = name.split(" ")
+            if not kind.startswith("estimated_") or kind.endswith("_sd") or len(parts) != 2:
+                continue
+            exact = EXACT_OF.get(parts[0], "")
+            have = [figures for figures in scored if name in figures and exact in figures]
+            if not have:
+                continue
+            bias = np.array([figures[name] - figures[exact] for figures in have])
+            sds = np.array([figures.get(f"{kind}_sd {' '.join(parts)}", math.nan) for figures in have])
+            row: dict[str, Any] = {
+                "alpha": alpha,
+                "estimator": parts[0],
+                "sample_tokens": int(parts[1]),
+                "seeds": len(have),
+                "estimate": float(np.mean([figures[name] for figures in have])),
+                "exact": float(np.mean([figures[exact] for figures in have])),
+                "bias": float(bias.mean()),
+            }
+            if not np.isnan(sds).any():
+                row |= {
+                    "sd over samples": float(sds.mean()),
+                    "rmse": float(np.sqrt(np.mean(bias**2 + sds**2))),
+                }
+            yield row
