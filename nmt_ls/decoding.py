@@ -39,7 +39,7 @@ from nmt_ls.workers import Workers
 
 __all__ = ["DecodeConfig", "decode", "find_run", "run_corpus", "search_config"]
 
-SCORED: tuple[MetricName, ...] = ("bleu", "bleu_lowercase", "chrf")
+SCORED: tuple[MetricName, ...] = ("bleu", "bleu_lowercase", "chrf", "ter")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,21 +50,19 @@ def read_references(paths: Sequence[str]) -> list[list[str]]:
     return [read_lines(path) for path in paths]
 
 
-def check_count(path: str, lines: Sequence[str], expected: int) -> None:
-    """Raises UserError unless the file at path, which pairs up with the input, has as many lines."""
+def check_count(path: str, lines: Sequence[str], expected: int, other: str = "the input") -> None:
+    """Raises UserError unless the file at path, which pairs up with another, has as many lines."""
     if len(lines) != expected:
-        raise UserError(
-            f"{path}: has {len(lines)} lines, but the input has {expected}; they must pair up, line by line"
-        )
+        raise UserError(f"{path}: has {len(lines)} lines, but {other} has {expected}; they must pair up, line by line")
 
 
-def standard_input() -> BinaryIO:
-    """Standard input as bytes, whatever the locale. Raises UserError where it is closed.
+def standard_input(key: str = "input") -> io.BufferedReader:
+    """Standard input as bytes, whatever the locale. Raises UserError, naming the setting, where it is closed.
 
     A reader of its own: a thread that waits on sys.stdin's would abort the interpreter on its way out.
     """
     if sys.stdin is None:
-        raise UserError("input: - is standard input, which is closed; pipe lines into the command, or name a file")
+        raise UserError(f"{key}: - is standard input, which is closed; pipe lines into the command, or name a file")
     return open(sys.stdin.fileno(), "rb", closefd=False)
 
 

@@ -1,4 +1,5 @@
-"""python -m nmt_ls.score: what a run is worth on a split: likelihood, calibration and translation quality."""
+"""python -m nmt_ls.score: what a run is worth on a split: likelihood, calibration and translation quality; or what
+given probabilities are worth, or given translations beside a baseline's."""
 
 from __future__ import annotations
 
@@ -6,7 +7,6 @@ from pathlib import Path
 
 from nmt_ls.experiment.command_line import run_command
 from nmt_ls.experiment.records import one_line
-from nmt_ls.experiment.tables import format_table
 from nmt_ls.reporting import ScoreConfig, score
 from nmt_ls.score_records import store
 
@@ -20,8 +20,7 @@ SHORT_NAMES = {
 def main(config: ScoreConfig) -> None:
     scored = score(config)
     print(f"{scored.title}\n")
-    rows = [row for group in scored.groups for row in group.rows()]
-    print(format_table(rows, ["figure", "value"]))
+    print(scored.table)
     for group in scored.groups:
         for name, text in group.signatures.items():
             print(f"{name}: {text}")
@@ -35,6 +34,6 @@ if __name__ == "__main__":
         main,
         ScoreConfig,
         program="python -m nmt_ls.score",
-        description="Likelihood, calibration and translation quality of a run on a split.",
+        description="Likelihood, calibration and translation quality of a run on a split; or figures of given files.",
         short_names=SHORT_NAMES,
     )

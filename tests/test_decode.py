@@ -26,6 +26,7 @@ from nmt_ls.experiment.config_help import field_help
 from nmt_ls.experiment.precision import Precision
 from nmt_ls.experiment.run_directory import RunDirectory
 from nmt_ls.lines import Writer, portions_of, read_lines
+from nmt_ls.metrics.translation import translation_scores
 from nmt_ls.reporting import ScoreConfig
 from nmt_ls.runs import run_corpus
 from nmt_ls.scoring import first_text
@@ -190,6 +191,8 @@ def test_references_of_a_file(
     scores = decode(DecodeConfig(**base, reference=(str(reference),))).scores  # type: ignore[arg-type]
     assert scores is not None
     assert "nrefs:1" in scores.signatures["bleu"]
+    hypotheses = (tmp_path / "hyp").read_text().removesuffix("\n").split("\n")
+    assert scores == translation_scores(hypotheses, rows, ("bleu", "bleu_lowercase", "chrf", "ter"))
     both = decode(DecodeConfig(**base, reference=(str(reference), str(reference)))).scores  # type: ignore[arg-type]
     assert both is not None
     assert both.bleu == pytest.approx(scores.bleu)

@@ -198,10 +198,11 @@ def test_score_writes_them_all(small_run: RunDirectory, tmp_path: Path, capsys: 
     records = read_records(tmp_path / "records.jsonl")
     by_name = {record.name: record for record in records}
     wanted = {"logit_gap_mean", "logit_gap_sd", "logit_gap_within_sd", "logit_gap_ideal", "inference_ece", "aurc",
-              "inference_ece_floor", "exact_ece", "kl_to_truth", "tv_to_truth", "entropy", "sentence_aurc",
+              "ece_floor", "exact_ece", "kl_to_truth", "tv_to_truth", "entropy", "sentence_aurc",
               "empty_probability", "estimated_ece", "ece_by_position", "ece_by_predicted_end",
               "nbest_ece"}  # fmt: skip
     assert wanted <= set(by_name)
+    assert not {"inference_ece_floor", "inference_ece_p_value"} & set(by_name)
     assert by_name["exact_ece"].signature["drawn"] == "afresh"
     assert by_name["exact_ece"].signature["tokens"] == 500
     assert by_name["inference_ece"].signature["beam"] == 2
