@@ -64,6 +64,7 @@ FIGURES = [
     Column(key="squared_l2", heading="squared L2", format=".5f"),
     Column(key="aurc", heading="AURC", format=".4f"),
     Column(key="inference_ece", heading="inference ECE", format=".4f"),
+    Column(key="empty_preferred", heading="empty preferred", format=".3f"),
     Column(key="exact_ece", heading="exact ECE", format=".4f"),
     Column(key="kl_to_truth", heading="KL to truth", format=".4f"),
     Column(key="tv_to_truth", heading="TV to truth", format=".4f"),
