@@ -126,13 +126,17 @@ def score_batches(
     """Teacher-forced figures of a model on batches, from fp32 logits; how they are batched changes nothing.
 
     watch: is shown every slab with its logits, for what else is wanted of the same pass.
+    Raises UserError where the model's log-probabilities, or what is shown to `watch`, are not numbers.
     """
     likelihood, smoothed = LikelihoodAccumulator(), 0.0
     columns = list[dict[str, Tensor]]()
     for slab in slabs(model, batches):
         logits, targets = model.logits(slab.hidden_ND), slab.targets_N
         if watch is not None:
-            watch(logits, slab)
+            try:
+                watch(logits, slab)
+            except ValueError as error:
+                raise UserError(f"{error}; take another checkpoint") from None
         smoothed += float(smoothed_cross_entropy(logits, targets, loss.alpha, prior, loss.spread, reduction="sum"))
         found = _token_statistics(logits, targets, temperature)
         likelihood.update(found.log_probs, found.correct, found.entropies)
@@ -148,7 +152,10 @@ def score_batches(
 
 def _token_statistics(logits_NV: Tensor, targets_N: Tensor, temperature: float) -> TokenStatistics:
     """As the metrics have them. Raises UserError where log-probabilities are not numbers."""
-    found = token_statistics(logits_NV, targets_N, temperature)
+    try:
+        found = token_statistics(logits_NV, targets_N, temperature)
+    except ValueError as error:
+        raise UserError(f"{error}; take another checkpoint") from None
     if found.log_probs.isnan().any():
         raise UserError(
             f"at temperature {temperature:g} the model's log-probabilities are not numbers (NaN); "

@@ -21,6 +21,7 @@ from nmt_ls.experiment.command_line import UserError, load_config
 from nmt_ls.experiment.precision import Precision, choose_precision
 from nmt_ls.experiment.run_directory import RunDirectory
 from nmt_ls.int8 import Int8Decoder, int8_precision
+from nmt_ls.metrics.temperature import check_temperature
 from nmt_ls.prefix_decoder import KeptEncodings, PrefixDecoder
 from nmt_ls.search import (
     Found,
@@ -250,7 +251,11 @@ class Translator:
     def score(
         self, sources: Sequence[str], targets: Sequence[str], temperature: float = 1.0, *, max_tokens: int = 4096
     ) -> list[Tensor]:
-        """Teacher-forced log-probability (nats) of each target's pieces and its end-of-sentence, given its source."""
+        """Teacher-forced log-probability (nats) of each target's pieces and its end-of-sentence, given its source.
+
+        Raises ValueError for a temperature that is not above 0, UserError where the model's logits are not numbers.
+        """
+        check_temperature(temperature)
         pairs = encode_pairs(self.source_vocabulary, self.target_vocabulary, sources, targets)
         longest = int(max(pairs.source.lengths_N.max(initial=0), pairs.target.lengths_N.max(initial=0))) + 1
         found: dict[int, Tensor] = {}
@@ -258,13 +263,11 @@ class Translator:
         for batch in epoch_batches(pairs, max_tokens=max(max_tokens, longest), seed=0, epoch=0, shuffle=False):
             with torch.inference_mode(), self.precision.autocast(self.device.type):
                 on_device = batch.to(self.device)
-                rows = rescore(
-                    self.model,
-                    on_device.source_BS,
-                    on_device.target_in_BT,
-                    on_device.target_out_BT,
-                    temperature=temperature,
-                )
+                tensors = on_device.source_BS, on_device.target_in_BT, on_device.target_out_BT
+                try:
+                    rows = rescore(self.model, *tensors, temperature=temperature)
+                except ValueError as error:
+                    raise UserError(f"{error}; take another checkpoint") from None
             lengths = (batch.target_out_BT != PAD).sum(1).tolist()
             for index, row_T, length in zip(batch.indices_B.tolist(), rows.cpu(), lengths, strict=True):
                 found[index] = row_T[:length]

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from nmt_ls.corpus import Corpus
+from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.records import read_records
 from nmt_ls.experiment.run_directory import RunDirectory
 from nmt_ls.losses import LossConfig
@@ -28,7 +29,7 @@ from nmt_ls.score_figures import (
     sentence_figures,
     slice_figures,
 )
-from nmt_ls.scoring import Evaluation, Tokens, evaluate
+from nmt_ls.scoring import Evaluation, Tokens, evaluate, score_batches, split_batches
 from nmt_ls.search import SearchConfig
 from nmt_ls.search_changes import SearchChanges
 from nmt_ls.translator import Hypothesis, Translator
@@ -55,6 +56,19 @@ def test_the_empty_translation(watched: tuple[Translator, Evaluation, Watcher], 
     log_probs = [found[0].log_prob for found in evaluation.hypotheses]
     assert values["empty_preferred"] == pytest.approx(np.mean(watcher.empty_S > log_probs))
     assert -1 <= values["mean_log_prob_bleu_spearman"] <= 1
+
+
+def test_broken_logits_are_one_line(small_run: RunDirectory, small_corpus: Corpus) -> None:
+    split, translator = small_corpus.split("test"), Translator.load(small_run.path, "last")
+    with torch.no_grad():
+        translator.model.output_weight[3] = torch.nan
+    with pytest.raises(UserError, match="take another checkpoint"):
+        translator.score(["a"], ["b"])
+    with pytest.raises(ValueError, match="temperature"):
+        translator.score(["a"], ["b"], 0.0)
+    for watch in (None, Watcher(len(split), 1.0)):
+        with pytest.raises(UserError, match="another checkpoint"):
+            score_batches(translator.model, split_batches(split), loss=LossConfig(alpha=0.0), watch=watch)
 
 
 def test_every_calibration_figure_of_the_library_is_given(watched: tuple[Translator, Evaluation, Watcher]) -> None:
@@ -104,7 +118,8 @@ def test_output_tokens_are_aligned_with_the_nearer_reference(
     assert values["inference_over_confidence"] == 0
     assert values["inference_tokens"] == len(pieces)
     expected = calibration_figures(found.confidences, found.correct)
-    assert set(values) == {f"inference_{name}" for name in (*expected, "tokens")}
+    of_the_null = {"ece_floor", "ece_null_mean", "ece_p_value", "squared_l2_p_value"}  # for tokens apart, not aligned
+    assert set(values) == {f"inference_{name}" for name in {*expected, "tokens"} - of_the_null}
 
 
 def test_nbest_lists_are_calibrated_against_the_best_of_each(watched: tuple[Translator, Evaluation, Watcher]) -> None:

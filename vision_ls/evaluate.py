@@ -17,7 +17,16 @@ from vision_ls.scoring import over_runs
 from vision_ls.training import TrainConfig
 
 COLUMNS = ["temperature", "accuracy", "top5_accuracy", "nll", "ece", "debiased_ece", "ece_floor", "smooth_ece"]
-MORE = ["temperature", "classwise_ece", "equal_mass_ece", "squared_l2", "brier", "aurc", "signed_gap"]
+MORE = [
+    "temperature",
+    "classwise_ece",
+    "equal_mass_ece",
+    "squared_l2",
+    "brier",
+    "multiclass_brier",
+    "aurc",
+    "signed_gap",
+]
 OVER_RUNS = ("accuracy", "nll", "ece", "debiased_ece", "train_accuracy", "exact_ece")
 SETTINGS = ("model", "augment", "l2", "optimizer", "schedule", "loss_weight", "batch_size")  # of the configuration
 ALIKE = (

@@ -23,7 +23,16 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from nmt_ls.metrics.inputs import FloatArray, as_array, as_mask, check_bins, check_unit_interval, same_shape
+from nmt_ls.metrics.inputs import (
+    FloatArray,
+    as_array,
+    as_mask,
+    check_bins,
+    check_row_sums,
+    check_unit_interval,
+    row_sum_tolerance,
+    same_shape,
+)
 
 EDGE_TOLERANCE = 2.0**-23
 MOMENTS = 6
@@ -112,15 +121,19 @@ class CalibrationAccumulator:
     def update_probabilities(self, probabilities_NK: Any, targets_N: Any, mask_N: Any = None) -> Self:
         """Add rows of class probabilities: confidence is the largest of a row, correct where its class is the target.
 
-        Of equal probabilities the first is predicted. Raises ValueError where a value is NaN or outside [0, 1].
+        Of equal probabilities the first is predicted. Raises ValueError where a value is NaN or outside [0, 1], and
+        where a row does not sum to 1 (`row_sum_tolerance`; of many rows every 16th is summed, see `check_row_sums`).
         """
         p_NK, y_N = checked_probabilities(probabilities_NK, targets_N)
+        tolerance = row_sum_tolerance(probabilities_NK)
         keep_N = None if mask_N is None else as_mask(mask_N, y_N, "targets")
         rows = max(1, (_CHUNK * 8) // p_NK.shape[1])
 
         def sums_from(start: int) -> FloatArray:
             part = slice(start, start + rows)
-            return _top_label_sums(p_NK[part], y_N[part], None if keep_N is None else keep_N[part], self.bins)
+            return _top_label_sums(
+                p_NK[part], y_N[part], None if keep_N is None else keep_N[part], self.bins, tolerance
+            )
 
         starts = range(0, len(y_N), rows)
         if len(starts) == 1:
@@ -154,8 +167,10 @@ def checked_pair(confidences: Any, correct: Any, mask: Any = None) -> tuple[NDAr
     return c.ravel(), y.ravel()
 
 
-def _top_label_sums(p_NK: NDArray[Any], y_N: NDArray[Any], keep_N: NDArray[np.bool_] | None, bins: int) -> FloatArray:
-    """The binned sums of the most probable classes of checked rows."""
+def _top_label_sums(
+    p_NK: NDArray[Any], y_N: NDArray[Any], keep_N: NDArray[np.bool_] | None, bins: int, tolerance: float
+) -> FloatArray:
+    """The binned sums of the most probable classes; rows are checked here, where they lie in the cache."""
     if keep_N is not None:
         p_NK, y_N = p_NK[keep_N], y_N[keep_N]
     predicted = p_NK.argmax(1)
@@ -164,22 +179,28 @@ def _top_label_sums(p_NK: NDArray[Any], y_N: NDArray[Any], keep_N: NDArray[np.bo
     check_unit_interval(top, "probabilities")
     if p_NK.size and p_NK.min() < 0:
         check_unit_interval(p_NK, "probabilities")
+    check_row_sums(p_NK, tolerance, "probabilities")
     return binned_sums(top, predicted == y_N, bins)
 
 
 def checked_probabilities(probabilities_NK: Any, targets_N: Any) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Arrays [N, K] and [N], K at least 1; ValueError where shapes or target classes do not fit."""
+    """Floating-point [N, K] and [N], K at least 1; ValueError where shapes or target classes do not fit."""
     p_NK, y_N = as_array(probabilities_NK, "probabilities"), as_array(targets_N, "targets")
     if p_NK.ndim != 2 or y_N.shape != p_NK.shape[:1] or p_NK.shape[1] == 0:
         raise ValueError(f"probabilities must be [N, K] and targets [N], got {p_NK.shape} and {y_N.shape}")
     if y_N.size and (y_N.dtype.kind not in "iu" or y_N.min() < 0 or y_N.max() >= p_NK.shape[1]):
         raise ValueError(f"targets must be whole numbers from 0 to {p_NK.shape[1] - 1}")
-    return p_NK, y_N
+    return p_NK if p_NK.dtype.kind == "f" else p_NK.astype(np.float64), y_N
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Figures read from the bins. Gaps are mean correct minus mean confidence; over-confidence makes them negative."""
+    """Figures read from the bins. Gaps are mean correct minus mean confidence; over-confidence makes them negative.
+
+    brier is the top-label (binary) Brier score, the mean of (confidence - correct)^2, and is equal to reliability -
+    resolution + uncertainty + within_bin (Murphy 1973; Stephenson et al. 2008). The score over all classes is
+    `adaptive.ClasswiseAccumulator`'s multiclass_brier.
+    """
 
     count: int
     bin_counts: FloatArray
@@ -193,7 +214,7 @@ class Calibration:
     unbiased_squared_l2: float
     over_confidence: float
     under_confidence: float
-    brier: float  # = reliability - resolution + uncertainty + within_bin (Murphy 1973; Stephenson et al. 2008)
+    brier: float  # top-label
     reliability: float  # the squared L2 error with the bias of finite bins
     resolution: float
     uncertainty: float

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nmt_ls.metrics.inputs import as_array, as_mask, check_finite, check_unit_interval, same_shape
-from nmt_ls.metrics.temperature import as_tensor, check_logits, check_rows, log_probs, logit_chunks
+from nmt_ls.metrics.temperature import as_tensor, check_logits, check_rows, logit_chunks, unchecked_log_probs
 
 _ROUNDING = 1e-6  # may leave the log-probability of a certain token above 0, and its entropy below
 
@@ -49,7 +49,7 @@ def token_statistics(
         keep = y != ignore_index
         if not bool(keep.all()):
             z, y = z[keep], y[keep]
-        log_p = log_probs(z, temperature)
+        log_p = unchecked_log_probs(z, temperature)
         top, predicted = log_p.max(-1)
         # a class of probability 0 adds nothing: 0 * -inf would be NaN
         entropy = -(log_p.exp() * log_p.clamp_min(torch.finfo(log_p.dtype).min)).sum(-1)

@@ -29,7 +29,7 @@ from nmt_ls.metrics.calibration import (
     ece_from_sums,
     unbiased_squared_l2_from_sums,
 )
-from nmt_ls.metrics.inputs import FloatArray, check_bins
+from nmt_ls.metrics.inputs import FloatArray, check_binary, check_bins, check_unit_interval
 
 Figure = Callable[[FloatArray], FloatArray]
 _BLOCK = 1 << 14  # confidences whose labels are redrawn at a time
@@ -64,7 +64,11 @@ class NullDistribution:
 
 
 def null_distribution(confidences: Any, bins: int = 15, draws: int = 1000, seed: int = 0) -> NullDistribution:
-    """Redraw the correctness of every confidence `draws` times: exact, and a few nanoseconds a label."""
+    """Redraw the correctness of every confidence `draws` times: exact, and a few nanoseconds a label.
+
+    Raises ValueError for confidences outside [0, 1] or none, and for fewer draws or bins than 1.
+    """
+    draws = _check_draws(draws, 1)
     c, _ = checked_pair(confidences, np.zeros(np.shape(confidences), bool))
     bins = check_bins(bins)
     observed = binned_sums(c, np.zeros(c.shape, bool), bins)
@@ -91,13 +95,20 @@ def null_distribution(confidences: Any, bins: int = 15, draws: int = 1000, seed:
     return NullDistribution(sums)
 
 
+def _check_draws(draws: int, least: int) -> int:
+    if int(draws) != draws or draws < least:
+        raise ValueError(f"draws must be a whole number of at least {least}, got {draws!r}")
+    return int(draws)
+
+
 def null_distribution_from_sums(sums: FloatArray, draws: int = 1000, seed: int = 0) -> NullDistribution:
     """The null distribution of a stream of which only the binned sums [6, B] are left.
 
     The number right in a bin is drawn from the normal distribution of the same mean, sum c, and variance,
     sum c - sum c^2. From about 1,000 confidences its floor of ECE is within 5% of `null_distribution`'s; of fewer use
-    that, where the confidences are at hand.
+    that, where the confidences are at hand. Raises ValueError for fewer draws than 1.
     """
+    draws = _check_draws(draws, 1)
     mean, variance = sums[CONFIDENCE], np.maximum(sums[CONFIDENCE] - sums[CONFIDENCE_SQUARED], 0.0)
     normal = np.random.default_rng(seed).standard_normal((draws, sums.shape[-1]))
     drawn = np.repeat(sums[None], draws, axis=0)
@@ -128,8 +139,14 @@ def calibration_test(
 
     More confidences than `exact_up_to` are redrawn by bins (`null_distribution_from_sums`), which takes no longer for
     more of them; None: all are redrawn one by one.
+
+    `correct` is boolean, or 0 and 1: what is redrawn is, and of a probability of being right, which varies less, it
+    would say nothing. Raises ValueError for another value, for fewer draws than 2, and for what ECE refuses.
     """
+    draws = _check_draws(draws, 2)
     c, y = checked_pair(confidences, correct)
+    check_unit_interval(y, "correct")
+    check_binary(y, "correct")
     sums = binned_sums(c, y, check_bins(bins))
     exact = exact_up_to is None or c.size <= exact_up_to
     null = null_distribution(c, bins, draws, seed) if exact else null_distribution_from_sums(sums, draws, seed)

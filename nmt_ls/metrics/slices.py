@@ -60,12 +60,22 @@ def bucket(values: Any, edges: Sequence[float]) -> tuple[NDArray[np.intp], list[
     """Slices of a quantity (position, length, frequency), and their names.
 
     `edges` rise; slice i holds edges[i-1] < value <= edges[i], with one slice more for what lies above the last.
+    Of whole numbers the names count what a slice holds; of others they say where it begins: '> 1 to 4'.
 
     >>> bucket([1, 2, 3, 9], [1, 4])
-    (array([0, 1, 1, 2]), ['<= 1', '1 to 4', '> 4'])
+    (array([0, 1, 1, 2]), ['<= 1', '2 to 4', '> 4'])
     """
     if len(edges) == 0 or any(later <= earlier for earlier, later in pairwise(edges)):
         raise ValueError(f"edges must be given and rise, got {list(edges)}")
-    names = [f"<= {edges[0]:g}"]
-    names += [f"{low:g} to {high:g}" for low, high in pairwise(edges)]
-    return np.searchsorted(np.asarray(edges), as_array(values, "values"), side="left"), [*names, f"> {edges[-1]:g}"]
+    quantity = as_array(values, "values")
+    indices = np.searchsorted(np.asarray(edges), quantity, side="left")
+    if _whole(quantity) and _whole(np.asarray(edges)):
+        whole = [int(edge) for edge in edges]
+        names = [f"{low + 1} to {high}" if high > low + 1 else f"{high}" for low, high in pairwise(whole)]
+        return indices, [f"<= {whole[0]}", *names, f"> {whole[-1]}"]
+    names = [f"> {low:g} to {high:g}" for low, high in pairwise(edges)]
+    return indices, [f"<= {edges[0]:g}", *names, f"> {edges[-1]:g}"]
+
+
+def _whole(values: NDArray[Any]) -> bool:
+    return values.dtype.kind != "f" or bool((values == np.rint(values)).all())

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from nmt_ls.metrics.distributions import student_t_cdf, student_t_quantile, t_test_power
-from nmt_ls.metrics.inputs import FloatArray, as_array, check_finite, same_shape
+from nmt_ls.metrics.inputs import FloatArray, as_array, check_binary, check_finite, same_shape
 
 Figure = Callable[[FloatArray], FloatArray]
 _WEIGHTS_AT_ONCE = 1 << 21
@@ -73,11 +73,12 @@ def seed_degrees(sd: float, per_seed: Sequence[FloatArray]) -> float:
 def bootstrap(statistics_AS: Any, figure: Figure, *, resamples: int = 1000, seed: int = 0) -> Estimate:
     """A recipe's figure, the mean over its seeds, with the sd due to its sentences and its seeds.
 
-    `statistics_AS` is [A, S, ...]; `figure` maps summed statistics [..., *] to values [...].
+    `statistics_AS` is [A, S, ...]; `figure` maps summed statistics [..., *] to values [...]. Refuses what
+    `combined_bootstrap` does.
     """
     recipe = _checked(statistics_AS, "statistics")
     found = combined_bootstrap([recipe], figure, lambda means: means[0], resamples=resamples, seed=seed)
-    return replace(found, degrees=seed_degrees(found.sd, [_figures(figure, recipe.sum(1), 1)]))
+    return replace(found, degrees=seed_degrees(found.sd, [_figures(figure, recipe.sum(1), 1, "statistics")]))
 
 
 def crossed_bootstrap(
@@ -97,7 +98,7 @@ def crossed_bootstrap(
         seed=seed,
         resample_seeds=resample_seeds,
     )
-    per_seed = [_figures(figure, recipe.sum(1), 1) for recipe in recipes] if resample_seeds else []
+    per_seed = [figure(recipe.sum(1)) for recipe in recipes] if resample_seeds else []
     return replace(found, degrees=seed_degrees(found.sd, per_seed))
 
 
@@ -117,8 +118,13 @@ def combined_bootstrap(
 
     Resampling both sentences and seeds counts the part in which they act together more than once (Owen 2007, "The
     pigeonhole bootstrap"): the sd is too large by it rather than too small.
+
+    Raises ValueError for statistics that are not finite or do not fit each other, and where a figure comes out as NaN
+    or infinite, which is to say that a sum it divides by is 0: of a recipe's whole data, or of a resample of its
+    sentences. Resamples without a figure are not left out, since the sd of the others would be too small.
     """
-    checked = [_checked(recipe, name) for recipe, name in zip(recipes, ("first", "second", "third"), strict=False)]
+    names = ("first", "second", "third") if len(recipes) > 1 else ("statistics",)
+    checked = [_checked(recipe, name) for recipe, name in zip(recipes, names, strict=False)]
     if len(checked) < len(recipes) or not checked:
         raise ValueError(f"one to three recipes can be combined, got {len(recipes)}")
     for other in checked[1:]:
@@ -127,7 +133,8 @@ def combined_bootstrap(
     if resamples < 2:
         raise ValueError(f"resamples must be at least 2, got {resamples}")
     rng = np.random.default_rng(seed)
-    value = combine([_figures(figure, recipe.sum(1), 1).mean(0)[None] for recipe in checked])
+    named = list(zip(checked, names, strict=False))
+    value = combine([_figures(figure, recipe.sum(1), 1, name).mean(0)[None] for recipe, name in named])
     sentences = checked[0].shape[1]
     drawn = np.zeros(resamples)
     rows = max(1, _WEIGHTS_AT_ONCE // sentences)
@@ -135,7 +142,7 @@ def combined_bootstrap(
         part = slice(start, min(start + rows, resamples))
         weights_RS = _resample_weights(rng, part.stop - start, sentences, sentences)
         drawn[part] = combine(
-            [_resampled_figures(recipe, weights_RS, figure, rng, resample_seeds) for recipe in checked]
+            [_resampled_figures(recipe, name, weights_RS, figure, rng, resample_seeds) for recipe, name in named]
         )
     return Estimate(value=float(value[0]), sd=float(drawn.std(ddof=1)), resamples=resamples)
 
@@ -149,13 +156,19 @@ def _checked(statistics: Any, name: str) -> FloatArray:
 
 
 def _resampled_figures(
-    recipe: FloatArray, weights_RS: FloatArray, figure: Figure, rng: np.random.Generator, resample_seeds: bool
+    recipe: FloatArray,
+    name: str,
+    weights_RS: FloatArray,
+    figure: Figure,
+    rng: np.random.Generator,
+    resample_seeds: bool,
 ) -> FloatArray:
     """The mean figure over resampled seeds, [R, ...]."""
     seeds, sentences = recipe.shape[:2]
     flat = recipe.reshape(seeds, sentences, -1)
     totals_RA = np.stack([weights_RS @ flat[a] for a in range(seeds)], axis=1)
-    figures_RA = _figures(figure, totals_RA.reshape(len(weights_RS), seeds, *recipe.shape[2:]), 2)
+    totals_RA = totals_RA.reshape(len(weights_RS), seeds, *recipe.shape[2:])
+    figures_RA = _figures(figure, totals_RA, 2, f"{name}, in a resample of the sentences")
     if not resample_seeds:
         return np.asarray(figures_RA.mean(1))
     # of A seeds A - 1 are drawn: drawing A would understate their variance by (A - 1) / A (Rao & Wu 1988)
@@ -164,10 +177,20 @@ def _resampled_figures(
     return np.asarray(np.einsum("ra...,ra->r...", figures_RA, seed_weights_RA))
 
 
-def _figures(figure: Figure, totals: FloatArray, leading: int) -> FloatArray:
-    figures = np.asarray(figure(totals))
+def _figures(figure: Figure, totals: FloatArray, leading: int, where: str) -> FloatArray:
+    """The figure of totals whose first `leading` dimensions are resamples and seeds, or seeds; all values finite."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        figures = np.asarray(figure(totals))
     if figures.shape[:leading] != totals.shape[:leading]:
         raise ValueError(f"the figure must keep the leading dimensions, got {figures.shape}")
+    if not np.isfinite(figures).all():
+        first = tuple(np.argwhere(~np.isfinite(figures))[0])
+        zero = [", ".join(map(str, at)) for at in np.argwhere(totals[first[:leading]] == 0)]
+        why = f"it divides by a sum that is 0, of those at [{'], ['.join(zero[:4])}]" if zero else "no sum is 0"
+        raise ValueError(
+            f"{where}: the figure of seed {first[leading - 1]} is {figures[first]} ({why}{', …' if zero[4:] else ''}); "
+            "it needs more sentences that add to what it divides by"
+        )
     return figures
 
 
@@ -178,7 +201,10 @@ def _resample_weights(rng: np.random.Generator, rows: int, items: int, draws: in
 
 
 def ratio_of_sums(sums: FloatArray) -> FloatArray:
-    """A figure for the bootstrap: first sum over second, as NLL a token from [..., (NLL sum, tokens)]."""
+    """A figure for the bootstrap: first sum over second, as NLL a token from [..., (NLL sum, tokens)].
+
+    NaN or infinite, as division is, where the second sum is 0; the bootstrap refuses that.
+    """
     return np.asarray(sums[..., 0] / sums[..., 1])
 
 
@@ -197,8 +223,7 @@ def mcnemar(first_correct: Any, second_correct: Any) -> McNemar:
     first, second = as_array(first_correct, "first_correct"), as_array(second_correct, "second_correct")
     same_shape(first, "first_correct", second, "second_correct")
     for name, array in (("first_correct", first), ("second_correct", second)):
-        if array.dtype != np.bool_ and not np.isin(array, (0, 1)).all():
-            raise ValueError(f"{name} must be boolean, or 0 and 1")
+        check_binary(array, name)
     first, second = first.astype(bool), second.astype(bool)
     b, c = int((first & ~second).sum()), int((second & ~first).sum())
     n = b + c

@@ -39,11 +39,25 @@ def log_probs(logits: Any, temperature: float = 1.0) -> Tensor:
     """log softmax(logits / temperature) over the last dimension, nats: a tensor of the shape of the logits.
 
     Logits are numpy or torch; fp32 and float64 keep their type, all others (fp16, bf16) are computed and returned in
-    fp32. At temperature 1 the result is exactly `log_softmax(logits)`. Raises ValueError for a temperature that is not
-    finite and positive.
+    fp32. At temperature 1 the result is exactly `log_softmax(logits)`. A masked class (-inf) keeps -inf.
+
+    Raises ValueError for a temperature that is not finite and positive, and for logits without a softmax (NaN, +inf, a
+    row only -inf). What is NaN in the result is then the temperature's fault: one so small that logits / temperature
+    overflows.
     """
-    temperature = check_temperature(temperature)
     logits = as_tensor(logits, "logits")
+    result = unchecked_log_probs(logits, temperature)
+    # a row without a softmax is NaN throughout, so one column shows it; only then are the logits read again
+    # (of an accelerator this waits for the result)
+    if bool(result[..., :1].isnan().any()):
+        rows_NK = logits.reshape(-1, logits.shape[-1])
+        check_rows(rows_NK, torch.ones(len(rows_NK), dtype=torch.bool, device=rows_NK.device))
+    return result
+
+
+def unchecked_log_probs(logits: Tensor, temperature: float) -> Tensor:
+    """`log_probs` whose rows are all NaN where the logits have no softmax: for those who look at them later."""
+    temperature = check_temperature(temperature)
     if logits.dtype not in (torch.float32, torch.float64):
         logits = logits.float()
     if temperature != 1.0:

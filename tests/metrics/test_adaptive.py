@@ -1,10 +1,12 @@
 import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 
+from nmt_ls.metrics import adaptive
 from nmt_ls.metrics.adaptive import (
     ClasswiseAccumulator,
     SmoothECE,
@@ -58,6 +60,75 @@ def test_sweep_equals_its_definition(seed):
     assert sweep_ece(confidences, correct) == pytest.approx(plain_sweep(confidences, correct))
 
 
+def nearly_sorted(kind, count, rng):
+    """Confidences and correctness of a ranker that errs little."""
+    c = np.sort(rng.random(count))
+    half = count // 2
+    width = int(rng.integers(1, 6))
+    if kind == "labels":  # all wrong, then a few mixed ones, then all right
+        y = (np.arange(count) > half).astype(float)
+        y[half - width : half + width] = rng.random(2 * width) < 0.5
+    elif kind == "swaps":  # rising probabilities of which some neighbours changed places
+        y = np.sort(rng.random(count))
+        at = rng.integers(0, count - 1, width)
+        y[at], y[at + 1] = y[at + 1], y[at]
+    elif kind == "noise":
+        y = np.clip(np.linspace(0, 1, count) + rng.uniform(-1, 1, count) / count, 0, 1)
+    else:  # means of ties, in long runs that are equal up to rounding
+        c = np.sort(rng.integers(0, 7, count) / 7)
+        y = (rng.random(count) < c).astype(float)
+    return c, y
+
+
+@pytest.mark.parametrize("kind", ["labels", "swaps", "noise", "ties"])
+@pytest.mark.parametrize("plain_bins", [1, 8])
+def test_sweep_that_looks_only_where_means_can_fall_equals_its_definition(kind, plain_bins, monkeypatch):
+    monkeypatch.setattr("nmt_ls.metrics.adaptive._PLAIN_BINS", plain_bins)
+    monkeypatch.setattr("nmt_ls.metrics.adaptive._EDGES_AT_ONCE", 40)
+    rng = np.random.default_rng(11)
+    for _ in range(40):
+        c, y = nearly_sorted(kind, int(rng.integers(20, 90)), rng)
+        # the definition has no tolerance for rounding: exact fractions need none
+        tied = {value: [Fraction(v) for v in y[c == value]] for value in c}
+        exact = [sum(tied[value]) / len(tied[value]) for value in c]
+        bins = plain_bins_of(exact)
+        assert sweep_ece(c, y)[1] == bins
+
+
+def plain_bins_of(y):
+    """The number of bins of `plain_sweep`, of values in exact fractions."""
+    n = len(y)
+    for bins in range(2, n + 1):
+        edges = [b * n // bins for b in range(bins + 1)]
+        means = [sum(y[low:high]) / (high - low) for low, high in itertools.pairwise(edges)]
+        if any(earlier - later > Fraction(1, 10**12) for earlier, later in itertools.pairwise(means)):
+            return bins - 1
+    return n
+
+
+def test_sweep_of_a_nearly_perfect_ranker_looks_at_few_edges(monkeypatch):
+    """One pair of 200,000 in the wrong order: trying each number of bins on all values takes 10^10 steps."""
+    looked_at = []
+
+    def counted(count, bins):
+        looked_at.append(bins)
+        return edges_of(count, bins)
+
+    edges_of = adaptive._equal_mass_edges
+    monkeypatch.setattr(adaptive, "_equal_mass_edges", counted)
+    confidences = (np.arange(200_000) + 0.5) / 200_000
+    correct = confidences > 0.5
+    correct[[99_999, 100_000]] = True, False
+    error, bins = sweep_ece(confidences, correct)
+    assert 100_000 <= bins <= 200_000
+    # two neighbours apart by one bin are in the wrong order, whatever else
+    edges = edges_of(200_000, bins + 1)
+    means = np.add.reduceat(correct * 1.0, edges[:-1]) / np.diff(edges)
+    assert (np.diff(means) < 0).any()
+    assert error == pytest.approx(0.25, abs=1e-4)
+    assert sum(looked_at) < 10_000_000
+
+
 def test_sweep_of_perfectly_sorted_labels_uses_every_bin():
     error, bins = sweep_ece([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1])
     assert bins == 4
@@ -106,6 +177,12 @@ def test_smooth_ece_of_a_point_mass_by_hand():
     assert accumulator.compute() == pytest.approx(0.25, abs=1e-5)
 
 
+def test_smooth_ece_of_a_perfect_predictor_is_exactly_zero():
+    assert smooth_ece([0.0, 1.0, 1.0], [False, True, True]) == 0
+    assert smooth_ece([0.25, 0.7], [0.25, 0.7]) == 0  # each right as often as it says
+    assert smooth_ece([0.0, 1.0, 1.0], [False, True, False]) > 0
+
+
 def test_smooth_ece_streams_and_falls_towards_zero_for_a_calibrated_model():
     confidences, correct = drawn(200_000, 3)
     parts = [
@@ -136,6 +213,31 @@ def test_classwise_error_equals_an_ece_for_each_class():
     expected = [expected_calibration_error(probabilities[:, k], targets == k, 10) for k in range(4)]
     np.testing.assert_allclose(result.by_class, expected, rtol=1e-6)
     assert result.static == pytest.approx(np.mean(expected))
+
+
+def test_multiclass_brier_by_hand():
+    # (0.7 - 1)^2 + 0.2^2 + 0.1^2 = 0.14 and 0.5^2 + (0.3 - 1)^2 + 0.2^2 = 0.78
+    probabilities, targets = [[0.7, 0.2, 0.1], [0.5, 0.3, 0.2]], [0, 1]
+    assert ClasswiseAccumulator(3).update(probabilities, targets).compute().multiclass_brier == pytest.approx(0.46)
+    for right, expected in ((0, 0.0), (1, 2.0)):  # its ends
+        given = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+        found = ClasswiseAccumulator(2).update(given, np.full(2, right, np.uint64)).compute()
+        assert found.multiclass_brier == expected
+
+
+def test_multiclass_brier_streams_and_merges():
+    rng = np.random.default_rng(9)
+    probabilities = rng.dirichlet(np.full(40, 0.2), 5000).astype(np.float32)  # several slabs
+    targets = rng.integers(0, 40, 5000)
+    one_hot = np.eye(40)[targets]
+    parts = [ClasswiseAccumulator(40).update(probabilities[i::2], targets[i::2]) for i in range(2)]
+    found = parts[0].merge(parts[1]).compute().multiclass_brier
+    assert found == pytest.approx(((probabilities - one_hot) ** 2).sum(1).mean(), rel=1e-9)
+    # of two classes it is twice the binary score
+    two = probabilities[:, :2].astype(float) / probabilities[:, :2].sum(1, keepdims=True, dtype=float)
+    expected = 2 * np.mean((two[:, 0] - (targets > 20)) ** 2)
+    found = ClasswiseAccumulator(2).update(two, (targets <= 20) * 1).compute().multiclass_brier
+    assert found == pytest.approx(expected)
 
 
 def test_adaptive_error_by_hand_and_with_a_threshold():
@@ -215,3 +317,9 @@ def test_wrong_inputs_are_refused():
         ClasswiseAccumulator(3).merge(ClasswiseAccumulator(4))
     with pytest.raises(ValueError, match="probabilities must lie"):
         adaptive_calibration_error([[0.5, 1.5]], [0])
+    with pytest.raises(ValueError, match="probabilities must sum to 1"):
+        adaptive_calibration_error([[0.5, 0.4]], [0])
+    accumulator = ClasswiseAccumulator(2)
+    with pytest.raises(ValueError, match="probabilities must sum to 1"):
+        accumulator.update([[0.5, 0.5], [0.5, 0.4]], [0, 1])
+    assert accumulator.count == accumulator.brier_sum == 0

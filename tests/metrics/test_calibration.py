@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nmt_ls.metrics import CalibrationAccumulator, expected_calibration_error
+from nmt_ls.metrics import CalibrationAccumulator, calibration_figures, expected_calibration_error
+from nmt_ls.metrics.adaptive import ClasswiseAccumulator
 from nmt_ls.metrics.calibration import (
     CORRECT,
     COUNT,
@@ -230,6 +231,8 @@ def test_mean_of_a_folded_normal_equals_simulation():
         ([0.5, math.nan], [True, False], "confidences must not hold NaN: the first is at index 1"),
         ([0.5, 1.5], [True, False], r"confidences must lie in \[0, 1\], got values from 0.5 to 1.5"),
         ([-0.5, 0.5], [True, False], r"confidences must lie in \[0, 1\]"),
+        ([0.5, 1.0000001], [True, False], r"got values from 0\.5 to 1\.0000001$"),
+        (np.float32([0.5, 1.0000001]), [True, False], r"got values from 0\.5 to 1\.0000001$"),
         ([0.5, 0.5], [True], "same shape"),
         ([0.5, 0.5], [0, 2], r"correct must lie in \[0, 1\]"),
         ([0.5, 0.5], [0.0, math.nan], "correct must not hold NaN"),
@@ -258,6 +261,41 @@ def test_wrong_bins_masks_and_probabilities_are_refused():
     for bad in ([[0.5, math.nan]], [[1.5, 0.5]], [[-0.5, 0.9]]):
         with pytest.raises(ValueError, match=r"probabilities must"):
             CalibrationAccumulator().update_probabilities(bad, [0])
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("classes", [3, 1000])
+def test_rows_of_probabilities_sum_to_one_as_well_as_their_type_allows(dtype, classes):
+    """Many rows are read in part: what is wrong with all of them is found, and rounding is not taken for it."""
+    generator = torch.Generator().manual_seed(0)
+    probabilities = torch.randn(500, classes, generator=generator).mul_(3).softmax(-1).to(getattr(torch, dtype))
+    equal = torch.full((500, classes), 1 / classes).to(probabilities.dtype)
+    targets = torch.zeros(500, dtype=torch.long)
+    for p in (probabilities, equal):
+        CalibrationAccumulator().update_probabilities(p, targets)
+        ClasswiseAccumulator(classes).update(p, targets)
+        calibration_figures([0.5], [1], p, targets)
+        for spoiled in (p * 0.98, (p * 1.02).clamp(max=1)):
+            with pytest.raises(ValueError, match=r"probabilities must sum to 1 in every row \(within .*got sums from"):
+                CalibrationAccumulator().update_probabilities(spoiled, targets)
+
+
+def test_sums_of_rows():
+    accumulator = CalibrationAccumulator()
+    accumulator.update_probabilities([[0.5, 0.5], [0.30004, 0.7]], [0, 1])
+    with pytest.raises(ValueError, match=r"within 0\.0001.*got sums from 1\.0 to 1\.0002.*softmax"):
+        accumulator.update_probabilities([[0.5, 0.5], [0.3002, 0.7]], [0, 1])
+    with pytest.raises(ValueError, match=r"sums from 0\.0 to 0\.0"):
+        accumulator.update_probabilities([[False, False]], [0])
+    with pytest.raises(ValueError, match=r"sums from 2\.0 to 2\.0"):
+        accumulator.update_probabilities(np.ones((1, 2), bool), [0])
+    accumulator.update_probabilities([[0, 1]], [1])  # whole numbers that are probabilities
+    assert accumulator.sums[COUNT].tolist() == [0] * 7 + [1] + [0] * 2 + [1] + [0] * 3 + [1]
+    # what the mask leaves out counts for nothing, here neither
+    accumulator.update_probabilities([[0.5, 0.5], [math.nan, 3.0]], [0, 1], [True, False])
+    assert accumulator.compute().count == 4
+    CalibrationAccumulator().update_probabilities(np.zeros((0, 2)), np.zeros(0, int))
+    CalibrationAccumulator().update_probabilities([[0.0, 0.0]], [0], [False])
 
 
 def test_refused_input_leaves_the_accumulator_as_it_was():

@@ -1,3 +1,6 @@
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -73,6 +76,72 @@ def test_vector_scaling_is_at_the_optimum_and_the_penalty_bounds_unseen_classes(
     (gradient,) = torch.autograd.grad(loss, parameters)
     assert gradient.abs().max() < 1e-5
     assert -6 < calibrator.shift_K[-1] < -1
+
+
+def test_vector_scaling_leaves_a_masked_class_masked_and_the_others_as_without_it():
+    logits, targets = sample(500, 7)
+    expected = VectorScaling.fit(logits, targets, split="validation")
+    masked = torch.cat([logits, torch.full((500, 1), -math.inf)], 1)
+    found = VectorScaling.fit(masked, targets, split="validation")
+    torch.testing.assert_close(found.scale_K[:6], expected.scale_K, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found.shift_K[:6], expected.shift_K, rtol=1e-3, atol=1e-3)
+    assert [found.scale_K[6].item(), found.shift_K[6].item()] == pytest.approx([1, 0], abs=1e-3)  # by the penalty alone
+    log_p = found.apply(masked, split="test")
+    assert (log_p[:, 6] == -math.inf).all()
+    torch.testing.assert_close(log_p[:, :6], expected.apply(logits, split="test"), rtol=1e-3, atol=1e-3)
+
+
+def test_vector_scaling_of_a_class_masked_in_some_rows():
+    logits, targets = sample(600, 8)
+    some = (torch.arange(600) % 3 == 0) & (targets != 2)
+    logits[some, 2] = -math.inf
+    calibrator = VectorScaling.fit(logits, targets, split="validation")
+    assert calibrator.scale_K.isfinite().all()
+    assert calibrator.shift_K.isfinite().all()
+    # whatever the scale, the class stays out of the rows that mask it
+    for scale in (calibrator.scale_K, -calibrator.scale_K, 0 * calibrator.scale_K):
+        p = replace(calibrator, scale_K=scale).apply(logits, split="test").exp()
+        assert (p[some, 2] == 0).all()
+        assert p.isfinite().all()
+    assert (calibrator.apply(logits, split="test").exp()[~some, 2] > 0).all()
+    targets[some.nonzero()[4]] = 2
+    with pytest.raises(ValueError, match=f"a masked class .* that of row {int(some.nonzero()[4])} is"):
+        VectorScaling.fit(logits, targets, split="validation")
+
+
+def test_vector_scaling_goes_on_to_the_optimum_of_wide_logits():
+    """By torch's own tolerance L-BFGS stops 8e-5 nats above this minimum."""
+    generator = torch.Generator().manual_seed(0)
+    true = torch.randn(1000, 10, generator=generator) * 50
+    targets = torch.multinomial(true.softmax(-1), 1, generator=generator).squeeze(1)
+    logits = true * 5 + torch.linspace(-30, 30, 10)
+    calibrator = VectorScaling.fit(logits, targets, split="validation")
+    loss = nll(torch.log_softmax(calibrator.scale_K * logits.double() + calibrator.shift_K, -1), targets)
+    loss += 1e-4 * ((calibrator.scale_K - 1).square().sum() + calibrator.shift_K.square().sum()).item()
+    assert loss == pytest.approx(0.0545696, abs=1e-6)
+
+
+def test_vector_scaling_that_does_not_converge_is_refused(monkeypatch):
+    logits, targets = sample(500, 9)
+    VectorScaling.fit(logits, targets, split="validation")
+    monkeypatch.setattr("nmt_ls.metrics.calibrators._STEPS", 2)
+    with pytest.raises(ValueError, match=r"did not converge: after 2 steps .* nats above the minimum; take a penalty"):
+        VectorScaling.fit(logits, targets, split="validation")
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_logits_without_a_softmax_are_not_calibrated(bad):
+    logits, targets = sample(50, 10)
+    calibrators = [
+        TemperatureScaling.fit(logits, targets, split="validation"),
+        VectorScaling.fit(logits, targets, split="validation", penalty=0.1),
+    ]
+    logits[3, 1] = bad
+    for calibrator in calibrators:
+        with pytest.raises(ValueError, match=r"logits must not hold NaN or .*row 3 does"):
+            calibrator.apply(logits, split="test")
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            type(calibrator).fit(logits, targets, split="validation")
 
 
 def test_isotonic_by_hand():

@@ -46,7 +46,11 @@ def test_figures_of_all_classes_come_with_their_probabilities():
     found = calibration_figures(*map(torch.tensor, (c, y, probabilities, targets)), bins=10)
     classwise = ClasswiseAccumulator(4, 10).update(probabilities, targets).compute()
     assert (found["classwise_ece"], found["worst_class_ece"]) == (classwise.static, classwise.by_class.max())
+    assert found["multiclass_brier"] == classwise.multiclass_brier
+    assert found["multiclass_brier"] == pytest.approx(((probabilities - np.eye(4)[targets]) ** 2).sum(1).mean())
     assert found["adaptive_calibration_error"] == adaptive_calibration_error(probabilities, targets, 10)
     assert {name: found[name] for name in calibration_figures(c, y)} == calibration_figures(c, y, bins=10)
     with pytest.raises(ValueError, match="give targets with the probabilities"):
         calibration_figures(c, y, probabilities)
+    with pytest.raises(ValueError, match="correct must be boolean, or 0 and 1"):
+        calibration_figures(c, c)

@@ -111,3 +111,21 @@ def test_wrong_inputs_are_refused():
         null_distribution([])
     with pytest.raises(ValueError, match="NaN"):
         null_distribution([np.nan])
+    for draws in (0, -1, 2.5):
+        with pytest.raises(ValueError, match=f"draws must be a whole number of at least 1, got {draws}"):
+            null_distribution([0.5], draws=draws)
+        with pytest.raises(ValueError, match="draws must be a whole number of at least 1"):
+            null_distribution_from_sums(binned_sums(np.array([0.5]), np.array([True]), 15), draws=draws)
+    with pytest.raises(ValueError, match="draws must be a whole number of at least 2"):
+        calibration_test([0.5], [1], draws=1)  # one draw has no deviation
+
+
+def test_a_probability_of_being_right_has_no_p_value():
+    c = confidences(50)
+    with pytest.raises(ValueError, match="correct must be boolean, or 0 and 1"):
+        calibration_test(c, c)
+    with pytest.raises(ValueError, match=r"correct must lie in \[0, 1\]"):
+        calibration_test(c, np.full(50, 2))
+    with pytest.raises(ValueError, match="correct must not hold NaN"):
+        calibration_test(c, np.full(50, np.nan))
+    assert calibration_test(c, c > 0.5) == calibration_test(c, (c > 0.5) * 1.0) == calibration_test(c, (c > 0.5) * 1)

@@ -35,7 +35,17 @@ def test_sentence_sums_add_up_to_the_whole():
 def test_buckets_by_hand():
     indices, names = bucket(torch.tensor([0, 1, 2, 4, 5]), [1, 4])
     assert indices.tolist() == [0, 0, 1, 1, 2]
-    assert names == ["<= 1", "1 to 4", "> 4"]
+    assert names == ["<= 1", "2 to 4", "> 4"]
+
+
+def test_names_of_buckets_say_what_they_hold():
+    assert bucket([3], [1, 2, 4, 8])[1] == ["<= 1", "2", "3 to 4", "5 to 8", "> 8"]
+    assert bucket(np.array([1.0, 300.0]), [10.0, 1_000_000, 2_000_000])[1] == [
+        "<= 10", "11 to 1000000", "1000001 to 2000000", "> 2000000",
+    ]  # fmt: skip
+    # where a value may lie between two whole numbers, or an edge does
+    assert bucket([1.5, 3], [1, 4])[1] == ["<= 1", "> 1 to 4", "> 4"]
+    assert bucket([1, 3], [0.5, 4])[1] == ["<= 0.5", "> 0.5 to 4", "> 4"]
 
 
 def test_wrong_inputs_are_refused():

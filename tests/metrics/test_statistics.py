@@ -116,6 +116,34 @@ def test_the_bootstrap_is_reproducible_and_independent_of_how_it_is_chunked(monk
     assert bootstrap(statistics, ratio_of_sums, resamples=4000, seed=7).sd == pytest.approx(first.sd, rel=0.12)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_figure_that_divides_by_a_sum_of_zero_is_refused():
+    good = np.ones((2, 40, 2))
+    empty = good.copy()
+    empty[1, :, 1] = 0.0
+    with pytest.raises(ValueError, match=r"statistics: the figure of seed 1 is inf .* a sum that is 0, .* at \[1\]"):
+        bootstrap(empty, ratio_of_sums)
+    with pytest.raises(ValueError, match=r"second: the figure of seed 1 is inf"):
+        crossed_bootstrap(good, empty, ratio_of_sums)
+    with pytest.raises(ValueError, match=r"first: the figure of seed 0 is nan .* at \[0\], \[1\]\)"):
+        crossed_bootstrap(0 * good, good, ratio_of_sums)
+    with pytest.raises(ValueError, match=r"statistics: .* nan .* at \[0, 0\], \[0, 1\], \[0, 2\], \[0, 3\], …\)"):
+        bootstrap(np.zeros((1, 4, 6, 15)), unbiased_squared_l2_from_sums)
+    with pytest.raises(ValueError, match=r"the figure of seed 0 is inf \(no sum is 0\)"):
+        bootstrap(good, lambda sums: np.full(sums.shape[:-1], np.inf))
+
+
+@pytest.mark.filterwarnings("error")
+def test_resamples_without_a_figure_are_refused():
+    """One sentence of forty has all that is counted: a third of the resamples do not hold it."""
+    rare = np.zeros((1, 40, 2))
+    rare[0, 7] = 1.0
+    with pytest.raises(
+        ValueError, match=r"in a resample of the sentences: the figure of seed 0 is nan .* more sentences"
+    ):
+        bootstrap(rare, ratio_of_sums)
+
+
 def test_mcnemar_by_hand():
     first = [True] * 6 + [False] * 1 + [True] * 5 + [False] * 3
     second = [False] * 6 + [True] * 1 + [True] * 5 + [False] * 3

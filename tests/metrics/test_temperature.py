@@ -60,6 +60,24 @@ def test_impossible_temperatures_are_refused(temperature):
         log_probs(torch.zeros(3), temperature)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 1.3])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_logits_without_a_softmax_are_refused(temperature, bad):
+    logits = sample(24, classes=5)[0].reshape(4, 6, 5)
+    logits[2, 1, 3] = bad
+    for given in (logits, logits.bfloat16(), logits.numpy()):
+        with pytest.raises(ValueError, match=r"logits must not hold NaN or .*row 13 does"):
+            log_probs(given, temperature)
+    with pytest.raises(ValueError, match="nor a row only -inf: row 1 does"):
+        log_probs([[0.0, 1.0], [-math.inf, -math.inf]])
+    assert log_probs([[0.0, -math.inf], [1.0, 1.0]], temperature)[0].tolist() == [0, -math.inf]  # a masked class
+    assert log_probs(torch.zeros(0, 3)).shape == (0, 3)
+
+
+def test_a_temperature_at_which_logits_overflow_leaves_nan():
+    assert log_probs(torch.tensor([[1.0, 2.0]]), 1e-40).isnan().all()
+
+
 @pytest.mark.parametrize("true_temperature", [0.5, 1.0, 2.5])
 def test_fitted_temperature_minimises_the_nll(true_temperature):
     logits, targets = sample(true_temperature=true_temperature)
