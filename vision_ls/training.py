@@ -46,7 +46,11 @@ FITTED_TO_TRAINING = 0.95
 
 @dataclass(frozen=True, kw_only=True)
 class L2Config:
-    """A penalty on the weights (not biases) of named layers: weight · ½ Σ w², added to the mean loss."""
+    """A penalty on the weights (not biases) of named layers: weight · ½ Σ w², added to the mean loss.
+
+    layers: their names, or [all] for every weight of two dimensions or more (no normalisation). Being part of the loss,
+    the penalty is inside the clipping of gradients, unlike the optimiser's weight decay.
+    """
 
     weight: float = 0.0
     layers: tuple[str, ...] = ()
@@ -300,10 +304,12 @@ def label_prior(loss: LossConfig, training: ImageSplit, classes: int) -> Tensor:
 
 def penalised_weights(model: nn.Module, config: L2Config) -> list[nn.Parameter]:
     """The weights of the layers that `config` names. Raises UserError for one that the model has not."""
+    if config.layers == ("all",):
+        return [p for p in model.parameters() if p.ndim >= 2]
     weights = {name.removesuffix(".weight"): p for name, p in model.named_parameters() if name.endswith(".weight")}
     for layer in config.layers:
         if layer not in weights:
-            raise UserError(f"l2.layers: the model has no layer {layer!r}; choose among {', '.join(weights)}")
+            raise UserError(f"l2.layers: the model has no layer {layer!r}; choose all, or among {', '.join(weights)}")
     return [weights[layer] for layer in config.layers]
 
 

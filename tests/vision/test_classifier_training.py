@@ -219,7 +219,7 @@ def test_compiling_without_a_compiler_is_refused(tmp_path: Path, monkeypatch: py
 
 
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"l2\.layers: the model has no layer 'dense3'; choose among .*last"):
+    with pytest.raises(UserError, match=r"l2\.layers: the model has no layer 'dense3'; choose all, or among .*last"):
         train(small_training(tmp_path / "run", l2=L2Config(weight=0.1, layers=("dense3",))))
     with pytest.raises(UserError, match=r"augment\.crop: 40 pixels cannot be cut"):
         train(small_training(tmp_path / "run", augment=AugmentConfig(crop=40)))

@@ -38,14 +38,18 @@ def test_configs_fit_their_models(path: Path) -> None:
     data = Path(str(config.data)).name
     side = config.augment.crop or SIDES[data]
     model = build_model(config.model, 10, (1 if data == "mnist" else 3, side, side))
-    assert len(penalised_weights(model, config.l2)) == len(config.l2.layers)
+    penalised = penalised_weights(model, config.l2)
+    if config.l2.layers == ("all",):
+        assert [p.shape for p in penalised] == [p.shape for p in model.parameters() if p.ndim > 1]
+    else:
+        assert len(penalised) == len(config.l2.layers)
     assert side <= SIDES[data] + 2 * config.augment.pad
 
 
 def test_nothing_of_the_embedded_shapes_recipe_is_left_in_the_papers() -> None:
     alexnet, resnet = read("cifar10-alexnet.yaml"), read("cifar100-resnet56.yaml")
     assert (alexnet.optimizer.momentum, alexnet.optimizer.nesterov, alexnet.optimizer.weight_decay) == (0, False, 0)
-    assert (resnet.optimizer.momentum, resnet.optimizer.nesterov, resnet.optimizer.weight_decay) == (0.9, True, 1e-4)
+    assert (resnet.optimizer.momentum, resnet.optimizer.nesterov, resnet.optimizer.weight_decay) == (0.9, True, 0)
     assert (alexnet.schedule.warmup_updates, resnet.schedule.warmup_updates) == (0, 0)
     assert (alexnet.engine.clip_norm, resnet.engine.clip_norm) == (0, 1)
 
@@ -61,7 +65,8 @@ def test_the_papers_hyper_parameters() -> None:
         resnet = read(f"{name}.yaml")
         assert (resnet.optimizer.kind, resnet.optimizer.learning_rate, resnet.batch_size) == ("sgd", 0.1, 128)
         assert (resnet.optimizer.momentum, resnet.optimizer.nesterov) == (0.9, True)
-        assert (resnet.optimizer.weight_decay, resnet.engine.clip_norm, resnet.loss_weight) == (1e-4, 1, 3)
+        assert (resnet.engine.clip_norm, resnet.loss_weight) == (1, 3)
+        assert (resnet.l2.weight, resnet.l2.layers) == (1e-4, ("all",))  # in the loss, so that it is clipped too
         assert (resnet.schedule.milestones, resnet.schedule.gamma) == ((32_000, 48_000), 0.1)
         assert resnet.engine.max_updates == 64_000
 
