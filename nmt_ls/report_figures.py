@@ -48,6 +48,7 @@ SHOWN = {
     "logit-gaps-*": "the mean gap between the logit of a label and the others, image by image or token by token, "
     "beside the gap of least loss",
     "risk-coverage-*-T1.0": "selective prediction: the error among those that are most certain, by their share",
+    "risk-coverage-*-test": "selective prediction: the error among those that are most certain, by their share",
     "inference-*-T1.0": "calibration on the model's own translations (is a piece right by alignment with the "
     "reference?), beside that on the reference's prefixes",
 }
@@ -100,7 +101,8 @@ def study_pictures(results: SettingResults) -> Iterator[Picture]:
             rest = file.stem.removeprefix(kind)
             runs = [run.name for run in results.runs() if f"-{run.name}-" in f"-{rest}-"]
             if any(rest.startswith(f"{run}-") for run in runs):
-                yield Picture(name=file.stem, caption=f"{setting.name}, {what}. Runs: {', '.join(runs)}.")
+                near = " (two near classes and a different one, as its fourth row)" if "-near-" in file.stem else ""
+                yield Picture(name=file.stem, caption=f"{setting.name}, {what}{near}. Runs: {', '.join(runs)}.")
 
 
 def setting_figures(results: SettingResults) -> Iterator[tuple[str, str, Figure]]:

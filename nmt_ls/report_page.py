@@ -83,7 +83,7 @@ class Part:
 _NOT_SHOWN = ("temperature", "temperature_is", "cell", "study", "slice", "sacrebleu", "tokens")
 _IN_TABLE = (
     *("split", "beam", "length_penalty", "sacrebleu: bleu", "sacrebleu: chrf", "bins", "dropout", "spread", "prior"),
-    *("corpus", "checkpoint", "precision", "training_precision", "versions", "commit", "training_commit"),
+    *("corpus", "checkpoint", "precision", "training_precision", "note", "versions", "commit", "training_commit"),
 )
 """Of a signature, what goes with every row of table.csv."""
 
@@ -344,7 +344,7 @@ def _study_markdown(parts: Sequence[Part], verdicts: Sequence[Verdict], beside: 
     for one in verdicts:
         yield _markdown_row(
             [
-                one.setting_name,
+                _beside(one),
                 one.claim.title,
                 f"{SYMBOLS[one.word]} {word_of(one, question=one.claim.kind == 'question')}",
                 "<br>".join(outcome.finding.ours for outcome in one.outcomes if outcome.finding),
@@ -367,6 +367,11 @@ def _study_markdown(parts: Sequence[Part], verdicts: Sequence[Verdict], beside: 
             yield ""
         for picture in part.pictures:
             yield f"![{picture.caption}](figures/{picture.name}.png)\n\n*{picture.caption}*\n"
+
+
+def _beside(one: Verdict) -> str:
+    """A verdict's setting, with what to remember when reading it."""
+    return f"{one.setting_name} ({one.setting.caution})" if one.setting and one.setting.caution else one.setting_name
 
 
 def _markdown_row(cells: Sequence[str]) -> str:

@@ -54,6 +54,14 @@ def test_two_precisions_are_compared_seed_by_seed(tmp_path: Path) -> None:
     assert row["difference"] == "+0.0010 [+0.0010, +0.0010]"  # the seeds' own spread cancels
     (row,) = precision_rows(recorded(tmp_path, other, dataclasses.replace(HERE, runs="c-*")), reference)
     assert row["similar"] == "unresolved"
+    both = {**same, **{f"b1-s{seed}": (0.1, seed, {"accuracy": 0.80 + seed / 100}) for seed in (1, 2, 3)}}
+    beside = {**there, **{f"a1-s{seed}": (0.1, seed, {"accuracy": 0.803 + seed / 100}) for seed in (1, 2, 3)}}
+    *_, together = precision_rows(
+        recorded(tmp_path, both, dataclasses.replace(HERE, runs="b*")),
+        recorded(tmp_path, beside, dataclasses.replace(HERE, runs="a*")),
+    )
+    assert (together["alpha"], together["seeds"], together["similar"]) == ("all", 6, "yes")
+    assert together["here"] - together["there"] == pytest.approx(-0.001)  # means of +0.001 and -0.003
     apart = {f"d-s{seed}": (0.0, seed, {"accuracy": 0.72 + seed / 100}) for seed in (1, 2, 3)}
     (row,) = precision_rows(recorded(tmp_path, apart, dataclasses.replace(HERE, runs="d-*")), reference)
     assert row["similar"] == "no"

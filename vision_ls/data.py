@@ -127,7 +127,11 @@ class ImageData:
         if named.isdecimal() and int(named) < len(self.classes):
             return int(named)
         lowered = {name.lower(): name for name in self.classes}
-        near = [lowered[name] for name in difflib.get_close_matches(named.lower(), lowered, n=5, cutoff=0.5)]
+        holding = [
+            name for low, name in lowered.items() if named.lower() in low
+        ]  # cat: house_cat; tench: tench, Tinca tinca
+        alike = [lowered[name] for name in difflib.get_close_matches(named.lower(), lowered, n=5, cutoff=0.5)]
+        near = list(dict.fromkeys((*holding, *alike)))[:8]
         some = ", ".join(near or self.classes[:10])
         raise UserError(
             f"class {named!r} is none of the {len(self.classes)} of {self.place}; "

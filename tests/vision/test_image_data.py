@@ -119,6 +119,11 @@ def test_class_names(prepared: Path) -> None:
     assert data.class_index("1") == 1
     with pytest.raises(UserError, match=r"class 'hors' is none of the 3 .*near ones are horse"):
         data.class_index("hors")
+    synonyms = load_images(prepared)
+    synonyms.classes = ("tench, Tinca tinca", "school_bus", "cat")
+    for part, whole in (("Tench", "tench, Tinca tinca"), ("bus", "school_bus")):
+        with pytest.raises(UserError, match=f"near ones are {whole};"):
+            synonyms.class_index(part)
     with pytest.raises(UserError, match="the first ones are cat, dog, horse; numbers go from 0 to 2"):
         data.class_index("9")
 

@@ -102,7 +102,7 @@ def test_dropout_is_for_training_alone() -> None:
     torch.testing.assert_close(student(x_NCHW), student(x_NCHW), rtol=0, atol=0)
 
 
-def test_tensor2tensors_network_by_count() -> None:
+def test_the_widths_of_tensor2tensor_by_count() -> None:
     model = model_of("resnet20", CIFAR, widths=(32, 64, 128), stem_width=16, shortcut="projection")
     blocks = [(16, 32), (32, 32), (32, 32), (32, 64), (64, 64), (64, 64), (64, 128), (128, 128), (128, 128)]
     convolutions = 3 * 16 * 9 + sum(9 * (a * b + b * b) for a, b in blocks)
