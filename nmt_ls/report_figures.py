@@ -35,6 +35,7 @@ AGAINST_ALPHA = {
     "ECE": "ece",
     "exact ECE": "exact_ece",
     "KL(p* to model), nats": "kl_to_truth",
+    "total variation": "tv_to_truth",
     "logit gap": "logit_gap_mean",
 }
 """Panels: names, and the records they show. Accuracy is of images; tokens have a BLEU instead."""
