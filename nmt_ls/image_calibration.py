@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from nmt_ls.metrics.calibration import Calibration, CalibrationAccumulator
-from nmt_ls.study_results import NotMeasuredError, Run, SettingResults, mean_and_sd, scored_values
+from nmt_ls.study_results import NotMeasuredError, Run, SettingResults, fitted_text, mean_and_sd, scored_values
 
 FIGURES = ("accuracy", "nll", "ece", "debiased_ece", "squared_l2")
 
@@ -67,7 +67,7 @@ def scaling_rows(results: SettingResults) -> Iterator[dict[str, Any]]:
         row: dict[str, Any] = {
             "system": system.name,
             "alpha": system.alpha,
-            "temperature": f"fitted, {system.temperature:.3f}" if system.fitted else "1",
+            "temperature": fitted_text(system.runs) if system.fitted else "1",
             "seeds": len(system.runs),
         }
         for name in FIGURES:

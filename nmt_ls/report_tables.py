@@ -15,7 +15,7 @@ from nmt_ls.claims import Chosen, Side, Test
 from nmt_ls.findings import Finding
 from nmt_ls.image_calibration import scaling_rows
 from nmt_ls.metrics.statistics import equivalence_test
-from nmt_ls.study_results import NotMeasuredError, Run, SettingResults, mean_and_sd, scored_values
+from nmt_ls.study_results import NotMeasuredError, Run, SettingResults, fitted_text, mean_and_sd, scored_values
 from nmt_ls.translation_tables import estimator_rows, translation_rows
 from nmt_ls.verdicts import ANSWERS, LEAST_SEEDS, judge
 
@@ -254,11 +254,10 @@ def recipe_rows(results: SettingResults) -> Iterator[dict[str, Any]]:
 
 
 def _recipe_row(runs: Sequence[Run], alpha: float, checkpoint: str, fitted: bool) -> dict[str, Any]:
-    temperatures = [run.fitted_temperature[0] for run in runs] if fitted else [1.0]
     row: dict[str, Any] = {
         "alpha": alpha,
         "checkpoint": checkpoint,
-        "temperature": f"fitted, {np.mean(temperatures):.3f}" if fitted else "1",
+        "temperature": fitted_text(runs) if fitted else "1",
         "seeds": len(runs),
         "updates": _span([run.signature.get("updates") for run in runs], ""),
     }

@@ -77,6 +77,11 @@ def scored_values(runs: Sequence[Run], name: str, *, fitted: bool = False) -> li
     return [run.scored[fitted][name] for run in runs if name in run.scored.get(fitted, {})]
 
 
+def fitted_text(runs: Sequence[Run]) -> str:
+    """The temperature of a table's row whose runs have one fitted to each: their mean."""
+    return f"fitted, {np.mean([run.fitted_temperature[0] for run in runs]):.3f}"
+
+
 def mean_and_sd(name: str, values: Sequence[float]) -> dict[str, float]:
     """`name` and, of two seeds or more, `name sd`."""
     found = {name: float(np.mean(values))}

@@ -4,7 +4,7 @@ estimators of ECE make of samples beside the exact values."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from nmt_ls.claim_statistics import evaluate
 from nmt_ls.claims import Side, Statistic, Test
 from nmt_ls.findings import Finding
-from nmt_ls.study_results import NotMeasuredError, Run, SettingResults, mean_and_sd, scored_values
+from nmt_ls.study_results import NotMeasuredError, SettingResults, fitted_text, mean_and_sd, scored_values
 
 FIGURES = ("bleu", "nll", "perplexity", "ece", "debiased_ece", "squared_l2")
 COMPARED: tuple[Statistic, ...] = ("bleu", "nll", "squared_l2")
@@ -40,7 +40,7 @@ def translation_rows(results: SettingResults) -> Iterator[dict[str, Any]]:
                 continue
             row: dict[str, Any] = {
                 "alpha": alpha,
-                "temperature": _fitted(runs) if fitted else "1",
+                "temperature": fitted_text(runs) if fitted else "1",
                 "seeds": len(runs),
             }
             for name in FIGURES:
@@ -49,10 +49,6 @@ def translation_rows(results: SettingResults) -> Iterator[dict[str, Any]]:
             if alpha > 0:
                 row |= _differences(results, alpha)
             yield row
-
-
-def _fitted(runs: Sequence[Run]) -> str:
-    return f"fitted, {np.mean([run.fitted_temperature[0] for run in runs]):.3f}"
 
 
 def _differences(results: SettingResults, alpha: float) -> dict[str, Finding]:

@@ -127,9 +127,8 @@ class ImageData:
         if named.isdecimal() and int(named) < len(self.classes):
             return int(named)
         lowered = {name.lower(): name for name in self.classes}
-        holding = [
-            name for low, name in lowered.items() if named.lower() in low
-        ]  # cat: house_cat; tench: tench, Tinca tinca
+        # bus: school_bus; tench: "tench, Tinca tinca"
+        holding = [name for low, name in lowered.items() if named.lower() in low]
         alike = [lowered[name] for name in difflib.get_close_matches(named.lower(), lowered, n=5, cutoff=0.5)]
         near = list(dict.fromkeys((*holding, *alike)))[:8]
         some = ", ".join(near or self.classes[:10])

@@ -35,9 +35,8 @@ class ModelConfig:
 
     widths: of its layers; empty takes the model's own: mnist_teacher 1200 1200, mnist_student 800 800, alexnet 64 64
     (convolutions) 384 192 (dense), resnet20 and resnet56 16 32 64 (the stages; tensor2tensor's are 32 64 128,
-    with a stem of 16 and projections; its 7x7 stem, the normalisation after its
-    projections and its want of one before the mean are not built),
-    small_cnn 32 64 128. Inception-v4's are fixed.
+    with a stem of 16 and projections; its 7x7 stem, the normalisation after its projections and its want of one before
+    the mean are not built), small_cnn 32 64 128. Inception-v4's are fixed.
     dropout: share of activations dropped before the last layer, in the fully connected networks after the first hidden
     layer too; None takes the model's own: mnist_teacher 0.5, inception_v4 0.2, the others none.
     stem_stride: of a ResNet's first convolution; 2 treats 64-pixel images at the cost of 32-pixel ones.
