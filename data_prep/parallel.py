@@ -26,7 +26,12 @@ DATA_SUFFIXES = {".jsonl", ".json", ".parquet", ".csv", ".tsv", ".txt", ".arrow"
 LINE_SUFFIXES = {".jsonl", ".csv", ".tsv", ".txt"}
 PACKED_SUFFIXES = {".gz", ".zst", ".xz", ".bz2", ".zip"}
 ROWS_AT_A_TIME = 1_000
-SHORT_NAMES = {"vocab_size": "vocabulary.size", "max_pieces": "filters.max_pieces", "max_ratio": "filters.max_ratio"}
+SHORT_NAMES = {
+    "vocab_size": "vocabulary.size",
+    "max_pieces": "filters.max_pieces",
+    "max_ratio": "filters.max_ratio",
+    "train_size": "filters.sample",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

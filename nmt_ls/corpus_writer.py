@@ -78,7 +78,10 @@ class Origin:
     files: Mapping[str, str] = field(default_factory=dict)
 
     def recipe(self, config: CorpusConfig) -> dict[str, Any]:
-        """All that decides what the prepared corpus holds."""
+        """All that decides what the prepared corpus holds (a sample only where one is drawn: older recipes lack it)."""
+        filters = asdict(config.filters)
+        if not filters["sample"]:
+            del filters["sample"]
         recipe = {
             "source": "local files" if self.files else self.source,
             "source_language": self.source_language,
@@ -86,7 +89,7 @@ class Origin:
             "settings": dict(self.settings),
             "files": dict(self.files),
             "vocabulary": asdict(config.vocabulary),
-            "filters": asdict(config.filters),
+            "filters": filters,
             "group_references": config.group_references,
         }
         return json.loads(json.dumps(recipe))  # type: ignore[no-any-return]

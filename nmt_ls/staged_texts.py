@@ -15,9 +15,11 @@ import numpy.typing as npt
 import pyarrow
 from tqdm import tqdm
 
+from nmt_ls.batching import random_draws
 from nmt_ls.experiment.command_line import UserError
 
 STAGING_ROWS = 10_000
+SAMPLE_SEED = 0
 LINE_BREAKS = re.compile(r"[\r\n]+")
 
 
@@ -33,8 +35,13 @@ class FilterConfig:
     """leave out the second and later copies of a pair"""
     copies: bool = False
     """leave out pairs whose source equals their target"""
+    sample: int = 0
+    """keep a random sample of so many pairs, of those without an empty side, copies and duplicates; drawn before the
+    vocabulary is trained and pieces are counted (0: all of them)"""
 
     def __post_init__(self) -> None:
+        if self.sample < 0:
+            raise ValueError(f"filters.sample is a number of pairs, or 0 for all of them, not {self.sample}")
         if self.max_pieces < 0:
             raise ValueError(f"filters.max_pieces is a number of pieces, or 0 for any, not {self.max_pieces}")
         if self.max_ratio != 0 and not self.max_ratio >= 1:
@@ -112,7 +119,19 @@ def stage_training(path: Path, pairs: Iterable[tuple[str, str]], filters: Filter
         staged.dropped["duplicate pair"] = len(hashes) - len(first)
     if not staged.keep_N.any():
         raise staged.nothing_left()
+    if filters.sample:
+        _keep_sample(staged, filters.sample)
     return staged
+
+
+def _keep_sample(staged: StagedTexts, size: int) -> None:
+    """Keep a random sample of the wanted rows. Raises UserError where there are fewer."""
+    kept = np.flatnonzero(staged.keep_N)
+    if size > len(kept):
+        raise UserError(f"filters.sample: {size:,} training pairs were asked for, and there are {len(kept):,}")
+    draws = random_draws(len(kept), SAMPLE_SEED, 0, stream=3)
+    staged.keep_N[kept[np.argsort(draws, kind="stable")[size:]]] = False
+    staged.dropped["not in the sample"] = len(kept) - size
 
 
 def stage_held_out(path: Path, pairs: Iterable[tuple[str, str]], group: bool) -> StagedTexts:

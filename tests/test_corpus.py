@@ -150,6 +150,33 @@ def test_filters_can_be_turned_off(tmp_path: Path) -> None:
     assert corpus.manifest["splits"]["train"]["dropped"] == {"empty side": 0}
 
 
+def test_training_pairs_are_sampled_before_the_vocabulary(tmp_path: Path) -> None:
+    def sampled(name: str, size: int, train: Pairs = TRAIN) -> Corpus:
+        config = CorpusConfig(vocabulary=VocabularyConfig(size=80), filters=FilterConfig(sample=size))
+        return write_corpus(tmp_path / name, splits(train=train), ORIGIN, config)
+
+    def texts(corpus: Corpus) -> list[str]:
+        split = corpus.split("train")
+        return [split.source_text(row) for row in range(len(split))]
+
+    whole, half = sampled("whole", 0), sampled("half", 150, [*TRAIN, *TRAIN])
+    everything, chosen = texts(whole), texts(half)
+    assert "sample" not in whole.manifest["recipe"]["filters"]  # as in corpora that are older than samples
+    assert half.manifest["recipe"]["filters"]["sample"] == 150
+    dropped = half.manifest["splits"]["train"]["dropped"]
+    assert dropped["duplicate pair"] == 600 - len(everything)
+    assert dropped["not in the sample"] == len(everything) - 150
+    assert len(chosen) == 150
+    assert set(chosen) < set(everything)
+    assert chosen != everything[:150]
+    assert chosen == [text for text in everything if text in set(chosen)]  # in their order
+    assert len(half.split("test")) == len(whole.split("test"))
+    assert texts(sampled("half again", 150)) == chosen
+    assert half.source_vocabulary.checksum() != whole.source_vocabulary.checksum()
+    with pytest.raises(UserError, match=r"filters.sample: 400 training pairs were asked for, and there are 2\d\d"):
+        sampled("more", 400)
+
+
 def test_held_out_rows_are_never_filtered_and_share_their_source(tmp_path: Path) -> None:
     long = " ".join(["slowly"] * 300)
     test = [("the dog .", "der Hund ."), (long, ""), ("a cat .", "Katze ."), ("the dog .", "ein Hund ."), ("", "leer")]
@@ -327,7 +354,11 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("key", "settings"),
-    [("filters.max_pieces", {"max_pieces": -1}), ("filters.max_ratio", {"max_ratio": 0.5})],
+    [
+        ("filters.max_pieces", {"max_pieces": -1}),
+        ("filters.max_ratio", {"max_ratio": 0.5}),
+        ("filters.sample", {"sample": -1}),
+    ],
 )
 def test_a_refused_filter_is_named(key: str, settings: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=re.escape(key)):
