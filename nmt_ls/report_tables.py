@@ -124,6 +124,7 @@ TRANSLATIONS = [
             Column(key=f"{key} difference", heading=f"{heading}, difference from α = 0 [95%]", format=digits),
         )
     ),
+    Column(key="over", heading="intervals over"),
 ]
 """Of Tables 1 and 3 as translators have them (nmt_ls.translation_tables)."""
 ESTIMATORS = [

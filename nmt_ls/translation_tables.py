@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,8 @@ EXACT_OF = {
 
 def translation_rows(results: SettingResults) -> Iterator[dict[str, Any]]:
     """Hard targets, the same at the temperature fitted to each run, and every α at T = 1: means over seeds, their sd,
-    and of every α the difference from hard targets with its 95% interval (`<figure> difference`)."""
+    and of every α the difference from hard targets with its 95% interval (`<figure> difference`) and what that is
+    taken over (`over`)."""
     if results.of_images:
         return
     for alpha in results.alphas:
@@ -51,15 +51,38 @@ def translation_rows(results: SettingResults) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _differences(results: SettingResults, alpha: float) -> dict[str, Finding]:
-    found = {}
-    for statistic in COMPARED:
-        test = Test(
-            statistic=statistic, expect="higher", effect=1.0, baseline=Side(alpha=0.0), treated=Side(alpha=alpha)
-        )
-        with suppress(NotMeasuredError):
-            found[f"{statistic} difference"] = evaluate(test, results)
-    return found
+def _differences(results: SettingResults, alpha: float) -> dict[str, Finding | str]:
+    """Over sentences and seeds where the sentences of all runs are kept, else over the recorded figures of seeds."""
+    of_sentences, of_records = (
+        {
+            f"{figure} difference": finding
+            for figure in COMPARED
+            if (finding := _difference(results, alpha, figure, kind))
+        }
+        for kind in (True, False)
+    )
+    chosen, over = of_sentences, "sentences and seeds"
+    if any(
+        name not in of_sentences or sum(of_sentences[name].seeds) < sum(finding.seeds)
+        for name, finding in of_records.items()
+    ):
+        chosen, over = of_records, "seeds"
+    return {**chosen, "over": over} if chosen else {}
+
+
+def _difference(results: SettingResults, alpha: float, figure: Statistic, over_sentences: bool) -> Finding | None:
+    test = Test(
+        statistic=figure if over_sentences else "record",
+        figure="" if over_sentences else figure,
+        expect="higher",
+        effect=1.0,  # asked by every test, and of no account where none is judged
+        baseline=Side(alpha=0.0),
+        treated=Side(alpha=alpha),
+    )
+    try:
+        return evaluate(test, results)
+    except NotMeasuredError:
+        return None
 
 
 def estimator_rows(results: SettingResults) -> Iterator[dict[str, Any]]:

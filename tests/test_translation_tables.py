@@ -11,6 +11,7 @@ from nmt_ls.claims import Setting
 from nmt_ls.exact import ESTIMATORS, EXACT
 from nmt_ls.report_tables import TRANSLATIONS
 from nmt_ls.study_results import SettingResults, read_results
+from nmt_ls.sweep_cells import SENTENCES_FOLDER
 from nmt_ls.translation_tables import EXACT_OF, estimator_rows, translation_rows
 
 SETTING = Setting(title="made up", results="fake", runs="fake-de-*", dropout=0.3, command="python -m made_up")
@@ -39,6 +40,27 @@ def test_every_alpha_has_its_difference_from_hard_targets(tmp_path: Path) -> Non
     assert tenth["squared_l2 difference"].high < 0
     assert fifth["nll difference"].difference == pytest.approx(0.5)
     assert abs(tenth["nll difference"].difference) < 1e-9
+    assert [row["over"] for row in (tenth, fifth)] == ["sentences and seeds"] * 2
+
+
+def test_without_the_sentences_of_all_runs_differences_are_of_seeds(tmp_path: Path) -> None:
+    def hard_and_smoothed() -> tuple[Translator, Translator]:
+        scored = {"bleu": 40.0, "nll": 2.0, "squared_l2": 0.004}
+        better = {"bleu": 45.0, "nll": 1.8, "squared_l2": 0.001}
+        return Translator(alpha=0.0, scored=scored), Translator(alpha=0.1, scored=better)
+
+    results = results_of(tmp_path, *hard_and_smoothed())
+    kept = sorted((tmp_path / "fake" / SENTENCES_FOLDER).glob("*ls0.1-s1*"))
+    assert kept
+    for path in kept:
+        path.unlink()
+    results = read_results(SETTING, tmp_path)
+    *_, row = translation_rows(results)
+    assert row["over"] == "seeds"
+    assert row["bleu difference"].seeds == (3, 3)
+    assert row["bleu difference"].difference == pytest.approx(5.0, abs=1e-3)
+    assert row["nll difference"].difference == pytest.approx(-0.2, abs=1e-3)
+    assert row["squared_l2 difference"].sentence_sd == 0
 
 
 def test_one_seed_has_no_interval(tmp_path: Path) -> None:

@@ -256,11 +256,13 @@ class Progress:
     """What one cell has to remember besides its records; written whole at every change.
 
     spent: seconds by command line, over all sessions. ended: commands that ended well, whose figures may not have
-    reached the records yet. failure: of the last session, if it failed.
+    reached the records yet. again: commands to be run although the records have them. failure: of the last session, if
+    it failed.
     """
 
     spent: dict[str, float] = field(default_factory=dict)
     ended: list[str] = field(default_factory=list)
+    again: list[str] = field(default_factory=list)
     failure: dict[str, Any] | None = None
 
     @classmethod
@@ -277,6 +279,19 @@ class Progress:
     def write(self, cell: Cell) -> None:
         """To the cell's folder."""
         atomic_write(cell.state / "progress.json", json.dumps(vars(self), indent=2, ensure_ascii=False) + "\n")
+
+
+def lost_commands(cell: Cell, costs: Costs, progress: Progress) -> list[str]:
+    """Commands of a cell that the records have as ended, without results of their own (training), and of which this
+    machine knows nothing: what they made is elsewhere, or gone.
+
+    If the cell is not done they are run again, and what follows them too: its figures are then all of one run, which
+    another machine trains to other weights.
+    """
+    known = progress.spent.keys() - set(progress.again)
+    return [
+        step.line for step in cell.steps if step.scratch is None and costs.ended(cell, step) and step.line not in known
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,8 +335,10 @@ class Estimate:
         if self.costs.done(cell):
             return Left(seconds=0.0)
         progress, left = Progress.read(cell), 0.0
+        lost, anew = lost_commands(cell, self.costs, progress), False
         for number, step in enumerate(cell.steps):
-            if self.costs.ended(cell, step):
+            anew = anew or step.line in lost
+            if self.costs.ended(cell, step) and not anew:
                 continue
             mean = self._means.get(self.study.blocks[cell.block].commands[number])
             if mean is None:

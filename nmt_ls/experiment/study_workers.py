@@ -31,6 +31,7 @@ from nmt_ls.experiment.study import (
     Step,
     Study,
     last_of_each,
+    lost_commands,
     record_of,
 )
 
@@ -90,8 +91,16 @@ class Worker:
         self.progress.failure = None
         self.began = time.monotonic()
         self.noted = self.began
+        self.progress.again = lost_commands(cell, costs, self.progress)
         # a command that goes on by itself is run again: the folders that later ones need may have gone
-        self.todo = [step for step in cell.steps if not (costs.ended(cell, step) and step.scratch is not None)]
+        anew = (
+            [step.line for step in cell.steps].index(self.progress.again[0]) if self.progress.again else len(cell.steps)
+        )
+        self.todo = [
+            step
+            for number, step in enumerate(cell.steps)
+            if number >= anew or step.scratch is None or not costs.ended(cell, step)
+        ]
         self.log: TextIO = (cell.state / "log").open("a", encoding="utf-8")
         self.process: subprocess.Popen[bytes] | None = None
         self.log_begin = 0
@@ -177,7 +186,7 @@ def hand_over(study: Study, cell: Cell, progress: Progress) -> None:
         return
     costs = Costs.read(study)
     for step in cell.steps:
-        if step.line not in progress.ended or costs.ended(cell, step):
+        if step.line not in progress.ended or (costs.ended(cell, step) and step.line not in progress.again):
             continue
         found: list[Record] = []
         if step.scratch is not None and (step.scratch / "records.jsonl").exists():
@@ -191,6 +200,7 @@ def hand_over(study: Study, cell: Cell, progress: Progress) -> None:
     for step in cell.steps:
         if step.line in progress.ended and step.scratch is not None:
             shutil.rmtree(step.scratch, ignore_errors=True)
+    progress.again = [line for line in progress.again if line not in progress.ended]
     progress.ended = []
     progress.write(cell)
 

@@ -161,6 +161,29 @@ def test_cells_whose_records_exist_are_skipped_where_nothing_else_does(write_stu
     assert [record.name for record in read_records(study.records)] == ["seconds", "value", "seconds"]
 
 
+def test_a_cell_half_done_on_another_machine_begins_anew(write_study: Callable[..., Study]) -> None:
+    record, fails = "python record.py {results} {cell}", "sh -c 'test -e allowed && echo {results}'"
+    study = write_study({"a": {"cell": "c", "commands": [COUNT, record, fails]}})
+    (cell,) = study.cells
+    assert list(work(study).failed) == ["c"]
+    assert [Costs.read(study).ended(cell, step) for step in cell.steps] == [True, True, False]
+    work(study)
+    assert [one.name for one in read_records(study.records)] == [
+        "seconds",
+        "value",
+        "seconds",
+    ]  # nothing measured again
+    Path("runs").rename("runs-of-another-machine")
+    work(study)
+    costs = Costs.read(study)
+    assert [costs.ended(cell, step) for step in cell.steps] == [True, True, False]
+    assert [one.name for one in read_records(study.records)] == ["seconds", "value", "seconds", "seconds", "seconds"]
+    Path("allowed").touch()
+    assert work(study).done == ["c"]
+    assert runs_of("c") == 4  # as ever, since it goes on by itself
+    assert len(read_records(study.records)) == 6
+
+
 def test_a_changed_command_line_is_another_command(write_study: Callable[..., Study]) -> None:
     block = {"cell": "c", "commands": [COUNT, "python record.py {results} {cell}"]}
     work(write_study({"a": block}))
@@ -370,8 +393,9 @@ def test_estimates_come_from_what_was_measured(write_study: Callable[..., Study]
             cost("a1", "train 1 --faster", 9e9),
         ],
     )
-    (study.cells[2].state).mkdir(parents=True)
-    Progress(spent={"train 3": 60.0}).write(study.cells[2])
+    for number, spent in ((1, {"train 2": 200.0}), (2, {"train 3": 60.0})):
+        (study.cells[number].state).mkdir(parents=True)
+        Progress(spent=spent).write(study.cells[number])
     estimate = Estimate(study, Costs.read(study))
     left = [estimate.left(cell) for cell in study.cells]
     assert [one.seconds for one in left] == [0.0, 20.0, 110.0, 170.0, 600.0, None]
@@ -379,6 +403,8 @@ def test_estimates_come_from_what_was_measured(write_study: Callable[..., Study]
     assert estimate.total(study.cells) == LeftInAll(measured=300.0, guessed=600.0, unknown=1)
     shown = [row["left"] for row in plan_rows(study, list(study.cells))]
     assert shown == [None, "20 s", "2 min", "3 min", "~10 min, guessed", "unknown"]
+    Path("runs").rename("runs-of-another-machine")  # what was trained there is trained anew, unless the cell is done
+    assert [estimate.left(cell).seconds for cell in study.cells[:3]] == [0.0, 170.0, 170.0]
 
 
 def test_blocks_of_one_command_share_what_it_costs(write_study: Callable[..., Study]) -> None:
