@@ -11,19 +11,24 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.records import Signature, provenance
 from nmt_ls.experiment.tables import format_table
 from nmt_ls.lines import check_count, read_lines, read_references
-from nmt_ls.metrics.inputs import FloatArray
 from nmt_ls.metrics.statistics import Estimate, crossed_bootstrap
-from nmt_ls.metrics.translation import MetricName, PairedTestResult, paired_test, reference_streams, sacrebleu_metric
+from nmt_ls.metrics.translation import (
+    MetricName,
+    PairedTestResult,
+    paired_test,
+    scores_from_statistics,
+    sentence_statistics,
+)
 from nmt_ls.score_records import Figures
 
 COMPARED: dict[MetricName, str] = {"bleu": "BLEU", "chrf": "chrF", "ter": "TER (lower is better)"}
@@ -107,19 +112,10 @@ def compare(given: GivenTranslations) -> list[Comparison]:
 
 def bootstrapped_difference(given: GivenTranslations, metric: MetricName) -> Estimate:
     """Our corpus score minus the baseline's; one resample of sentences serves both systems."""
-    scorer = sacrebleu_metric(metric)
-
-    def sentence_sums(hypotheses: list[str]) -> FloatArray:  # [S, F]
-        # what sacrebleu's own paired tests resample; it has no public name for them, nor for the score of their sums
-        streams = reference_streams(hypotheses, given.references)
-        return np.asarray(scorer._extract_corpus_statistics(hypotheses, streams), dtype=np.float64)
-
-    def scores(sums: FloatArray) -> FloatArray:
-        rows = sums.reshape(-1, sums.shape[-1])
-        return np.array([scorer._compute_score_from_stats(row).score for row in rows]).reshape(sums.shape[:-1])
-
-    baseline_SF, ours_SF = sentence_sums(given.baseline), sentence_sums(given.ours)
-    return crossed_bootstrap(baseline_SF[None], ours_SF[None], scores, resample_seeds=False)
+    baseline_1SF, ours_1SF = (
+        sentence_statistics(metric, hypotheses, given.references)[None] for hypotheses in (given.baseline, given.ours)
+    )
+    return crossed_bootstrap(baseline_1SF, ours_1SF, partial(scores_from_statistics, metric), resample_seeds=False)
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> str:

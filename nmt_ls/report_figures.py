@@ -25,7 +25,7 @@ from nmt_ls.metrics.plots import (
     reliability_diagram,
     sweep_figure,
 )
-from nmt_ls.study_results import NotMeasuredError, Run, SettingResults, scored_values
+from nmt_ls.study_results import NotMeasuredError, Run, SettingResults, estimates, scored_values
 
 SMOOTHED = 0.1
 AGAINST_ALPHA = {
@@ -153,17 +153,18 @@ def _reliability_caption(results: SettingResults) -> str:
 
 def _estimators(results: SettingResults, alpha: float) -> tuple[dict[str, dict[int, tuple[float, float]]], float]:
     """Mean and sd over samples by estimator and size, and the exact ECE: means over seeds."""
-    scored = [run.scored[False] for run in results.runs(alpha) if "exact_ece" in run.scored.get(False, {})]
+    runs = [run for run in results.runs(alpha) if "exact_ece" in run.scored.get(False, {})]
+    found = [estimates(run) for run in runs]
     curves: dict[str, dict[int, tuple[float, float]]] = {}
-    for name in dict.fromkeys(name for figures in scored for name in figures):
-        kind, *parts = name.split(" ")
-        if kind == "estimated_ece" and len(parts) == 2 and all(name in figures for figures in scored):
-            mean, sd = (
-                float(np.mean([figures.get(f"{kind}{suffix} {' '.join(parts)}", 0.0) for figures in scored]))
-                for suffix in ("", "_sd")
+    for key in dict.fromkeys(key for of_run in found for key in of_run):
+        kind, estimator, tokens = key
+        if kind == "estimated_ece" and all(key in of_run for of_run in found):
+            mean = float(np.mean([of_run[key].mean for of_run in found]))
+            curves.setdefault(estimator, {})[tokens] = (
+                mean,
+                float(np.mean([of_run[key].sd or 0.0 for of_run in found])),
             )
-            curves.setdefault(parts[0], {})[int(parts[1])] = (mean, sd)
-    return curves, float(np.mean([figures["exact_ece"] for figures in scored])) if scored else 0.0
+    return curves, float(np.mean([run.scored[False]["exact_ece"] for run in runs])) if runs else 0.0
 
 
 def _sweeps(results: SettingResults) -> dict[str, SweepSeries] | None:

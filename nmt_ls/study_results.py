@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -70,6 +70,25 @@ class Run:
     @property
     def seed(self) -> int:
         return int(self.signature["seed"])
+
+
+class Estimate(NamedTuple):
+    """What an estimator of ECE makes of samples of so many tokens, at temperature 1; sd over samples, if there were
+    several."""
+
+    mean: float
+    sd: float | None
+
+
+def estimates(run: Run) -> dict[tuple[str, str, int], Estimate]:
+    """By what is recorded (such as estimated_ece), estimator and size of sample."""
+    figures, found = run.scored.get(False, {}), {}
+    for name, value in figures.items():
+        kind, *parts = name.split(" ")
+        if kind.startswith("estimated_") and not kind.endswith("_sd") and len(parts) == 2:
+            sd = figures.get(f"{kind}_sd {' '.join(parts)}")
+            found[kind, parts[0], int(parts[1])] = Estimate(value, sd)
+    return found
 
 
 def scored_values(runs: Sequence[Run], name: str, *, fitted: bool = False) -> list[float]:

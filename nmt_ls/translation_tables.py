@@ -3,7 +3,6 @@ estimators of ECE make of samples beside the exact values."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from nmt_ls.claim_statistics import evaluate
 from nmt_ls.claims import Side, Statistic, Test
 from nmt_ls.findings import Finding
-from nmt_ls.study_results import NotMeasuredError, SettingResults, fitted_text, mean_and_sd, scored_values
+from nmt_ls.study_results import NotMeasuredError, SettingResults, estimates, fitted_text, mean_and_sd, scored_values
 
 FIGURES = ("bleu", "nll", "perplexity", "ece", "debiased_ece", "squared_l2")
 COMPARED: tuple[Statistic, ...] = ("bleu", "nll", "squared_l2")
@@ -89,29 +88,28 @@ def estimator_rows(results: SettingResults) -> Iterator[dict[str, Any]]:
     """Of every α, estimator and size of sample: mean over seeds of the estimate, of the exact value of its own, of the
     sd over samples, and of the root of the mean squared error (bias and sd; no sd of one sample as large as all)."""
     for alpha in results.alphas:
-        scored = [run.scored[False] for run in results.runs(alpha) if "exact_ece" in run.scored.get(False, {})]
-        for name in dict.fromkeys(name for figures in scored for name in figures):
-            kind, *parts = name.split(" ")
-            if not kind.startswith("estimated_") or kind.endswith("_sd") or len(parts) != 2:
-                continue
-            exact = EXACT_OF.get(parts[0], "")
-            have = [figures for figures in scored if name in figures and exact in figures]
+        runs = [run for run in results.runs(alpha) if "exact_ece" in run.scored.get(False, {})]
+        found = [(run.scored[False], estimates(run)) for run in runs]
+        for key in dict.fromkeys(key for _, of_run in found for key in of_run):
+            _, estimator, tokens = key
+            exact = EXACT_OF.get(estimator, "")
+            have = [(of_run[key], figures[exact]) for figures, of_run in found if key in of_run and exact in figures]
             if not have:
                 continue
-            bias = np.array([figures[name] - figures[exact] for figures in have])
-            sds = np.array([figures.get(f"{kind}_sd {' '.join(parts)}", math.nan) for figures in have])
+            bias = np.array([estimate.mean - truth for estimate, truth in have])
             row: dict[str, Any] = {
                 "alpha": alpha,
-                "estimator": parts[0],
-                "sample_tokens": int(parts[1]),
+                "estimator": estimator,
+                "sample_tokens": tokens,
                 "seeds": len(have),
-                "estimate": float(np.mean([figures[name] for figures in have])),
-                "exact": float(np.mean([figures[exact] for figures in have])),
+                "estimate": float(np.mean([estimate.mean for estimate, _ in have])),
+                "exact": float(np.mean([truth for _, truth in have])),
                 "bias": float(bias.mean()),
             }
-            if not np.isnan(sds).any():
+            sds = [estimate.sd for estimate, _ in have if estimate.sd is not None]
+            if len(sds) == len(have):
                 row |= {
-                    "sd over samples": float(sds.mean()),
-                    "rmse": float(np.sqrt(np.mean(bias**2 + sds**2))),
+                    "sd over samples": float(np.mean(sds)),
+                    "rmse": float(np.sqrt(np.mean(bias**2 + np.square(sds)))),
                 }
             yield row
