@@ -281,12 +281,13 @@ class SettingResults:
 def read_results(setting: Setting, root: Path) -> SettingResults:
     """The results of a setting below the folder of all results; empty where there are none.
 
-    What its data's note says ("own split") joins the setting's caution.
+    What its data's note says ("own split") joins the setting's caution, if that does not say it already.
     """
     folder = root / setting.results
     file = folder / "records.jsonl"
     records = last_of_each(read_records(file)) if file.exists() else []
     found = SettingResults(setting, folder, records)
     notes = dict.fromkeys(str(run.signature["note"]) for run in found.runs() if run.signature.get("note"))
-    found.setting = replace(setting, caution="; ".join(filter(None, [setting.caution, *notes])))
+    more = [note for note in notes if note.lower() not in setting.caution.lower()]
+    found.setting = replace(setting, caution="; ".join(filter(None, [setting.caution, *more])))
     return found

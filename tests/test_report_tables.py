@@ -77,6 +77,8 @@ def test_p_values_and_updates_of_several_seeds_are_not_averaged(tmp_path: Path) 
 def test_the_note_of_the_data_joins_the_caution(tmp_path: Path) -> None:
     results = recorded(tmp_path, {"a-s1": (0.0, 1, {"nll": 1.0})}, note="re-encoded")
     assert results.setting.name == "digits (own split; re-encoded)"
+    said = recorded(tmp_path / "said", {"a-s1": (0.0, 1, {"nll": 1.0})}, note="Own split")
+    assert said.setting.name == "digits (own split)"
 
 
 def test_a_setting_outside_its_regime_says_so(tmp_path: Path) -> None:
