@@ -114,7 +114,7 @@ def setting_figures(results: SettingResults) -> Iterator[tuple[str, str, Figure]
             f"{title}, {split} split, as Figure 4 of the paper: BLEU (blue), ECE and NLL (red) against temperature. "
             "Means over seeds with bands of one sd. Best temperatures are marked on the split that is shown."
         )
-        yield "sweep", caption, sweep_figure(systems, title=title)
+        yield "sweep", caption, sweep_figure(systems, title=fill(title, 110))
     narrow = fill(f"{title}, {split} split", 48)
     diagrams, sums_of_first = _reliabilities(results)
     if diagrams:
