@@ -158,6 +158,18 @@ def medium_is_fp32(products: Mapping[str, Products]) -> bool:
     return products["medium"].error < min(ERROR_LIMIT, ERROR_RATIO * products["fp32"].error)
 
 
+def arithmetic_here(
+    named: tuple[str, ...], everything: tuple[str, ...], products: Mapping[str, Products]
+) -> tuple[str, ...]:
+    """Those named; where none is, everything but bf16 and autocast on a processor that emulates their products."""
+    if named or products["bf16"].gflops >= EMULATED:
+        return named or everything
+    here = tuple(name for name in everything if name not in ("bf16", "autocast"))
+    left_out = ", ".join(name for name in everything if name not in here)
+    print(f"without {left_out}: this processor emulates bf16 products, which takes very long; name them to have them")
+    return here
+
+
 @functools.cache
 def precision_of(arithmetic: str) -> Precision:
     """What ours computes with under this name: of bf16 and int8, what the commands take here when asked for it.

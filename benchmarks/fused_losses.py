@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.common import (
+    arithmetic_here,
     best_gemm_rates,
     check_clock,
     describe_machine,
@@ -57,7 +58,7 @@ class BenchmarkConfig:
     Attributes:
         device: cpu or cuda.
         vocabularies: rows of the output layer.
-        arithmetic: as in smoothed_loss.
+        arithmetic: as in smoothed_loss; medium only where it is named.
         rows: tokens of a batch.
         width: of the hidden states.
         alpha: the smoothing.
@@ -70,7 +71,7 @@ class BenchmarkConfig:
 
     device: str = "cpu"
     vocabularies: tuple[int, ...] = (8192, 32768)
-    arithmetic: tuple[str, ...] = ("fp32", "bf16", "autocast")
+    arithmetic: tuple[str, ...] = ()
     rows: int = 4096
     width: int = 256
     alpha: float = 0.1
@@ -135,6 +136,7 @@ def _need_package(name: str) -> None:
         raise UnableError("not installed")
 
 
+DEFAULT_ARITHMETIC = ("fp32", "bf16", "autocast")
 CONTESTANTS: Mapping[str, Callable[[float], Loss]] = {
     "ours": our_loss,
     "pytorch": pytorch_loss,
@@ -245,7 +247,7 @@ def main(config: BenchmarkConfig) -> None:
         "repeats": config.repeats,
         "clock": config.clock,
     }
-    for arithmetic in config.arithmetic:
+    for arithmetic in arithmetic_here(config.arithmetic, DEFAULT_ARITHMETIC, products):
         limit = agreement_limit(arithmetic, products)
         rows = [row for size in config.vocabularies for row in measure(config, size, arithmetic, limit)]
         print_table(f"{arithmetic}: {config.rows:,} rows of width {config.width}, alpha {config.alpha}", rows, _COLUMNS)

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from benchmarks.common import (
     Products,
+    arithmetic_here,
     best_gemm_rates,
     check_clock,
     describe_machine,
@@ -52,7 +53,7 @@ class BenchmarkConfig:
     Attributes:
         vocabularies: rows of the output layer.
         arithmetic: fp32; medium (the same by oneDNN's products); bf16 (every tensor); autocast (fp32 tensors, bf16
-            products).
+            products); empty for all but what this processor only emulates.
         rows: tokens of a batch.
         width: of the hidden states.
         alpha: the smoothing.
@@ -64,7 +65,7 @@ class BenchmarkConfig:
     """
 
     vocabularies: tuple[int, ...] = (8192, 32768, 131072)
-    arithmetic: tuple[str, ...] = ARITHMETIC
+    arithmetic: tuple[str, ...] = ()
     rows: int = 4096
     width: int = 256
     alpha: float = 0.1
@@ -243,7 +244,7 @@ def main(config: BenchmarkConfig) -> None:
         "repeats": config.repeats,
         "clock": config.clock,
     }
-    for arithmetic in config.arithmetic:
+    for arithmetic in arithmetic_here(config.arithmetic, ARITHMETIC, products):
         limit = agreement_limit(arithmetic, products)
         rows = [
             {"vocabulary": vocabulary, **measure(config, vocabulary, arithmetic, limit)}

@@ -6,13 +6,15 @@ import pytest
 import torch
 
 from benchmarks import fused_losses, smoothed_loss
+from benchmarks.common import Products, arithmetic_here
 from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.records import read_records
 
 
 def test_it_measures_every_arithmetic_and_writes_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "records.jsonl"
-    config = smoothed_loss.BenchmarkConfig(vocabularies=(50, 120), rows=20, width=8, repeats=1, out=str(out))
+    shapes = {"vocabularies": (50, 120), "rows": 20, "width": 8, "repeats": 1}
+    config = smoothed_loss.BenchmarkConfig(**shapes, arithmetic=smoothed_loss.ARITHMETIC, out=str(out))  # type: ignore[arg-type]
     smoothed_loss.main(config)
     assert "autocast: 20 rows of width 8" in capsys.readouterr().out
     records = read_records(out)
@@ -59,7 +61,7 @@ def test_fused_losses_of_others(
     if alpha == 0 and not hasattr(torch.nn.functional, "linear_cross_entropy"):
         pytest.skip("PyTorch before 2.13 has no linear_cross_entropy")
     out = tmp_path / "records.jsonl"
-    shapes = {"vocabularies": (120,), "rows": 20, "width": 8, "repeats": 1}
+    shapes = {"vocabularies": (120,), "rows": 20, "width": 8, "repeats": 1, "arithmetic": ("fp32", "bf16", "autocast")}
     names = ("chunked", "liger", "cce")
     fused_losses.main(fused_losses.BenchmarkConfig(**shapes, alpha=alpha, contestants=names, out=str(out)))
     said = capsys.readouterr().out
@@ -67,6 +69,15 @@ def test_fused_losses_of_others(
     assert ("without chunked: it has no smoothing (--alpha 0)" in said) == (alpha > 0)
     found = {(record.signature["precision"], record.signature["contestant"]) for record in read_records(out)}
     assert found == {(arithmetic, name) for arithmetic in ("fp32", "bf16", "autocast") for name in contestants}
+
+
+def test_emulated_arithmetic_is_measured_where_it_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    everything = smoothed_loss.ARITHMETIC
+    for gflops, here in ((900.0, everything), (1.0, ("fp32", "medium"))):
+        products = {"bf16": Products(gflops, 3e-3)}
+        assert arithmetic_here((), everything, products) == here
+        assert arithmetic_here(("bf16",), everything, products) == ("bf16",)
+    assert capsys.readouterr().out.startswith("without bf16, autocast: ")
 
 
 def test_a_wrong_fused_loss_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
