@@ -283,15 +283,22 @@ class Progress:
 
 def lost_commands(cell: Cell, costs: Costs, progress: Progress) -> list[str]:
     """Commands of a cell that the records have as ended, without results of their own (training), and of which this
-    machine knows nothing: what they made is elsewhere, or gone.
-
-    If the cell is not done they are run again, and what follows them too: its figures are then all of one run, which
-    another machine trains to other weights.
-    """
+    machine knows nothing: what they made is elsewhere, or gone."""
     known = progress.spent.keys() - set(progress.again)
     return [
         step.line for step in cell.steps if step.scratch is None and costs.ended(cell, step) and step.line not in known
     ]
+
+
+def unfinished(cell: Cell, costs: Costs, progress: Progress) -> list[Step]:
+    """The commands of a cell that is not done which are to be measured: those that have not ended, and all from the
+    first that is lost on, so that its figures are of one run (another machine trains to other weights)."""
+    lost, anew, found = lost_commands(cell, costs, progress), False, []
+    for step in cell.steps:
+        anew = anew or step.line in lost
+        if anew or not costs.ended(cell, step):
+            found.append(step)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -335,10 +342,9 @@ class Estimate:
         if self.costs.done(cell):
             return Left(seconds=0.0)
         progress, left = Progress.read(cell), 0.0
-        lost, anew = lost_commands(cell, self.costs, progress), False
+        to_do = unfinished(cell, self.costs, progress)
         for number, step in enumerate(cell.steps):
-            anew = anew or step.line in lost
-            if self.costs.ended(cell, step) and not anew:
+            if step not in to_do:
                 continue
             mean = self._means.get(self.study.blocks[cell.block].commands[number])
             if mean is None:

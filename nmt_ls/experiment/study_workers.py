@@ -33,6 +33,7 @@ from nmt_ls.experiment.study import (
     last_of_each,
     lost_commands,
     record_of,
+    unfinished,
 )
 
 GRACE = 60.0  # seconds between the wish that a command leaves and its end
@@ -93,14 +94,8 @@ class Worker:
         self.noted = self.began
         self.progress.again = lost_commands(cell, costs, self.progress)
         # a command that goes on by itself is run again: the folders that later ones need may have gone
-        anew = (
-            [step.line for step in cell.steps].index(self.progress.again[0]) if self.progress.again else len(cell.steps)
-        )
-        self.todo = [
-            step
-            for number, step in enumerate(cell.steps)
-            if number >= anew or step.scratch is None or not costs.ended(cell, step)
-        ]
+        to_do = unfinished(cell, costs, self.progress)
+        self.todo = [step for step in cell.steps if step in to_do or step.scratch is None]
         self.log: TextIO = (cell.state / "log").open("a", encoding="utf-8")
         self.process: subprocess.Popen[bytes] | None = None
         self.log_begin = 0
