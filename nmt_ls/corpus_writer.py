@@ -23,13 +23,12 @@ import numpy as np
 import pyarrow
 import pyarrow.compute
 
-from nmt_ls.batching import random_draws
 from nmt_ls.corpus import FORMAT, MANIFEST, Corpus, Split, corpus_checksum
 from nmt_ls.encoding import encode_texts
 from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.progress import without_bars
 from nmt_ls.experiment.staging import staging_directory
-from nmt_ls.staged_texts import FilterConfig, StagedTexts, stage_held_out, stage_training
+from nmt_ls.staged_texts import FilterConfig, StagedTexts, sample_rows, stage_held_out, stage_training
 from nmt_ls.vocabulary import (
     JOINT_MODEL,
     SOURCE_MODEL,
@@ -166,11 +165,9 @@ def _build(
 def _train_vocabularies(directory: Path, staged: StagedTexts, config: VocabularyConfig) -> None:
     if sys.stderr.isatty():
         print(f"training a {config.kind} vocabulary of {config.size:,} pieces …", file=sys.stderr)
-    wanted_N = staged.keep_N.copy()
-    kept = np.flatnonzero(wanted_N)
-    if 0 < config.sample < len(kept):
-        draws = random_draws(len(kept), config.seed, 0, stream=2)
-        wanted_N[kept[np.argsort(draws, kind="stable")[config.sample :]]] = False
+    wanted_N = staged.keep_N
+    if config.sample:
+        wanted_N = sample_rows(wanted_N, config.sample, config.seed, stream=2)
     if config.joint:
         both = (text for pair in staged.texts(wanted_N) for text in pair)
         train_vocabulary(both, directory / JOINT_MODEL, config)

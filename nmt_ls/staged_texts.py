@@ -126,12 +126,20 @@ def stage_training(path: Path, pairs: Iterable[tuple[str, str]], filters: Filter
 
 def _keep_sample(staged: StagedTexts, size: int) -> None:
     """Keep a random sample of the wanted rows. Raises UserError where there are fewer."""
-    kept = np.flatnonzero(staged.keep_N)
-    if size > len(kept):
-        raise UserError(f"filters.sample: {size:,} training pairs were asked for, and there are {len(kept):,}")
-    draws = random_draws(len(kept), SAMPLE_SEED, 0, stream=3)
-    staged.keep_N[kept[np.argsort(draws, kind="stable")[size:]]] = False
-    staged.dropped["not in the sample"] = len(kept) - size
+    kept = int(staged.keep_N.sum())
+    if size > kept:
+        raise UserError(f"filters.sample: {size:,} training pairs were asked for, and there are {kept:,}")
+    staged.keep_N = sample_rows(staged.keep_N, size, SAMPLE_SEED, stream=3)
+    staged.dropped["not in the sample"] = kept - size
+
+
+def sample_rows(wanted_N: npt.NDArray[np.bool_], size: int, seed: int, stream: int) -> npt.NDArray[np.bool_]:
+    """A random sample of so many of the wanted rows, or all of them where there are no more."""
+    kept = np.flatnonzero(wanted_N)
+    order = np.argsort(random_draws(len(kept), seed, 0, stream=stream), kind="stable")
+    sample_N = np.zeros_like(wanted_N)
+    sample_N[kept[order[:size]]] = True
+    return sample_N
 
 
 def stage_held_out(path: Path, pairs: Iterable[tuple[str, str]], group: bool) -> StagedTexts:

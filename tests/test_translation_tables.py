@@ -49,7 +49,7 @@ def test_without_the_sentences_of_all_runs_differences_are_of_seeds(tmp_path: Pa
         better = {"bleu": 45.0, "nll": 1.8, "squared_l2": 0.001}
         return Translator(alpha=0.0, scored=scored), Translator(alpha=0.1, scored=better)
 
-    results = results_of(tmp_path, *hard_and_smoothed())
+    results_of(tmp_path, *hard_and_smoothed())
     kept = sorted((tmp_path / "fake" / SENTENCES_FOLDER).glob("*ls0.1-s1*"))
     assert kept
     for path in kept:
