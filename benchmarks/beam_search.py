@@ -6,6 +6,8 @@ translation a sentence. Free (with --run): the test split of a trained run from 
 
 CTranslate2 and ours are each also given as two workers of one thread: theirs threads (inter_threads), ours processes,
 each with half of the sentences (in the free part ours are those of `nmt_ls.decode --workers 2`).
+
+On a GPU (--device cuda): the forced part, ours beside Hugging Face.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ from benchmarks.common import (
     check_clock,
     describe_machine,
     in_its_own_process,
+    need_device,
+    on_device,
     precision_of,
     print_table,
     ratio,
@@ -72,8 +76,10 @@ def compute_types() -> list[str]:
     return sorted(set(ctranslate2.get_supported_compute_types("cpu")) - set(ALIASES))
 
 
-def all_contestants() -> tuple[str, ...]:
-    """Every contestant of this machine."""
+def all_contestants(device: str = "cpu") -> tuple[str, ...]:
+    """Every contestant of this machine, on its processor or its GPU."""
+    if device == "cuda":
+        return ("ours-fp32", "ours-bf16", "hf-fp32", "hf-bf16")
     ours = [f"ours-{arithmetic}" for arithmetic in ("fp32", "medium", "bf16")]
     ours += ["ours-int8"] if has_int8() else []
     theirs = [f"ct2-{compute_type}" for compute_type in compute_types()]
@@ -86,6 +92,7 @@ class BenchmarkConfig:
     """What is measured.
 
     Attributes:
+        device: cpu or cuda.
         sizes: presets of the model: small with V 7,800, base with V 32,000 (tiny with 10,000).
         contestants: ours, ct2 (CTranslate2), hf (Hugging Face); the arithmetic; 2x1 for two workers of one thread.
             Empty for all, without 2x1 where there are not two threads.
@@ -103,6 +110,7 @@ class BenchmarkConfig:
         out: where the records go; empty for nowhere.
     """
 
+    device: str = "cpu"
     sizes: tuple[str, ...] = ("small", "base")
     contestants: tuple[str, ...] = ()
     run: str | None = None
@@ -119,8 +127,12 @@ class BenchmarkConfig:
     out: str = "results/speed/beam_search.jsonl"
 
     def __post_init__(self) -> None:
-        check_clock(self.clock, self.threads)
-        known = all_contestants()
+        check_clock(self.clock, self.threads, self.device)
+        if self.device == "cuda" and (self.run is not None or self.profile):
+            raise ValueError(
+                "device cuda: the forced part only, without run, and profile false (it sees the CPU alone)"
+            )
+        known = all_contestants(self.device)
         if wrong := sorted(set(self.contestants) - set(known)):
             raise ValueError(f"contestants must be among {', '.join(known)}, not {', '.join(wrong)}")
         split = any(name.endswith("2x1") for name in self.contestants)
@@ -136,7 +148,8 @@ class BenchmarkConfig:
     def chosen(self) -> tuple[str, ...]:
         """The contestants' names."""
         two_threads = (self.threads or torch.get_num_threads()) == 2
-        return self.contestants or tuple(n for n in all_contestants() if two_threads or not n.endswith("2x1"))
+        everyone = all_contestants(self.device)
+        return self.contestants or tuple(n for n in everyone if two_threads or not n.endswith("2x1"))
 
 
 def build_model(size: str) -> Transformer:
@@ -170,11 +183,11 @@ def search_forced(
     decoder: Transformer | Int8Decoder, source_BS: Tensor, config: BenchmarkConfig, arithmetic: str
 ) -> list[int]:
     """Ours: lengths of the translations, which are all `steps`."""
-    precision = precision_of(arithmetic)
+    precision = precision_of(arithmetic, config.device)
     precision.apply()
     search = SearchConfig(beam=config.beam, min_length=config.steps, stop="early")
-    max_lengths_B = torch.full((len(source_BS),), config.steps)
-    with torch.inference_mode(), precision.autocast():
+    max_lengths_B = torch.full((len(source_BS),), config.steps, device=source_BS.device)
+    with torch.inference_mode(), precision.autocast(config.device):
         stepper = decoder.start(source_BS, config.beam, config.steps)
         found = beam_search(stepper, max_lengths_B=max_lengths_B, config=search)
     return [len(best[0].ids) for best in found]
@@ -244,7 +257,7 @@ def hugging_face_forced(theirs: Any, source_BS: Tensor, config: BenchmarkConfig)
 
 def contestants(config: BenchmarkConfig, size: str, stack: ExitStack) -> dict[str, Callable[[], list[int]]]:
     """By name, what translates the batch; processes and files live as long as the stack."""
-    model, source_BS = build_model(size), build_sources(config, size)
+    model, source_BS = build_model(size).to(config.device), build_sources(config, size).to(config.device)
     directory = stack.enter_context(tempfile.TemporaryDirectory())
     pieces = [str(number) for number in range(VOCABULARIES[size])]
     pieces[PAD], pieces[BOS], pieces[EOS], pieces[EOS + 1] = "<pad>", "<s>", "</s>", "<unk>"
@@ -262,7 +275,7 @@ def contestants(config: BenchmarkConfig, size: str, stack: ExitStack) -> dict[st
             arguments = (directory, arithmetic, workers, torch.get_num_threads(), source_BS, config)
             result[name] = in_its_own_process(stack, config.clock, ctranslate2_forced, *arguments)
         elif who == "hf":
-            theirs = marian_of(model).to(HUGGING_FACE[arithmetic])
+            theirs = marian_of(model).to(config.device, HUGGING_FACE[arithmetic])
             result[name] = partial(hugging_face_forced, theirs, source_BS, config)
         elif workers == 2:
             split_ours = {name.split("-")[1] for name in config.chosen() if name.startswith("ours") and "2x1" in name}
@@ -321,11 +334,12 @@ def forced(config: BenchmarkConfig, size: str) -> tuple[list[dict[str, Any]], di
 
 
 def main(config: BenchmarkConfig) -> None:
+    need_device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
-    products = best_gemm_rates(config.clock)
-    print(describe_machine(products))
-    recipe = {"beam": config.beam, "repeats": config.repeats, "clock": config.clock}
+    products = best_gemm_rates(config.clock, device=config.device)
+    print(describe_machine(products, config.device))
+    recipe = {"beam": config.beam, "repeats": config.repeats, "clock": config.clock, **on_device(config.device)}
     threads = torch.get_num_threads()
     for size in config.sizes:
         rows, profiles = forced(config, size)

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.precision import ERROR_LIMIT, ERROR_RATIO, Precision, choose_precision
 from nmt_ls.experiment.records import Record, Signature, append_records, provenance
 from nmt_ls.experiment.tables import format_table
@@ -63,12 +64,27 @@ def _call() -> Any:
     return _built()
 
 
-def check_clock(clock: str, threads: int) -> None:
-    """ValueError unless this clock exists and fits the number of threads."""
+def check_clock(clock: str, threads: int, device: str = "cpu") -> None:
+    """ValueError unless this clock exists and fits the number of threads and the device, which must exist too."""
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"device must be cpu or cuda, not {device!r}")
     if clock not in CLOCKS:
         raise ValueError(f"clock must be wall or cpu, not {clock!r}")
     if clock == "cpu" and threads != 1:
         raise ValueError("clock cpu measures one thread: it needs threads 1")
+    if clock == "cpu" and device == "cuda":
+        raise ValueError("clock cpu does not see what a GPU does: use wall")
+
+
+def need_device(device: str) -> None:
+    """UserError for a GPU that PyTorch does not see."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device: PyTorch sees no CUDA device here; use --device cpu")
+
+
+def on_device(device: str) -> dict[str, str]:
+    """What a record says of a GPU; nothing of the processor, which it names anyway."""
+    return {"device": f"cuda ({torch.cuda.get_device_name()})"} if device == "cuda" else {}
 
 
 def take_turns(
@@ -171,7 +187,7 @@ def arithmetic_here(
 
 
 @functools.cache
-def precision_of(arithmetic: str) -> Precision:
+def precision_of(arithmetic: str, device: str = "cpu") -> Precision:
     """What ours computes with under this name: of bf16 and int8, what the commands take here when asked for it.
 
     Raises UserError for int8 on a processor without instructions for it.
@@ -182,21 +198,19 @@ def precision_of(arithmetic: str) -> Precision:
         case "medium":
             return Precision(matmul="medium")
         case "int8":
-            return int8_precision()
+            return int8_precision(device)
         case _:
-            return choose_precision("bf16")
+            return choose_precision("bf16", device)
 
 
-def describe_machine(products: Mapping[str, Products]) -> str:
-    """Two lines: the processor and its threads; the best rate and the error of each arithmetic."""
+def describe_machine(products: Mapping[str, Products], device: str = "cpu") -> str:
+    """Two lines: the processor and its threads, or the GPU; the best rate and the error of each arithmetic."""
     origin = provenance()
     sets = ", ".join(origin["instruction_sets"])
     reached = ", ".join(f"{name} {each.gflops:.0f} (error {each.error:.0e})" for name, each in products.items())
     counts = "counts as fp32" if medium_is_fp32(products) else "does NOT count as fp32: its error is larger"
-    return (
-        f"{origin['processor']} ({sets}), {origin['threads']} threads\n"
-        f"best products, GFLOP/s: {reached}; medium {counts}"
-    )
+    processor = f"{origin['processor']} ({sets}), {origin['threads']} threads"
+    return f"{on_device(device).get('device', processor)}\nbest products, GFLOP/s: {reached}; medium {counts}"
 
 
 def peer_versions() -> dict[str, str]:

@@ -33,6 +33,8 @@ from benchmarks.common import (
     best_gemm_rates,
     check_clock,
     describe_machine,
+    need_device,
+    on_device,
     print_table,
     ratio,
     take_turns,
@@ -48,7 +50,7 @@ from benchmarks.smoothed_loss import (
     our_loss,
     pytorch_loss,
 )
-from nmt_ls.experiment.command_line import UserError, run_command
+from nmt_ls.experiment.command_line import run_command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,11 +84,7 @@ class BenchmarkConfig:
     out: str = "results/speed/fused_losses.jsonl"
 
     def __post_init__(self) -> None:
-        check_clock(self.clock, self.threads)
-        if self.device not in ("cpu", "cuda"):
-            raise ValueError(f"device must be cpu or cuda, not {self.device!r}")
-        if self.device == "cuda" and self.clock == "cpu":
-            raise ValueError("clock cpu does not see what a GPU does: use wall")
+        check_clock(self.clock, self.threads, self.device)
         if wrong := sorted(set(self.arithmetic) - set(ARITHMETIC)):
             raise ValueError(f"arithmetic must be among {', '.join(ARITHMETIC)}, not {', '.join(wrong)}")
         if wrong := sorted(set(self.contestants) - set(CONTESTANTS)):
@@ -233,14 +231,13 @@ def measure(config: BenchmarkConfig, vocabulary: int, arithmetic: str, limit: fl
 
 
 def main(config: BenchmarkConfig) -> None:
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device: PyTorch sees no CUDA device here; use --device cpu")
+    need_device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
     products = best_gemm_rates(config.clock, device=config.device)
-    print(describe_machine(products), flush=True)
+    print(describe_machine(products, config.device), flush=True)
     about = {
-        **({} if config.device == "cpu" else {"device": torch.cuda.get_device_name()}),
+        **on_device(config.device),
         "tokens": config.rows,
         "width": config.width,
         "alpha": config.alpha,

@@ -92,7 +92,7 @@ class Augmentation:
             zero_B = torch.zeros(batch, dtype=torch.int64)
             images = self._cut(images, zero_B if top_B is None else top_B, zero_B if left_B is None else left_B)
         if self.config.flip:
-            flipped_B = (torch.rand(batch) < 0.5).to(images.device)
+            flipped_B = (torch.rand(batch) < 0.5).to(images.device, non_blocking=True)
             images = torch.where(flipped_B[:, None, None, None], images.flip(3), images)
         pixels = _as_float(images)
         if self.config.brightness:
@@ -131,11 +131,18 @@ class Augmentation:
         windows = images_BCHW.unfold(2, self._height, 1).unfold(3, self._width, 1)
         device = images_BCHW.device
         rows_B = torch.arange(len(images_BCHW), device=device)
-        return windows[rows_B, :, top_B.to(device), left_B.to(device)]
+        return windows[rows_B, :, top_B.to(device, non_blocking=True), left_B.to(device, non_blocking=True)]
+
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Scale and offset, which move to a device once: each copy there would wait for it to finish its work."""
+        if self._scale_C11.device != device:
+            self._scale_C11, self._offset_C11 = self._scale_C11.to(device), self._offset_C11.to(device)
+        return self._scale_C11, self._offset_C11
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         if self.config.normalise == "data":
-            return pixels * self._scale_C11.to(pixels.device) + self._offset_C11.to(pixels.device)
+            scale_C11, offset_C11 = self._on(pixels.device)
+            return pixels * scale_C11 + offset_C11
         if self.config.normalise == "image":
             deviations, means = torch.std_mean(pixels, (1, 2, 3), correction=0, keepdim=True)
             return (pixels - means) / deviations.clamp_min(pixels[0].numel() ** -0.5)

@@ -57,7 +57,7 @@ class ImageSplit:
 
     def select(self, rows_B: Tensor) -> ImageSplit:
         """These rows of it."""
-        rows_B = rows_B.to(self.labels_N.device)
+        rows_B = rows_B.to(self.labels_N.device, non_blocking=True)
         posteriors_BK = None if self.posteriors_NK is None else self.posteriors_NK[rows_B]
         return ImageSplit(self.images_NCHW[rows_B.to(self.images_NCHW.device)], self.labels_N[rows_B], posteriors_BK)
 
