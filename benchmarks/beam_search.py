@@ -17,7 +17,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.pool import Pool
@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import (
+    arithmetic_here,
     best_gemm_rates,
     check_clock,
     describe_machine,
@@ -95,7 +96,7 @@ class BenchmarkConfig:
         device: cpu or cuda.
         sizes: presets of the model: small with V 7,800, base with V 32,000 (tiny with 10,000).
         contestants: ours, ct2 (CTranslate2), hf (Hugging Face); the arithmetic; 2x1 for two workers of one thread.
-            Empty for all, without 2x1 where there are not two threads.
+            Empty for all, without 2x1 where there are not two threads, and without bf16 where it is emulated.
         run: a finished run, for the free-running part; without one it is left out.
         checkpoint: of the run.
         beam: hypotheses a sentence.
@@ -339,6 +340,7 @@ def main(config: BenchmarkConfig) -> None:
         torch.set_num_threads(config.threads)
     products = best_gemm_rates(config.clock, device=config.device)
     print(describe_machine(products, config.device))
+    config = replace(config, contestants=arithmetic_here(config.contestants, config.chosen(), products))
     recipe = {"beam": config.beam, "repeats": config.repeats, "clock": config.clock, **on_device(config.device)}
     threads = torch.get_num_threads()
     for size in config.sizes:

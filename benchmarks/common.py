@@ -177,10 +177,11 @@ def medium_is_fp32(products: Mapping[str, Products]) -> bool:
 def arithmetic_here(
     named: tuple[str, ...], everything: tuple[str, ...], products: Mapping[str, Products]
 ) -> tuple[str, ...]:
-    """Those named; where none is, everything but bf16 and autocast on a processor that emulates their products."""
+    """Those named (arithmetics, or contestants called after theirs: `ours-bf16-2x1`); where none is, everything but
+    bf16 and autocast on a processor that emulates their products."""
     if named or products["bf16"].gflops >= EMULATED:
         return named or everything
-    here = tuple(name for name in everything if name not in ("bf16", "autocast"))
+    here = tuple(name for name in everything if not {"bf16", "autocast"} & set(name.split("-")))
     left_out = ", ".join(name for name in everything if name not in here)
     print(f"without {left_out}: this processor emulates bf16 products, which takes very long; name them to have them")
     return here

@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,7 +23,15 @@ import torch
 
 from benchmarks.beam_search import BenchmarkConfig as SearchBenchmarkConfig
 from benchmarks.beam_search import build_model, build_sources, search_forced
-from benchmarks.common import best_gemm_rates, describe_machine, print_table, ratio, take_turns, write_records
+from benchmarks.common import (
+    arithmetic_here,
+    best_gemm_rates,
+    describe_machine,
+    print_table,
+    ratio,
+    take_turns,
+    write_records,
+)
 from benchmarks.metrics_speed import memory
 from benchmarks.training_step import build
 from nmt_ls.batching import Batch, epoch_batches
@@ -50,7 +58,7 @@ class BenchmarkConfig:
         pairs: sizes of the corpus; a million takes about 20 minutes.
         vocabularies: rows of the embeddings.
         beams: hypotheses a sentence.
-        arithmetic: of all: fp32, medium or bf16.
+        arithmetic: of all: fp32, medium, bf16, or auto: bf16, but fp32 where bf16 is emulated.
         updates: of each run in the table of cores.
         repeats: rounds of vocabulary, beam and cores.
         out: where the records go; empty for nowhere.
@@ -60,7 +68,7 @@ class BenchmarkConfig:
     pairs: tuple[int, ...] = (1_000, 10_000, 100_000)
     vocabularies: tuple[int, ...] = (1_000, 4_000, 16_000, 64_000)
     beams: tuple[int, ...] = (1, 2, 4, 8, 16)
-    arithmetic: str = "bf16"
+    arithmetic: str = "auto"
     updates: int = 8
     repeats: int = 3
     out: str = "results/speed/scaling.jsonl"
@@ -68,8 +76,8 @@ class BenchmarkConfig:
     def __post_init__(self) -> None:
         if wrong := sorted(set(self.parts) - set(PARTS)):
             raise ValueError(f"parts must be among {', '.join(PARTS)}, not {', '.join(wrong)}")
-        if self.arithmetic not in ("fp32", "medium", "bf16"):
-            raise ValueError(f"arithmetic must be fp32, medium or bf16, not {self.arithmetic!r}")
+        if self.arithmetic not in ("auto", "fp32", "medium", "bf16"):
+            raise ValueError(f"arithmetic must be auto, fp32, medium or bf16, not {self.arithmetic!r}")
         if min(self.pairs, default=VOCABULARY) < VOCABULARY:
             raise ValueError(f"pairs must be at least {VOCABULARY:,}: fewer have no vocabulary of so many pieces")
         if min(self.updates, self.repeats, *self.vocabularies, *self.beams) < 1:
@@ -261,6 +269,8 @@ TABLES: dict[str, tuple[Callable[[BenchmarkConfig], list[dict[str, Any]]], tuple
 def main(config: BenchmarkConfig) -> None:
     products = best_gemm_rates()
     print(describe_machine(products))
+    if config.arithmetic == "auto":
+        config = replace(config, arithmetic=arithmetic_here((), ("fp32", "bf16"), products)[-1])
     for part in config.parts:
         measure, keys, columns = TABLES[part]
         rows = measure(config)

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.common import (
+    arithmetic_here,
     best_gemm_rates,
     check_clock,
     describe_machine,
@@ -55,7 +56,8 @@ class BenchmarkConfig:
         data: a prepared corpus.
         sizes: presets of the model.
         dropouts: of the model.
-        contestants: ours or hf (Marian), each in fp32 (PyTorch's default kernels), medium (fp32 by oneDNN's) or bf16.
+        contestants: ours or hf (Marian), each in fp32 (PyTorch's default kernels), medium (fp32 by oneDNN's) or bf16;
+            empty for all, without bf16 where it is emulated.
         batches: of an epoch, spread evenly over its order, that make a round; more than it has: all.
         repeats: rounds, interleaved.
         max_tokens: of a batch, padding included.
@@ -69,7 +71,7 @@ class BenchmarkConfig:
     data: str = "data/multi30k-en-de"
     sizes: tuple[str, ...] = ("tiny", "small")
     dropouts: tuple[float, ...] = (0.1, 0.3)
-    contestants: tuple[str, ...] = CONTESTANTS
+    contestants: tuple[str, ...] = ()
     batches: int = 12
     repeats: int = 5
     max_tokens: int = 4096
@@ -199,6 +201,7 @@ def main(config: BenchmarkConfig) -> None:
     bound_kernel_cache()  # as training does
     products = best_gemm_rates(config.clock)
     print(describe_machine(products))
+    contestants = arithmetic_here(config.contestants, CONTESTANTS, products)
     corpus = Corpus.load(config.data)
     epoch = epoch_batches(corpus.split("train"), max_tokens=config.max_tokens, seed=1, epoch=1)
     batches = epoch[:: max(1, len(epoch) // config.batches)][: config.batches]
@@ -227,14 +230,14 @@ def main(config: BenchmarkConfig) -> None:
                 dropout=dropout,
                 norm="post",
             )
-            steps = {name: build(name, model, config.alpha) for name in config.contestants}
+            steps = {name: build(name, model, config.alpha) for name in contestants}
             rows = rates(race(steps, batches, config.repeats, config.clock), tokens)
             compare_with_fairseq(rows, size, torch.get_num_threads(), products["fp32"].gflops)
             print_table(f"{size}, dropout {dropout}, V {vocabulary} ({FAIRSEQ_NOTE})", rows, _RATE_COLUMNS)
             about = {"size": size, "dropout": dropout, **recipe}
             named = [({**about, "contestant": row.pop("contestant")}, row) for row in rows]
             write_records(config.out, "training_step", named, products, fairseq=FAIRSEQ_NOTE)
-            for name in config.contestants if config.profile else ():
+            for name in contestants if config.profile else ():
                 if name.startswith("ours"):
                     kinds = take_apart(partial(_all, steps[name], batches), len(batches))
                     print_table(f"{size}, dropout {dropout}, {name}: a step", kinds, PROFILE_COLUMNS)

@@ -77,6 +77,8 @@ def test_emulated_arithmetic_is_measured_where_it_is_named(capsys: pytest.Captur
         products = {"bf16": Products(gflops, 3e-3)}
         assert arithmetic_here((), everything, products) == here
         assert arithmetic_here(("bf16",), everything, products) == ("bf16",)
+    contestants = ("ours-fp32", "bf16-compiled", "ours-bf16-2x1", "medium")
+    assert arithmetic_here((), contestants, products) == ("ours-fp32", "medium")
     assert capsys.readouterr().out.startswith("without bf16, autocast: ")
 
 
