@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from nmt_ls.experiment.command_line import config_to_dict, run_command
-from nmt_ls.experiment.records import one_line
+from nmt_ls.experiment.records import one_line, save_diagrams
 from nmt_ls.experiment.tables import format_table
 from vision_ls.data import in_brackets
-from vision_ls.evaluation import EvaluateConfig, Evaluated, evaluate_runs, store
+from vision_ls.evaluation import EvaluateConfig, Evaluated, ShownGaps, evaluate_runs, gap_diagrams, store
 from vision_ls.scoring import over_runs
 from vision_ls.training import TrainConfig
 
@@ -40,6 +40,7 @@ EXACT = ["temperature", "exact_ece", "exact_signed_gap", "kl_to_truth", "tv_to_t
 
 def main(config: EvaluateConfig) -> int:
     found: list[Measured] = []
+    gaps: list[ShownGaps] = []
     for evaluated in evaluate_runs(config):
         if found:
             print()
@@ -52,6 +53,9 @@ def main(config: EvaluateConfig) -> int:
         }
         # the figures alone: with them the logits would be kept of every run
         found += [({**each.recipe, **about}, each.values) for each in evaluated.everything]
+        gaps.append(evaluated.shown_gaps())
+    if config.results is not None and config.figure:
+        save_diagrams(Path(config.results), gap_diagrams(gaps))
     if len(config.runs) > 1:
         print_over_runs(found)
     return 0

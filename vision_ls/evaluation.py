@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +40,8 @@ from vision_ls.runs import Classifier, find_run, find_runs
 from vision_ls.scoring import BINS, ImageScores, exact_figures, score_logits
 from vision_ls.training import CheckpointName, label_prior
 
+MOST_TOGETHER = 4
+"""Runs in one diagram of logit gaps."""
 EXAMPLES = pa.schema(
     [
         ("run", pa.string()),
@@ -65,7 +67,8 @@ class EvaluateConfig:
     """Which run to evaluate, on what, and where the figures go.
 
     run: a run's directory; left out, the newest finished one of a classifier under runs/.
-    runs: or several, one after the other; mean and standard deviation over them come at the end.
+    runs: or several, one after the other; mean and standard deviation over them come at the end, and their logit gaps
+        go into one diagram.
     data: where the images of the run lie, if no longer where they were when it was trained.
     checkpoint: which weights of the run; claims are about the last.
     split: train, validation or test.
@@ -121,9 +124,42 @@ class Evaluated:
         return [self.plain] if self.fitted is None else [self.plain, self.fitted]
 
     @property
+    def name(self) -> str:
+        """That of the run."""
+        return self.classifier.path.name
+
+    @property
+    def which(self) -> str:
+        """Checkpoint and split, as names of files have them."""
+        return f"{self.classifier.checkpoint}-{self.split}"
+
+    @property
     def stem(self) -> str:
         """What files of this evaluation are called after."""
-        return f"{self.classifier.path.name}-{self.classifier.checkpoint}-{self.split}"
+        return f"{self.name}-{self.which}"
+
+    @property
+    def title(self) -> str:
+        """What a diagram of it shows."""
+        return f"{self.split}, {self.classifier.checkpoint} checkpoint{in_brackets(self.classifier.data.note)}"
+
+    def shown_gaps(self) -> ShownGaps:
+        """For a diagram."""
+        loss = self.classifier.config.loss
+        has_ideal = loss.alpha > 0 and loss.prior == "uniform"
+        ideal = self.plain.values["logit_gap_ideal"] if has_ideal else math.inf
+        return ShownGaps(name=self.name, which=self.which, title=self.title, gaps=self.gaps, ideal=ideal)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownGaps:
+    """What a diagram of logit gaps says of one run, without its images and logits; ideal: infinite if there is none."""
+
+    name: str
+    which: str
+    title: str
+    gaps: LogitGaps
+    ideal: float
 
 
 def evaluate_runs(config: EvaluateConfig) -> Iterator[Evaluated]:
@@ -210,18 +246,12 @@ def training_speed(path: Path) -> dict[str, float]:
 
 
 def diagrams(evaluated: Evaluated) -> dict[str, Figure]:
-    """Reliability with and without the fitted temperature, risk against coverage, and logit gaps, by file name."""
-    plain, fitted, stem = evaluated.plain, evaluated.fitted, evaluated.stem
-    name = evaluated.classifier.path.name
+    """Reliability with and without the fitted temperature, and risk against coverage, by file name."""
+    plain, fitted, stem, name = evaluated.plain, evaluated.fitted, evaluated.stem, evaluated.name
     systems = {f"{name}, T = 1": plain.scores.calibration}
     if fitted is not None:
         systems[f"T = {fitted.scores.temperature:.2f}, fitted"] = fitted.scores.calibration
-    loss, values = evaluated.classifier.config.loss, plain.values
-    ideals: dict[str, float] = {}
-    if loss.alpha > 0 and loss.prior == "uniform":
-        ideals[name] = values["logit_gap_ideal"]
-    note = in_brackets(evaluated.classifier.data.note)
-    what = f"{evaluated.split}, {evaluated.classifier.checkpoint} checkpoint{note}"
+    values, what = plain.values, evaluated.title
     return {
         f"reliability-{stem}": reliability_diagram(
             systems,
@@ -231,7 +261,20 @@ def diagrams(evaluated: Evaluated) -> dict[str, Figure]:
         f"risk-coverage-{stem}": risk_coverage_figure(
             {name: plain.scores.risk_coverage()}, title=what, risk_label="risk (share of wrong images)"
         ),
-        f"logit-gaps-{stem}": logit_gap_figure({name: evaluated.gaps}, ideals, title=what, unit="image"),
+    }
+
+
+def gap_diagrams(shown: Sequence[ShownGaps]) -> dict[str, Figure]:
+    """Logit gaps, by file name: of all runs together, or, where they are too many for one, of each by itself."""
+    groups = [shown] if len(shown) <= MOST_TOGETHER else [[each] for each in shown]
+    return {
+        f"logit-gaps-{'-'.join(each.name for each in group)}-{group[0].which}": logit_gap_figure(
+            {each.name: each.gaps for each in group},
+            {each.name: each.ideal for each in group},
+            title=group[0].title,
+            unit="image",
+        )
+        for group in groups
     }
 
 

@@ -232,14 +232,19 @@ def store_records(results: Path, records: Sequence[Record], diagrams: Mapping[st
     A figure measured again with the same recipe (commit and versions are of it) and value is not recorded twice; one
     of another commit is a record of its own, and the later.
     """
+    save_diagrams(results, diagrams)
+    added = append_new_records(results / "records.jsonl", records)
+    before = f" ({len(records) - added} were there)" if added < len(records) else ""
+    print(f"added {added} records to {results / 'records.jsonl'}{before}", file=sys.stderr)
+
+
+def save_diagrams(results: Path, diagrams: Mapping[str, Figure]) -> None:
+    """Write them into figures/ by their names; say so on standard error."""
     for name, figure in diagrams.items():
         from nmt_ls.metrics.plots import save_figure  # loads matplotlib: only where something is drawn
 
         for path in save_figure(figure, results / "figures" / name):
             print(f"wrote {path}", file=sys.stderr)
-    added = append_new_records(results / "records.jsonl", records)
-    before = f" ({len(records) - added} were there)" if added < len(records) else ""
-    print(f"added {added} records to {results / 'records.jsonl'}{before}", file=sys.stderr)
 
 
 def _identity(record: Record) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from nmt_ls.metrics.plots import figure_svg
 from nmt_ls.runs import find_run as find_translator
 from vision_ls.evaluate import main as evaluate_command
 from vision_ls.evaluate import settings_of
-from vision_ls.evaluation import EvaluateConfig, diagrams, evaluate, evaluate_runs, template_figures
+from vision_ls.evaluation import EvaluateConfig, diagrams, evaluate, evaluate_runs, gap_diagrams, template_figures
 from vision_ls.runs import Classifier, find_run
 from vision_ls.scoring import exact_figures, predict, score_logits
 from vision_ls.training import L2Config, train
@@ -51,7 +52,7 @@ def test_a_note_is_in_signatures_and_titles(telling_classifier: RunDirectory) ->
     classifier.data.note = "own split"
     assert classifier.recipe("test")["note"] == "own split"
     found = replace(evaluate(evaluated(telling_classifier)), classifier=classifier)
-    drawn = diagrams(found)
+    drawn = diagrams(found) | gap_diagrams([found.shown_gaps()])
     assert len(drawn) == 3
     assert all("own split" in str(figure_svg(figure)) for figure in drawn.values())
 
@@ -124,9 +125,16 @@ def test_records_examples_and_figures(telling_classifier: RunDirectory, tmp_path
 def test_the_ideal_gap_and_both_temperatures_are_drawn(telling_classifier: RunDirectory) -> None:
     found = evaluate(evaluated(telling_classifier))
     drawn = diagrams(found)
-    gaps, _ = drawn["logit-gaps-telling-last-test"].axes
+    shown = found.shown_gaps()
+    gaps, _ = gap_diagrams([shown])["logit-gaps-telling-last-test"].axes
     ideal = found.plain.values["logit_gap_ideal"]
     assert any(list(line.get_xdata()) == [ideal, ideal] for line in gaps.lines)
+    hard = replace(shown, name="hard", ideal=math.inf)
+    together = gap_diagrams([hard, shown])
+    assert list(together) == ["logit-gaps-hard-telling-last-test"]
+    assert len(together["logit-gaps-hard-telling-last-test"].axes[0].lines) == 1  # no line for hard targets
+    many = [replace(shown, name=f"run{number}") for number in range(5)]
+    assert list(gap_diagrams(many)) == [f"logit-gaps-run{number}-last-test" for number in range(5)]
     reliability = drawn["reliability-telling-last-test"].axes[0]
     labels = [text.get_text() for text in reliability.get_legend().get_texts()]
     assert sum("T = " in label for label in labels) == 2
