@@ -225,26 +225,51 @@ def test_stratified_keeps_shares() -> None:
     assert (found != stratified(labels, 20, seed=1)).any()
 
 
-def test_real_cifar10(real_data: Path, tmp_path: Path) -> None:
-    if not (real_data / "cifar10").is_dir():
-        pytest.skip("NMT_LS_DATA has no cifar10")
-    import datasets
-    from PIL import Image
+@pytest.mark.parametrize(("name", "label", "classes"), [("cifar10", "label", 10), ("cifar100", "fine_label", 100)])
+def test_real_cifar(real_data: Path, tmp_path: Path, name: str, label: str, classes: int) -> None:
+    """Balanced splits, and a test image as its file has it; CIFAR-100 by its fine labels."""
+    store = prepare_real(real_data, name, tmp_path)
+    sizes = {split: found["by_class"] for split, found in store.manifest["splits"].items()}
+    assert sizes == {
+        "train": [40_000 // classes] * classes,
+        "validation": [10_000 // classes] * classes,
+        "test": [10_000 // classes] * classes,
+    }
+    check_third_test_image(store, real_data / name, tmp_path, ("img", label), "RGB")
 
-    store = prepare(real_data / "cifar10", tmp_path / "out")
-    sizes = {name: split["by_class"] for name, split in store.manifest["splits"].items()}
-    assert sizes == {"train": [4000] * 10, "validation": [1000] * 10, "test": [1000] * 10}
-    data = datasets.load_dataset(str(real_data / "cifar10"), split="test[:3]", cache_dir=str(tmp_path / "cache"))
-    cell = data.cast_column("img", datasets.Image(decode=False))[2]
-    expected = np.asarray(Image.open(io.BytesIO(cell["img"]["bytes"])).convert("RGB")).transpose(2, 0, 1)
+
+def test_real_mnist(real_data: Path, tmp_path: Path) -> None:
+    store = prepare_real(real_data, "mnist", tmp_path)
+    assert {split: found["images"] for split, found in store.manifest["splits"].items()} == {
+        "train": 50_000, "validation": 10_000, "test": 10_000
+    }  # fmt: skip
+    assert store.manifest["about"]["image_shape"] == [1, 28, 28]
+    check_third_test_image(store, real_data / "mnist", tmp_path, ("image", "label"), "L")
+
+
+def prepare_real(real_data: Path, name: str, tmp_path: Path) -> ArrayStore:
+    """A data set of NMT_LS_DATA, prepared; the test is skipped where it has none of this name."""
+    if not (real_data / name).is_dir():
+        pytest.skip(f"NMT_LS_DATA has no {name}")
+    return prepare(real_data / name, tmp_path / "out")
+
+
+def check_third_test_image(
+    store: ArrayStore, source: Path, tmp_path: Path, columns: tuple[str, str], mode: str
+) -> None:
+    """It is what PIL makes of the file."""
+    import datasets
+
+    data = datasets.load_dataset(str(source), split="test[:3]", cache_dir=str(tmp_path / "cache"))
+    cell = data.cast_column(columns[0], datasets.Image(decode=False))[2]
+    expected = np.asarray(Image.open(io.BytesIO(cell[columns[0]]["bytes"])).convert(mode))
+    expected = expected[None] if mode == "L" else expected.transpose(2, 0, 1)
     np.testing.assert_array_equal(rows(store, "test")[0][2], expected)
-    assert rows(store, "test")[1][2] == cell["label"]
+    assert rows(store, "test")[1][2] == cell[columns[1]]
 
 
 def test_real_tiny_imagenet(real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    if not (real_data / "tiny_imagenet_20").is_dir():
-        pytest.skip("NMT_LS_DATA has no tiny_imagenet_20")
-    store = prepare(real_data / "tiny_imagenet_20", tmp_path / "out")
+    store = prepare_real(real_data, "tiny_imagenet_20", tmp_path)
     splits = store.manifest["splits"]
     assert {name: (split["images"], split["from"]) for name, split in splits.items()} == {
         "train": (9000, "train"), "validation": (1000, "train"), "test": (1000, "validation")
