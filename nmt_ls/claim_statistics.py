@@ -341,7 +341,7 @@ def best_temperature_distance(test: Test, results: SettingResults) -> Finding:
         grids.of,
         lambda curves: grids.distance(curves[0]),
         per_seed=[grids.distance(per_seed)],
-        ours="best T " + ", ".join(f"by {name} {t:.2f}" for name, t in shown.items()),
+        ours=f"best T on {results.setting.split} " + ", ".join(f"by {name} {t:.2f}" for name, t in shown.items()),
         unit="in T",
         runs=[runs],
     )

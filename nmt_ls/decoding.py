@@ -119,7 +119,8 @@ def search_config(
     translator: Translator,
     corpus: Corpus | None = None,
 ) -> SearchConfig:
-    """The search at the temperature asked for; fitted ones are announced on standard error.
+    """The search at the temperature asked for; standard error announces a fitted one, and says of greedy search that
+    no temperature changes its translations.
 
     corpus: the run's, where it is open already.
     """
@@ -131,6 +132,10 @@ def search_config(
         except ValueError as error:
             raise UserError(f"temperature: cannot be fitted ({error}); give a number") from None
         print(f"temperature: {temperature:.4f} (lowest NLL on the validation split)", file=sys.stderr)
+    if search.width == 1 and not search.samples and temperature != 1:
+        print(
+            "note: beam 1 is greedy search: the temperature changes probabilities, but no translation", file=sys.stderr
+        )
     return replace(search, temperature=float(temperature))
 
 

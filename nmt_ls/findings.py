@@ -43,10 +43,12 @@ class Finding:
 
     @property
     def interval_90(self) -> tuple[float, float]:
+        """That of two one-sided tests at 5%."""
         return self.low_90, self.high_90
 
 
 def side_runs(results: SettingResults, side: Side) -> list[Run]:
+    """The runs of a side's α. Raises NotMeasuredError where there are none."""
     runs = results.runs(side.alpha)
     if not runs:
         raise NotMeasuredError(f"no run with α = {side.alpha:g}")

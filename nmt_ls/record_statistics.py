@@ -21,8 +21,8 @@ NAMES = {
     "exact_ece": "exact ECE",
     "exact_equal_mass_ece": "exact equal-mass ECE",
     "exact_squared_l2": "exact squared L2",
-    "estimated_ece": "estimated ECE",
-    "estimated_squared_l2": "estimated squared L2",
+    "estimated_ece": "ECE",
+    "estimated_squared_l2": "unbiased squared L2",
     "kl_to_truth": "KL(p* to model)",
     "tv_to_truth": "total variation from p*",
     "logit_gap_mean": "mean logit gap",
@@ -33,13 +33,18 @@ NAMES = {
     "log_projection_scale": "log of the distance from the centre",
     "arc_ratio_near": "arc ratio",
     "steps_to_98": "updates to 98% of the final accuracy",
+    "steps_to_99": "updates to 99% of the final accuracy",
 }
 """What records are called in the report; others by their own names."""
 
 
 def _name(figure: str) -> str:
     kind, *parts = figure.split(" ")
-    return " ".join([NAMES.get(kind, kind.replace("_", " ").replace(" ece", " ECE")), *parts])
+    name = NAMES.get(kind, kind.replace("_", " ").replace(" ece", " ECE"))
+    if len(parts) == 2:  # an estimate of exact calibration: by which estimator, of how many tokens
+        estimator, tokens = parts
+        return f"{'' if estimator == 'squared-l2' else f'{estimator} '}{name} of {int(tokens):,} tokens"
+    return " ".join([name, *parts])
 
 
 def _recorded(
@@ -117,5 +122,5 @@ def record_error(test: Test, results: SettingResults) -> Finding:
     """A recorded figure less the one that it estimates, of all runs of a recipe."""
     (runs,) = compared_runs(test, results)
     kept, both = _recorded(results, test.treated, runs, [test.figure, test.target])
-    ours = f"{_name(test.figure)} {both[:, 0].mean():.4f}, {_name(test.target)} {both[:, 1].mean():.4f}"
+    ours = f"{_name(test.figure)} {both[:, 0].mean():.5f}, {_name(test.target)} {both[:, 1].mean():.5f}"
     return _of_seeds(test, [both[:, 0] - both[:, 1]], [kept], ours, "")

@@ -46,8 +46,7 @@ SHOWN = {
     "projection-*-raw": "as Figure 1 of the paper: penultimate activations of three classes on the plane through their "
     "templates (rows of the last layer), in the units of the activations, on shared axes",
     "projection-*-scaled": "the same in units of the templates' mean distance",
-    "logit-gaps-*": "the mean gap between the logit of a label and the others, image by image or token by token, "
-    "beside the gap of least loss",
+    "logit-gaps-*": "the mean gap between the logit of a label and the others, {unit}, beside the gap of least loss",
     "risk-coverage-*-T1.0": "selective prediction: the error among those that are most certain, by their share",
     "risk-coverage-*-test": "selective prediction: the error among those that are most certain, by their share",
     "inference-*-T1.0": "calibration on the model's own translations (is a piece right by alignment with the "
@@ -103,7 +102,8 @@ def study_pictures(results: SettingResults) -> Iterator[Picture]:
             runs = [run.name for run in results.runs() if f"-{run.name}-" in f"-{rest}-"]
             if any(rest.startswith(f"{run}-") for run in runs):
                 near = " (two near classes and a different one, as its fourth row)" if "-near-" in file.stem else ""
-                yield Picture(name=file.stem, caption=f"{setting.name}, {what}{near}. Runs: {', '.join(runs)}.")
+                each = what.format(unit="image by image" if results.of_images else "token by token")
+                yield Picture(name=file.stem, caption=f"{setting.name}, {each}{near}. Runs: {', '.join(runs)}.")
 
 
 def setting_figures(results: SettingResults) -> Iterator[tuple[str, str, Figure]]:
@@ -114,7 +114,13 @@ def setting_figures(results: SettingResults) -> Iterator[tuple[str, str, Figure]
             f"{title}, {split} split, as Figure 4 of the paper: BLEU (blue), ECE and NLL (red) against temperature. "
             "Means over seeds with bands of one sd. Best temperatures are marked on the split that is shown."
         )
-        yield "sweep", caption, sweep_figure(systems, title=fill(title, 110))
+        yield (
+            "sweep",
+            caption,
+            sweep_figure(
+                systems, title=fill(f"{title}, {split} split; best temperatures are those of this split", 110)
+            ),
+        )
     narrow = fill(f"{title}, {split} split", 48)
     diagrams, sums_of_first = _reliabilities(results)
     if diagrams:

@@ -344,7 +344,7 @@ def _study_markdown(parts: Sequence[Part], verdicts: Sequence[Verdict], beside: 
     for one in verdicts:
         yield _markdown_row(
             [
-                _beside(one),
+                one.setting_name,
                 one.claim.title,
                 f"{SYMBOLS[one.word]} {word_of(one, question=one.claim.kind == 'question')}",
                 "<br>".join(outcome.finding.ours for outcome in one.outcomes if outcome.finding),
@@ -353,7 +353,9 @@ def _study_markdown(parts: Sequence[Part], verdicts: Sequence[Verdict], beside: 
             ]
         )
     for part in parts:
-        yield f"\n## {part.setting.name}\n"
+        yield f"\n## {part.setting.title}\n"
+        if part.setting.caution:
+            yield f"Note: {part.setting.caution}.\n"
         if signature := [f"{key.removeprefix('sacrebleu: ')} {value}" for key, value in part.searches().items()]:
             yield f"Translations: {'; '.join(signature)}.\n"
         for why in part.regimes_missed:
@@ -367,11 +369,6 @@ def _study_markdown(parts: Sequence[Part], verdicts: Sequence[Verdict], beside: 
             yield ""
         for picture in part.pictures:
             yield f"![{picture.caption}](figures/{picture.name}.png)\n\n*{picture.caption}*\n"
-
-
-def _beside(one: Verdict) -> str:
-    """A verdict's setting, with what to remember when reading it."""
-    return f"{one.setting_name} ({one.setting.caution})" if one.setting and one.setting.caution else one.setting_name
 
 
 def _markdown_row(cells: Sequence[str]) -> str:

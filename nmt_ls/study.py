@@ -16,7 +16,9 @@ from nmt_ls.experiment.study_workers import Session, Workers, describe_status
 from nmt_ls.experiment.tables import format_table
 
 PROGRAM = "python -m nmt_ls.study"
-USAGE = f"{PROGRAM} run|plan configs/studies/NAME.yaml [--workers 2] [--minutes 170] [--cells 'pattern']"
+USAGE = (
+    f"{PROGRAM} run|plan configs/studies/NAME.yaml [--workers 2] [--minutes 170] [--cells 'pattern']"
+)
 Action = Literal["run", "plan"]
 
 
@@ -24,11 +26,13 @@ Action = Literal["run", "plan"]
 class StudyConfig:
     """How to go about a study.
 
+    results: where its figures go, in place of the file's folder; so is what a clone has the records of measured anew.
     workers: cells at a time, each with the study file's threads. minutes: stop by then, to go on next time (0: no end).
     cells: only those whose names match one of these patterns, such as m30k-*-s1.
     commands: let `plan` print every command line too.
     """
 
+    results: str | None = None
     workers: int = 2
     minutes: float = 0.0
     cells: tuple[str, ...] = ()
@@ -111,7 +115,7 @@ def main(argv: Sequence[str]) -> NoReturn:
         raise SystemExit(2)
 
     def act(config: StudyConfig) -> int:
-        study = load_study(path)
+        study = load_study(path, results=config.results)
         if action == "run":
             return run(study, config)
         plan(study, config)

@@ -89,6 +89,8 @@ def judge(name: str, test: Test, results: SettingResults) -> Outcome:
         return Outcome(name=name, test=test, word="not run here", why=str(error))
     word = decide(test, finding)
     seeds, why = None, _REASONS[test.expect, word]
+    if word == "not reproduced" and (finding.high < 0 if test.expect == "higher" else finding.low > 0):
+        why = _OPPOSITE.get(test.expect, why)
     if word == "unresolved":
         if min(finding.seeds) < LEAST_SEEDS:
             seeds, why = LEAST_SEEDS, "one seed does not show how much seeds differ"
@@ -113,9 +115,9 @@ def judge(name: str, test: Test, results: SettingResults) -> Outcome:
 
 _REASONS: dict[tuple[Expectation, Word], str] = {
     ("higher", "reproduced"): "above 0, and large enough to matter",
-    ("higher", "not reproduced"): "smaller than what matters, or the other way round",
+    ("higher", "not reproduced"): "too small to matter",
     ("lower", "reproduced"): "below 0, and large enough to matter",
-    ("lower", "not reproduced"): "smaller than what matters, or the other way round",
+    ("lower", "not reproduced"): "too small to matter",
     ("not higher", "reproduced"): "not higher by what matters",
     ("not higher", "not reproduced"): "higher, and by enough to matter",
     ("not lower", "reproduced"): "not lower by what matters",
@@ -127,6 +129,9 @@ _REASONS: dict[tuple[Expectation, Word], str] = {
         for expect in ("higher", "lower", "not higher", "not lower", "similar")
     },
 }
+
+
+_OPPOSITE: dict[Expectation, str] = {"higher": "lower instead", "lower": "higher instead"}
 
 
 def combine(outcomes: Sequence[Outcome]) -> Word:

@@ -35,7 +35,7 @@ import re
 import shlex
 import string
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -135,8 +135,10 @@ class Study:
         return [cell for cell in self.cells if cell.block in set(blocks)]
 
 
-def load_study(path: str | Path, state: Path = STATE) -> Study:
+def load_study(path: str | Path, state: Path = STATE, results: str | None = None) -> Study:
     """Read a study file and expand its grid; the study is named after the file.
+
+    results: where figures go, in place of the file's folder.
 
     Raises:
         UserError: one line for each mistake, naming file and key.
@@ -146,6 +148,8 @@ def load_study(path: str | Path, state: Path = STATE) -> Study:
     if problems:
         raise UserError("\n".join(problems))
     study_file = load_config(StudyFile, content, where=str(path))
+    if results is not None:
+        study_file = replace(study_file, results=results)
     blocks: dict[str, Block] = {}
     for name, block in study_file.blocks.items():
         where = f"{path}, line {lines.get(f'blocks.{name}', 1)}: blocks.{name}"
@@ -164,9 +168,13 @@ def load_study(path: str | Path, state: Path = STATE) -> Study:
             raise UserError(f"{where}.after: there is no other block {unknown[0]!r}; there are {', '.join(blocks)}")
         cells += _expand(name, block, study_file, home, where)
     _refuse_doubles(cells, blocks, path)
-    results = Path(study_file.results)
     return Study(
-        name=path.stem, results=results, state=home, threads=study_file.threads, blocks=blocks, cells=tuple(cells)
+        name=path.stem,
+        results=Path(study_file.results),
+        state=home,
+        threads=study_file.threads,
+        blocks=blocks,
+        cells=tuple(cells),
     )
 
 

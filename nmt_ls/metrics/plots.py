@@ -7,6 +7,7 @@ objects alone: no window system is touched and no global state is left behind.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -333,18 +334,21 @@ def estimator_figure(
     return figure
 
 
-def alpha_figure(figures: Mapping[str, Mapping[float, Sequence[float]]], title: str = "") -> Figure:
+def alpha_figure(figures: Mapping[str, Mapping[float, Sequence[float]]], title: str = "", most: int = 4) -> Figure:
     """Figures against the smoothing α: a panel each, a dot for every seed, a line through the means.
 
-    `figures` maps a panel's name to the values of the seeds by α.
+    `figures` maps a panel's name to the values of the seeds by α; `most` panels stand side by side.
     """
     if not figures or not all(figures.values()):
         raise ValueError("a figure against α needs at least one panel, and values in each")
+    rows = math.ceil(len(figures) / most)
+    columns = math.ceil(len(figures) / rows)
     with look():
-        figure = new_figure(2.9 * len(figures), 2.7)
-        for axes, (name, values) in zip(
-            figure.subplots(1, len(figures), squeeze=False)[0], figures.items(), strict=True
-        ):
+        figure = new_figure(2.5 * columns, 2.5 * rows + 0.2)
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes in panels[len(figures) :]:
+            axes.set_axis_off()
+        for axes, (name, values) in zip(panels, figures.items(), strict=False):
             alphas = sorted(values)
             axes.plot(alphas, [np.mean(values[alpha]) for alpha in alphas], color=BLUE, zorder=2)
             dots = [(alpha, value) for alpha in alphas for value in values[alpha]]

@@ -71,6 +71,16 @@ def alive(pid: int) -> bool:
         return False
 
 
+def test_what_is_recorded_is_measured_anew_into_another_folder(write_study: Callable[..., Study]) -> None:
+    commands = [COUNT, "python record.py {results} {cell}"]
+    assert work(write_study({"a": {"cell": "only", "commands": commands}})).done == ["only"]
+    assert work(load_study("small.yaml")).done == []
+    other = load_study("small.yaml", results="mine")
+    assert work(other).done == ["only"]
+    assert (other.records, runs_of("only")) == (Path("mine/records.jsonl"), 2)
+    assert {record.command for record in read_records(other.records)} >= {"python record.py mine only"}
+
+
 def test_a_grid_is_the_product_of_its_axes_in_order(write_study: Callable[..., Study]) -> None:
     study = write_study(
         {
