@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import (
+    Products,
     arithmetic_here,
     best_gemm_rates,
     check_clock,
@@ -334,18 +335,10 @@ def forced(config: BenchmarkConfig, size: str) -> tuple[list[dict[str, Any]], di
     return figures(seconds, config.sentences * config.steps, "tokens"), profiles
 
 
-def main(config: BenchmarkConfig) -> None:
-    need_device(config.device)
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    products = best_gemm_rates(config.clock, device=config.device)
-    print(describe_machine(products, config.device))
-    config = replace(config, contestants=arithmetic_here(config.contestants, config.chosen(), products))
-    recipe = {"beam": config.beam, "repeats": config.repeats, "clock": config.clock, **on_device(config.device)}
-    threads = torch.get_num_threads()
+def forced_part(config: BenchmarkConfig, products: Mapping[str, Products], recipe: Mapping[str, Any]) -> None:
+    """Measure, print and record every size."""
     for size in config.sizes:
         rows, profiles = forced(config, size)
-        assert torch.get_num_threads() == threads, "a contestant has changed the number of threads"
         print_table(f"forced {config.steps} steps, {size}, V {VOCABULARIES[size]}", rows, _columns("tokens"))
         about = {
             **recipe,
@@ -360,31 +353,42 @@ def main(config: BenchmarkConfig) -> None:
             print_table(f"{size}, {name}: a step", kinds, PROFILE_COLUMNS)
             named.append(({**about, "contestant": name}, {f"ms in {row['kind']}": row["ms"] for row in kinds}))
         write_records(config.out, "beam_search/forced", named, products)
+
+
+def free_part(config: BenchmarkConfig, products: Mapping[str, Products], recipe: Mapping[str, Any]) -> None:
+    """Measure, print and record the translations of a run."""
+    assert config.run is not None
+    searched = config.run, config.checkpoint, config.beam
+    race = race_on_text(*searched, config.chosen(), config.repeats, config.clock, config.limit, config.profile)
+    rows = [row | race.quality[row["contestant"]] for row in figures(race.seconds, race.sentences, "sentences")]
+    compare_with_faithful(rows, race)
+    title = f"free-running, {config.run}, {race.sentences} test sentences"
+    columns = {**_columns("sentences"), FAITHFUL: ".2f", "BLEU": ".2f", "same as the first": ".3f"}
+    print_table(title, rows, columns)
+    about = {**recipe, "run": Path(config.run).name, "checkpoint": config.checkpoint, "corpus": race.corpus}
+    about |= {"sentences": race.sentences, "max_tokens": MAX_TOKENS, "peers_max_tokens": PEERS_MAX_TOKENS}
+    named = [({**about, "contestant": row.pop("contestant")}, row) for row in rows]
+    for name, kinds in race.profiles.items():
+        print_table(f"free-running, {name}: a sentence", kinds, {**PROFILE_COLUMNS, "ms": ".4f"})
+        figures_of = {f"ms a sentence in {row['kind']}": row["ms"] for row in kinds}
+        named.append(({**about, "contestant": name}, figures_of))
+    write_records(config.out, "beam_search/free", named, products)
+
+
+def main(config: BenchmarkConfig) -> None:
+    """Both parts; AssertionError where a contestant leaves another number of threads than it found."""
+    need_device(config.device)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    products = best_gemm_rates(config.clock, device=config.device)
+    print(describe_machine(products, config.device))
+    config = replace(config, contestants=arithmetic_here(config.contestants, config.chosen(), products))
+    recipe = {"beam": config.beam, "repeats": config.repeats, "clock": config.clock, **on_device(config.device)}
+    threads = torch.get_num_threads()
+    forced_part(config, products, recipe)
     if config.run is not None:
-        race = race_on_text(
-            config.run,
-            config.checkpoint,
-            config.beam,
-            config.chosen(),
-            config.repeats,
-            config.clock,
-            config.limit,
-            config.profile,
-        )
-        assert torch.get_num_threads() == threads, "a contestant has changed the number of threads"
-        rows = [row | race.quality[row["contestant"]] for row in figures(race.seconds, race.sentences, "sentences")]
-        compare_with_faithful(rows, race)
-        title = f"free-running, {config.run}, {race.sentences} test sentences"
-        columns = {**_columns("sentences"), FAITHFUL: ".2f", "BLEU": ".2f", "same as the first": ".3f"}
-        print_table(title, rows, columns)
-        about = {**recipe, "run": Path(config.run).name, "checkpoint": config.checkpoint, "corpus": race.corpus}
-        about |= {"sentences": race.sentences, "max_tokens": MAX_TOKENS, "peers_max_tokens": PEERS_MAX_TOKENS}
-        named = [({**about, "contestant": row.pop("contestant")}, row) for row in rows]
-        for name, kinds in race.profiles.items():
-            print_table(f"free-running, {name}: a sentence", kinds, {**PROFILE_COLUMNS, "ms": ".4f"})
-            figures_of = {f"ms a sentence in {row['kind']}": row["ms"] for row in kinds}
-            named.append(({**about, "contestant": name}, figures_of))
-        write_records(config.out, "beam_search/free", named, products)
+        free_part(config, products, recipe)
+    assert torch.get_num_threads() == threads, "a contestant has changed the number of threads"
 
 
 def _columns(unit: str) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import in_its_own_process, precision_of, take_turns
-from benchmarks.marian import attention_mask, marian_of
+from benchmarks.marian import attention_mask, marian_of, unlike_marian
 from benchmarks.profiles import take_apart
 from nmt_ls.batching import encode_lines
 from nmt_ls.decoding import run_corpus
@@ -169,7 +169,12 @@ def race_on_text(
     sentences: int = 0,
     profile: bool = False,
 ) -> Race:
-    """Everyone by turns translates the first `sentences` of the test split (0: all)."""
+    """Everyone by turns translates the first `sentences` of the test split (0: all); Marian is left out, with the
+    reason, of a model that is not like it."""
+    if why := unlike_marian(Translator.load(run, checkpoint).model.config.sized()):  # type: ignore[arg-type]
+        if left_out := [name for name in names if name.startswith("hf")]:
+            print(f"without {', '.join(left_out)}: {why}", flush=True)
+        names = [name for name in names if not name.startswith("hf")]
     corpus = run_corpus(Path(run))
     split = corpus.split("test")
     rows = range(min(sentences or len(split), len(split)))

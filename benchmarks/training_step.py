@@ -58,7 +58,7 @@ class BenchmarkConfig:
         dropouts: of the model.
         contestants: ours or hf (Marian), each in fp32 (PyTorch's default kernels), medium (fp32 by oneDNN's) or bf16;
             empty for all, without bf16 where it is emulated.
-        batches: of an epoch, spread evenly over its order, that make a round; more than it has: all.
+        batches: of an epoch, evenly spaced from its first on, that make a round; more than it has: all.
         repeats: rounds, interleaved.
         max_tokens: of a batch, padding included.
         alpha: the smoothing.

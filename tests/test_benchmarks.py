@@ -296,6 +296,17 @@ def test_contestants_translate_a_run_s_test_split_alike(other: str, post_norm_ru
     assert race.corpus == corpus.checksum
 
 
+def test_marian_is_left_out_of_a_model_that_is_not_like_it(
+    small_run: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the runs of most studies, whose norm comes before the sublayers."""
+    race = free_running.race_on_text(
+        str(small_run.path), "best", 2, ["ours-fp32", "hf-fp32", "hf-bf16"], 1, sentences=2
+    )
+    assert list(race.seconds) == ["ours-fp32"]
+    assert "without hf-fp32, hf-bf16: Marian has norm=post and share_embeddings=all" in capsys.readouterr().out
+
+
 @pytest.mark.usefixtures("tiny_products")
 def test_beam_search_writes_records(
     small_run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -76,7 +76,8 @@ class TrainConfig:
     device: auto takes CUDA where there is a GPU.
     threads: CPU threads; 0 leaves PyTorch's choice.
     compile: TorchInductor writes kernels for the training step, which fuse what lies between the convolutions: the
-        ResNets train 1.3 to 1.4 times as fast (benchmarks), the others no faster. Needs a C++ compiler, and a minute.
+        ResNets train 1.25 times as fast on two threads (benchmarks), the others no faster. Needs a C++ compiler, and a
+        minute.
     loss_weight: the smoothed loss is multiplied by it before the penalty is added and gradients are clipped.
     checkpoints: which ones the summary scores on the test split; the first gives its top-level figures.
     """
