@@ -16,9 +16,7 @@ from nmt_ls.experiment.study_workers import Session, Workers, describe_status
 from nmt_ls.experiment.tables import format_table
 
 PROGRAM = "python -m nmt_ls.study"
-USAGE = (
-    f"{PROGRAM} run|plan configs/studies/NAME.yaml [--workers 2] [--minutes 170] [--cells 'pattern']"
-)
+USAGE = f"{PROGRAM} run|plan configs/studies/NAME.yaml [--workers 2] [--minutes 170] [--cells 'pattern']"
 Action = Literal["run", "plan"]
 
 
