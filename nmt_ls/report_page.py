@@ -332,8 +332,8 @@ def _study_markdown(parts: Sequence[Part], verdicts: Sequence[Verdict], beside: 
     yield (
         "Written by `python -m nmt_ls.report`; how each claim is tested is in `configs/claims.yaml`. Every figure with "
         "its recipe is a line of `records.jsonl`, and `table.csv` has all means over seeds. "
-        f"What belongs to each {each}; that of the embedded corpora is not kept with them, as their claims are of recorded "
-        "figures.\n"
+        f"What belongs to each {each}; that of the embedded corpora is not kept with them, as their claims are of "
+        "recorded figures.\n"
     )
     if beside:
         yield f"Besides, written by hand: {', '.join(f'[{name}]({name})' for name in beside)}.\n"
