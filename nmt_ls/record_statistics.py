@@ -18,6 +18,7 @@ from nmt_ls.metrics.statistics import equivalence_test
 from nmt_ls.study_results import NotMeasuredError, Run, SettingResults
 
 NAMES = {
+    "bleu": "BLEU",
     "exact_ece": "exact ECE",
     "exact_equal_mass_ece": "exact equal-mass ECE",
     "exact_squared_l2": "exact squared L2",
