@@ -136,7 +136,7 @@ def word_of(one: Verdict | Outcome, *, question: bool) -> str:
     return f"{word} (provisional, {provisional})" if provisional else word
 
 
-_DIGITS = {"BLEU": ".2f", "squared L2": ".5f", "nats": ".4f", "in T": ".2f", "": ".3g"}
+_DIGITS = {"BLEU": ".2f", "squared L2": ".5f", "nats": ".4f", "in T": ".2f"}
 
 
 def difference_text(outcome: Outcome) -> str:
@@ -147,8 +147,16 @@ def difference_text(outcome: Outcome) -> str:
     similar = outcome.test.expect == "similar"  # is judged by two one-sided tests
     interval = finding.interval_90 if similar else finding.interval
     unit = f" {finding.unit}" if finding.unit else ""
-    text = interval_text(finding.difference, *interval, _DIGITS[finding.unit])
+    text = interval_text(finding.difference, *interval, _DIGITS.get(finding.unit) or digits_of(*interval))
     return f"{text}{unit}" + (", 90%" if similar and math.isfinite(finding.low) else "")
+
+
+def digits_of(low: float, high: float) -> str:
+    """A format with which half the width of an interval has two digits; three digits of each number without one."""
+    half = (high - low) / 2
+    if not math.isfinite(half) or half == 0:
+        return ".3g"
+    return f".{max(0, 1 - math.floor(math.log10(half)))}f"
 
 
 def expectation_text(outcome: Outcome) -> str:

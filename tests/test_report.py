@@ -19,7 +19,7 @@ from nmt_ls.losses import LossConfig
 from nmt_ls.metrics.calibration import ece_from_sums
 from nmt_ls.metrics.statistics import ratio_of_sums
 from nmt_ls.report import ReportConfig, main
-from nmt_ls.report_page import Report, write_page
+from nmt_ls.report_page import Report, digits_of, write_page
 from nmt_ls.reporting import ScoreConfig
 from nmt_ls.reporting import score as score_run
 from nmt_ls.score_records import store
@@ -28,6 +28,17 @@ from nmt_ls.sweeping import SweepConfig, sweep
 from nmt_ls.training import TrainConfig, train
 
 SHIPPED = Path(__file__).parents[1] / "configs" / "claims.yaml"
+
+
+def test_an_interval_and_its_difference_have_the_same_digits() -> None:
+    for low, high, shown in (
+        (-4.34, -4.26, ".3f"),
+        (0.113, 0.134, ".3f"),
+        (-0.0003, 0.00001, ".5f"),
+        (-30.0, 41.0, ".0f"),
+    ):
+        assert digits_of(low, high) == shown
+    assert digits_of(float("-inf"), float("inf")) == digits_of(2.0, 2.0) == ".3g"
 
 
 class Page(HTMLParser):
