@@ -107,6 +107,7 @@ def reliability_diagram(
         figure = new_figure(4.2, 4.9)
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         upper.plot([0, 1], [0, 1], color=_GREY, linewidth=0.9, zorder=1, label="perfect calibration")
+        above = 0  # how many bins more lie well above the diagonal than well below it
         for index, (name, calibration) in enumerate(systems.items()):
             full = calibration.bin_counts > 0
             x, y = calibration.bin_confidence[full], calibration.bin_accuracy[full]
@@ -115,9 +116,10 @@ def reliability_diagram(
                 upper.fill_between(x, low, high, color=_PALE, linewidth=0, zorder=0, label="calibrated model, 95%")
             label = f"{name} (ECE {calibration.ece:.3f})"
             upper.plot(x, y, label=label, **_line(index), zorder=3)
+            above += int((y - x > 0.1).sum() - (x - y > 0.1).sum())
             _histogram(lower, calibration, index)
         upper.set(xlim=(0, 1), ylim=(0, 1.01), ylabel="accuracy", title=title)
-        upper.legend(loc="upper left")
+        upper.legend(loc="lower right" if above > 0 else "upper left")
         lower.set(xlabel="confidence", ylabel="share")
         lower.set_ylim(bottom=0)
     return figure

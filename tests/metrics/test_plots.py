@@ -57,6 +57,15 @@ def test_reliability_diagram_draws_the_bins_and_names_the_error(tokens):
     np.testing.assert_allclose(lower.patches[0].get_data().values, calibration.bin_counts / 2000)
 
 
+@pytest.mark.parametrize(("power", "corner"), [(0.3, "lower right"), (1.0, "upper left"), (3.0, "upper left")])
+def test_the_legend_stands_where_no_curve_goes(power, corner):
+    """Below the diagonal where a model is under-confident, above it where it is not."""
+    confidences = np.linspace(0.01, 0.99, 500)
+    calibration = CalibrationAccumulator(10).update(confidences, np.arange(500) % 100 < 100 * confidences**power)
+    legend = reliability_diagram({"model": calibration.compute()}).axes[0].get_legend()
+    assert legend._loc == {"upper left": 2, "lower right": 4}[corner]
+
+
 def test_every_line_differs_in_grey_too(tokens):
     calibration = CalibrationAccumulator().update(*tokens).compute()
     figure = reliability_diagram(dict.fromkeys("abcdef", calibration))
