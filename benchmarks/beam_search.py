@@ -35,7 +35,6 @@ from benchmarks.common import (
     describe_machine,
     in_its_own_process,
     need_device,
-    on_device,
     precision_of,
     print_table,
     ratio,
@@ -337,8 +336,10 @@ def forced(config: BenchmarkConfig, size: str) -> tuple[list[dict[str, Any]], di
 
 def forced_part(config: BenchmarkConfig, products: Mapping[str, Products], recipe: Mapping[str, Any]) -> None:
     """Measure, print and record every size."""
+    threads = torch.get_num_threads()
     for size in config.sizes:
         rows, profiles = forced(config, size)
+        assert torch.get_num_threads() == threads, "a contestant has changed the number of threads"
         print_table(f"forced {config.steps} steps, {size}, V {VOCABULARIES[size]}", rows, _columns("tokens"))
         about = {
             **recipe,
@@ -352,14 +353,16 @@ def forced_part(config: BenchmarkConfig, products: Mapping[str, Products], recip
         for name, kinds in profiles.items():
             print_table(f"{size}, {name}: a step", kinds, PROFILE_COLUMNS)
             named.append(({**about, "contestant": name}, {f"ms in {row['kind']}": row["ms"] for row in kinds}))
-        write_records(config.out, "beam_search/forced", named, products)
+        write_records(config.out, "beam_search/forced", named, products, config.device)
 
 
 def free_part(config: BenchmarkConfig, products: Mapping[str, Products], recipe: Mapping[str, Any]) -> None:
     """Measure, print and record the translations of a run."""
     assert config.run is not None
+    threads = torch.get_num_threads()
     searched = config.run, config.checkpoint, config.beam
     race = race_on_text(*searched, config.chosen(), config.repeats, config.clock, config.limit, config.profile)
+    assert torch.get_num_threads() == threads, "a contestant has changed the number of threads"
     rows = [row | race.quality[row["contestant"]] for row in figures(race.seconds, race.sentences, "sentences")]
     compare_with_faithful(rows, race)
     title = f"free-running, {config.run}, {race.sentences} test sentences"
@@ -372,7 +375,7 @@ def free_part(config: BenchmarkConfig, products: Mapping[str, Products], recipe:
         print_table(f"free-running, {name}: a sentence", kinds, {**PROFILE_COLUMNS, "ms": ".4f"})
         figures_of = {f"ms a sentence in {row['kind']}": row["ms"] for row in kinds}
         named.append(({**about, "contestant": name}, figures_of))
-    write_records(config.out, "beam_search/free", named, products)
+    write_records(config.out, "beam_search/free", named, products, config.device)
 
 
 def main(config: BenchmarkConfig) -> None:
@@ -383,12 +386,10 @@ def main(config: BenchmarkConfig) -> None:
     products = best_gemm_rates(config.clock, device=config.device)
     print(describe_machine(products, config.device))
     config = replace(config, contestants=arithmetic_here(config.contestants, config.chosen(), products))
-    recipe = {"beam": config.beam, "repeats": config.repeats, "clock": config.clock, **on_device(config.device)}
-    threads = torch.get_num_threads()
+    recipe = {"beam": config.beam, "repeats": config.repeats, "clock": config.clock}
     forced_part(config, products, recipe)
     if config.run is not None:
         free_part(config, products, recipe)
-    assert torch.get_num_threads() == threads, "a contestant has changed the number of threads"
 
 
 def _columns(unit: str) -> dict[str, str]:

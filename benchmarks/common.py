@@ -82,11 +82,6 @@ def need_device(device: str) -> None:
         raise UserError("device: PyTorch sees no CUDA device here; use --device cpu")
 
 
-def on_device(device: str) -> dict[str, str]:
-    """What a record says of a GPU; nothing of the processor, which it names anyway."""
-    return {"device": f"cuda ({torch.cuda.get_device_name()})"} if device == "cuda" else {}
-
-
 def take_turns(
     contestants: Mapping[str, Callable[[], object]], repeats: int, clock: str = "wall"
 ) -> dict[str, list[float]]:
@@ -206,12 +201,12 @@ def precision_of(arithmetic: str, device: str = "cpu") -> Precision:
 
 def describe_machine(products: Mapping[str, Products], device: str = "cpu") -> str:
     """Two lines: the processor and its threads, or the GPU; the best rate and the error of each arithmetic."""
-    origin = provenance()
+    origin = provenance(device)
     sets = ", ".join(origin["instruction_sets"])
     reached = ", ".join(f"{name} {each.gflops:.0f} (error {each.error:.0e})" for name, each in products.items())
     counts = "counts as fp32" if medium_is_fp32(products) else "does NOT count as fp32: its error is larger"
     processor = f"{origin['processor']} ({sets}), {origin['threads']} threads"
-    return f"{on_device(device).get('device', processor)}\nbest products, GFLOP/s: {reached}; medium {counts}"
+    return f"{processor if device == 'cpu' else origin['device']}\nbest products, GFLOP/s: {reached}; medium {counts}"
 
 
 def peer_versions() -> dict[str, str]:
@@ -231,16 +226,18 @@ def write_records(
     benchmark: str,
     rows: Iterable[tuple[Mapping[str, Any], Mapping[str, float]]],
     products: Mapping[str, Products] | None = None,
+    device: str = "cpu",
     **recipe: Any,
 ) -> None:
     """Append the figures of each row under `benchmark/figure`; a row is (what it is about, its figures).
 
-    The signature names the processor, its instruction sets, the load when it was written, the peers' versions, what
-    matrix products reached in the same run (None where nothing was timed), and `recipe`. An empty path writes nothing.
+    The signature names the device, the processor, its instruction sets, the load when it was written, the peers'
+    versions, what matrix products reached in the same run (None where nothing was timed), and `recipe`. An empty path
+    writes nothing.
     """
     if not path:
         return
-    origin = provenance()
+    origin = provenance(device)
     machine = {
         "processor": origin["processor"],
         "instruction_sets": origin["instruction_sets"],

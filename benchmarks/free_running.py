@@ -171,10 +171,10 @@ def race_on_text(
 ) -> Race:
     """Everyone by turns translates the first `sentences` of the test split (0: all); Marian is left out, with the
     reason, of a model that is not like it."""
-    if why := unlike_marian(Translator.load(run, checkpoint).model.config.sized()):  # type: ignore[arg-type]
-        if left_out := [name for name in names if name.startswith("hf")]:
-            print(f"without {', '.join(left_out)}: {why}", flush=True)
-        names = [name for name in names if not name.startswith("hf")]
+    peers = [name for name in names if name.startswith("hf")]
+    if peers and (why := unlike_marian(Translator.load(run, checkpoint).model.config.sized())):  # type: ignore[arg-type]
+        print(f"without {', '.join(peers)}: {why}", flush=True)
+        names = [name for name in names if name not in peers]
     corpus = run_corpus(Path(run))
     split = corpus.split("test")
     rows = range(min(sentences or len(split), len(split)))

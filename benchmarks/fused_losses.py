@@ -34,7 +34,6 @@ from benchmarks.common import (
     check_clock,
     describe_machine,
     need_device,
-    on_device,
     print_table,
     ratio,
     take_turns,
@@ -236,8 +235,8 @@ def main(config: BenchmarkConfig) -> None:
         torch.set_num_threads(config.threads)
     products = best_gemm_rates(config.clock, device=config.device)
     print(describe_machine(products, config.device), flush=True)
-    about = {
-        **on_device(config.device),
+    about: dict[str, Any] = {
+        "device": config.device,
         "tokens": config.rows,
         "width": config.width,
         "alpha": config.alpha,

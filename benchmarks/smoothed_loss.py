@@ -18,6 +18,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -237,7 +238,7 @@ def main(config: BenchmarkConfig) -> None:
         torch.set_num_threads(config.threads)
     products = best_gemm_rates(config.clock)
     print(describe_machine(products), flush=True)
-    about = {
+    about: dict[str, Any] = {
         "tokens": config.rows,
         "width": config.width,
         "alpha": config.alpha,

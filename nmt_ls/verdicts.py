@@ -89,8 +89,10 @@ def judge(name: str, test: Test, results: SettingResults) -> Outcome:
         return Outcome(name=name, test=test, word="not run here", why=str(error))
     word = decide(test, finding)
     seeds, why = None, _REASONS[test.expect, word]
-    if word == "not reproduced" and (finding.high < 0 if test.expect == "higher" else finding.low > 0):
-        why = _OPPOSITE.get(test.expect, why)
+    if word == "not reproduced" and test.expect == "higher" and finding.high < 0:
+        why = "lower instead"
+    elif word == "not reproduced" and test.expect == "lower" and finding.low > 0:
+        why = "higher instead"
     if word == "unresolved":
         if min(finding.seeds) < LEAST_SEEDS:
             seeds, why = LEAST_SEEDS, "one seed does not show how much seeds differ"
@@ -129,9 +131,6 @@ _REASONS: dict[tuple[Expectation, Word], str] = {
         for expect in ("higher", "lower", "not higher", "not lower", "similar")
     },
 }
-
-
-_OPPOSITE: dict[Expectation, str] = {"higher": "lower instead", "lower": "higher instead"}
 
 
 def combine(outcomes: Sequence[Outcome]) -> Word:

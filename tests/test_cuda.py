@@ -9,6 +9,7 @@ import pytest
 import torch
 from small_classifiers import small_training
 from small_runs import small_config
+from test_losses_fused import make, plain, relative_errors, solved
 from torch import Tensor
 
 from benchmarks import beam_search as beam_search_benchmark
@@ -16,7 +17,7 @@ from nmt_ls import losses_fused
 from nmt_ls.corpus import Corpus
 from nmt_ls.experiment.engine import EngineConfig
 from nmt_ls.experiment.precision import choose_precision
-from nmt_ls.losses import fused_loss_and_nll, smoothed_cross_entropy
+from nmt_ls.losses import fused_smoothed_cross_entropy
 from nmt_ls.metrics.temperature_grid import temperature_grid_statistics
 from nmt_ls.search import SearchConfig
 from nmt_ls.training import train as train_translator
@@ -39,27 +40,16 @@ def test_fused_loss(monkeypatch: pytest.MonkeyPatch, way: str, spread: str, kind
     if way == "chunks":
         monkeypatch.setattr(losses_fused, "_kernel", lambda *_: None)
     monkeypatch.setattr(losses_fused, "_SMALLEST_CHUNK", 1)
-    torch.manual_seed(1)
-    hidden, weight = torch.randn(rows, 64).bfloat16() / 4, torch.randn(classes, 64).bfloat16()
-    targets, prior = torch.randint(classes, (rows,)), torch.rand(classes, dtype=torch.float64)
-    targets[::6] = -100
-    prior /= prior.sum()
-
-    def solved(dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor, Tensor]:
-        h, w = (part.to(device, dtype).requires_grad_() for part in (hidden, weight))
-        if device == "cuda":
-            loss, _ = fused_loss_and_nll(h, w, targets.cuda(), 0.1, prior.cuda(), spread)
-        else:
-            loss = smoothed_cross_entropy(h @ w.T, targets, 0.1, prior, spread)
-        loss.backward()
-        return loss.detach().cpu(), h.grad.cpu(), w.grad.cpu()
-
-    expected = solved(torch.float64, "cpu")
+    hidden, weight, targets, prior = make(rows, classes, 64)
+    hidden /= 4
+    expected = solved(plain, hidden, weight, targets, 0.1, prior, spread)
+    dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
+    given = hidden.to("cuda", dtype), weight.to("cuda", dtype), targets.cuda(), 0.1, prior.cuda(), spread
     with torch.autocast("cuda", torch.bfloat16, enabled=kind == "autocast"):
-        found = solved(torch.bfloat16 if kind == "bfloat16" else torch.float32, "cuda")
+        found = solved(fused_smoothed_cross_entropy, *given)
     tolerance = 1e-6 if kind == "float32" else 2**-7  # a logit less its shift is rounded to 8 bits
-    for name, a, b in zip(("loss", "hidden", "weight"), found, expected, strict=True):
-        error = ((a.double() - b).norm() / b.norm()).item()
+    errors = relative_errors(tuple(part.cpu() for part in found), expected)
+    for name, error in zip(("loss", "hidden", "weight"), errors, strict=True):
         assert error < (min(tolerance, 1e-3) if name == "loss" else tolerance), (name, error)
 
 

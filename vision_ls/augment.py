@@ -97,10 +97,12 @@ class Augmentation:
         pixels = _as_float(images)
         if self.config.brightness:
             amounts_B = (2 * torch.rand(batch) - 1) * self.config.brightness
-            pixels = pixels + amounts_B.to(pixels.device)[:, None, None, None]
+            pixels = pixels + amounts_B.to(pixels.device, non_blocking=True)[:, None, None, None]
         low, high = self.config.contrast
         if (low, high) != (1.0, 1.0):
-            factors_B = (low + (high - low) * torch.rand(batch)).to(pixels.device)[:, None, None, None]
+            factors_B = (low + (high - low) * torch.rand(batch)).to(pixels.device, non_blocking=True)[
+                :, None, None, None
+            ]
             means_BC11 = pixels.mean((2, 3), keepdim=True)
             pixels = (pixels - means_BC11) * factors_B + means_BC11
         return self._normalised(pixels)

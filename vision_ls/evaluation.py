@@ -145,9 +145,7 @@ class Evaluated:
 
     def shown_gaps(self) -> ShownGaps:
         """For a diagram."""
-        loss = self.classifier.config.loss
-        has_ideal = loss.alpha > 0 and loss.prior == "uniform"
-        ideal = self.plain.values["logit_gap_ideal"] if has_ideal else math.inf
+        ideal = self.plain.values.get("logit_gap_ideal", math.inf)
         return ShownGaps(name=self.name, which=self.which, title=self.title, gaps=self.gaps, ideal=ideal)
 
 
