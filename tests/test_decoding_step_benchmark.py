@@ -1,0 +1,74 @@
+"""benchmarks.decoding_step beside another checkout; nothing here is timed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import common, decoding_step
+from nmt_ls.experiment.command_line import UserError
+from nmt_ls.experiment.records import read_records
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def other_tree(tmp_path: Path) -> Path:
+    """A checkout with the same code, at another place."""
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "nmt_ls").symlink_to(ROOT / "nmt_ls")
+    return tmp_path / "other"
+
+
+def test_two_checkouts_are_set_beside_each_other(
+    other_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    products = {name: common.Products(100.0, 1e-7) for name in ("fp32", "medium")}
+    monkeypatch.setattr(decoding_step, "best_gemm_rates", lambda: products | {"bf16": common.Products(1.0, 3e-3)})
+    monkeypatch.setattr(decoding_step, "commit_of", lambda tree: tree.name)
+    asked = []
+    real = decoding_step.run_worker
+    monkeypatch.setattr(decoding_step, "run_worker", lambda *each: asked.append(each[0].name) or real(*each))
+    out = tmp_path / "records.jsonl"
+    config = decoding_step.BenchmarkConfig(
+        before=str(other_tree),
+        sizes=("tiny",),
+        arithmetics=("fp32",),
+        sentences=3,
+        source_length=4,
+        steps=3,
+        repeats=2,
+        runs=1,
+        threads=1,
+        out=str(out),
+    )
+    decoding_step.main(config)
+
+    assert asked == ["other", ROOT.name, ROOT.name, "other"]
+    records = read_records(out)
+    found = {
+        (r.signature["tree"], r.signature["measured"], r.name.removeprefix("decoding_step/")): r.value for r in records
+    }
+    for tree, measured in (("before", "other"), ("after", ROOT.name)):
+        assert found[tree, measured, "same translations"] == 3
+        assert found[tree, measured, "tokens/s"] > 0
+        assert found[tree, measured, "ms in matrix products"] > 0
+    assert found["before", "other", "speed-up"] == 1
+    assert f"tiny, fp32, other and {ROOT.name}: a step, ms\n" in capsys.readouterr().out
+
+
+def test_what_is_no_checkout_and_a_search_that_fails_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no nmt_ls/search; give the root of another checkout"):
+        decoding_step.find_trees(str(tmp_path))
+    (tmp_path / "nmt_ls" / "search").mkdir(parents=True)
+    (tmp_path / "nmt_ls" / "__init__.py").touch()
+    (tmp_path / "nmt_ls" / "search" / "__init__.py").touch()
+    with pytest.raises(UserError, match=r"the search of .* failed: ImportError: .*SearchConfig"):
+        decoding_step.run_worker(decoding_step.find_trees(str(tmp_path))["before"], {"threads": 1})
+
+
+def test_bad_settings_are_refused() -> None:
+    for wrong in ({"sizes": ("huge",)}, {"arithmetics": ("int8",)}, {"runs": 0}, {"threads": -1}):
+        with pytest.raises(ValueError, match="must be"):
+            decoding_step.BenchmarkConfig(before=".", **wrong)
