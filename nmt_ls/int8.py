@@ -6,6 +6,9 @@ residual sums, logits) is fp32, but for the products of attention: their keys an
 The encoder, which runs once a sentence, is not rounded; of a narrow model the output layer alone is, and the others
 compute as the autocast context says.
 
+Processors that multiply bytes into 32 bits get weights of 8 bits. With AVX2 alone oneDNN adds two products in 16 bits
+first, which clip at 32,767; with weights of 7 bits no such sum is above 255 * 63 * 2 = 32,130, so they stay exact.
+
 Shape suffixes: B sentences, S source positions, R rows, D inputs, N outputs.
 """
 
@@ -25,7 +28,9 @@ from nmt_ls.experiment.processor import device_name, this_processor
 from nmt_ls.transformer import Transformer
 
 INT8_SETS = ("avx512_vnni", "avx_vnni", "amx_int8")
-"""Instruction sets that multiply bytes into 32 bits; without them oneDNN's sums of two products can overflow."""
+"""Instruction sets that multiply bytes into 32 bits."""
+SEVEN_BIT_SETS = ("avx2",)
+"""Those that add two products in 16 bits: there weights have 7 bits."""
 _ZERO = 128  # oneDNN's fast kernels want unsigned activations: 0 is stored as this
 
 _LAYERS_FROM = 256
@@ -34,9 +39,15 @@ _OUTPUT_BLOCK = 1024
 """Rows of the output layer computed at once: what comes of them stays in the cache until it is scaled."""
 
 
+def weight_levels() -> int | None:
+    """The largest integer that a weight is rounded to on this processor: 127, or 63; None where it has no int8."""
+    sets = set(this_processor().instruction_sets)
+    return 127 if sets & set(INT8_SETS) else 63 if sets & set(SEVEN_BIT_SETS) else None
+
+
 def has_int8() -> bool:
-    """Whether this processor multiplies bytes into 32 bits."""
-    return any(name in this_processor().instruction_sets for name in INT8_SETS)
+    """Whether this processor multiplies bytes."""
+    return weight_levels() is not None
 
 
 def int8_precision(device: str | torch.device = "cpu") -> Precision:
@@ -45,19 +56,24 @@ def int8_precision(device: str | torch.device = "cpu") -> Precision:
     Raises UserError where the device is not a CPU with int8 instructions.
     """
     if torch.device(device).type != "cpu" or not has_int8():
+        sets = ", ".join(INT8_SETS + SEVEN_BIT_SETS)
         raise UserError(
-            f"precision: int8 needs a CPU with one of {', '.join(INT8_SETS)}, not {device_name(torch.device(device))}; "
-            "take auto"
+            f"precision: int8 needs a CPU with one of {sets}, not {device_name(torch.device(device))}; take auto"
         )
     return replace(choose_precision("fp32", device), kind="int8", reason="int8 in the decoder, as asked")
 
 
 class Int8Weight:
-    """A weight NxD as bytes with one scale a row, symmetric by the largest magnitude, in oneDNN's layout."""
+    """A weight NxD as bytes with one scale a row, symmetric by the largest magnitude, in oneDNN's layout.
+
+    AssertionError on a processor without int8, which `int8_precision` tells users.
+    """
 
     def __init__(self, weight_ND: Tensor) -> None:
+        levels = weight_levels()
+        assert levels is not None, "this processor has no int8"
         weight_ND = weight_ND.detach().float()
-        self.scales_N = _scales(weight_ND)[:, 0]
+        self.scales_N = _scales(weight_ND, levels)[:, 0]
         rounded_ND = (weight_ND / self.scales_N[:, None]).round_().to(torch.int8)
         self._packed = torch.ops.onednn.qlinear_prepack(rounded_ND, None)
         self._zeros_N = torch.zeros(len(weight_ND), dtype=torch.int64)
@@ -73,7 +89,7 @@ class Int8Weight:
 
 def rounded(x_RD: Tensor) -> tuple[Tensor, Tensor]:
     """Activations as bytes, RD, and what a byte of each row is worth, R1."""
-    scales_R1 = _scales(x_RD)
+    scales_R1 = _scales(x_RD, 127)
     # by way of signed bytes: PyTorch converts to unsigned ones five times as slowly
     return (x_RD / scales_R1).round_().to(torch.int8).view(torch.uint8).bitwise_xor_(_ZERO), scales_R1
 
@@ -110,9 +126,9 @@ class Int8Output:
         return logits_RV
 
 
-def _scales(x_RD: Tensor) -> Tensor:
-    """What a byte of each row is worth, R1: the largest magnitude is 127."""
-    return x_RD.abs().amax(1, keepdim=True).div_(127).clamp_(min=torch.finfo(torch.float32).tiny)
+def _scales(x_RD: Tensor, levels: int) -> Tensor:
+    """What one level of each row is worth, R1: the largest magnitude has `levels` of them."""
+    return x_RD.abs().amax(1, keepdim=True).div_(levels).clamp_(min=torch.finfo(torch.float32).tiny)
 
 
 class Int8Decoder:

@@ -6,24 +6,46 @@ from test_transformer import make
 
 from nmt_ls import int8
 from nmt_ls.experiment.command_line import UserError
-from nmt_ls.experiment.processor import Processor, this_processor
-from nmt_ls.int8 import INT8_SETS, Int8Decoder, Int8Linear, Int8Output, int8_precision
+from nmt_ls.experiment.processor import Processor
+from nmt_ls.int8 import Int8Decoder, Int8Linear, Int8Output, has_int8, int8_precision, weight_levels
 
 SOURCE = torch.tensor([[5, 6, 7, 8, 2], [9, 4, 2, 0, 0], [11, 3, 12, 2, 0]])
-needs_int8 = pytest.mark.skipif(
-    not set(INT8_SETS) & set(this_processor().instruction_sets), reason="no int8 instructions here"
-)
+needs_int8 = pytest.mark.skipif(not has_int8(), reason="no int8 instructions here")
+
+
+def processor_with(*instruction_sets):
+    return lambda: Processor(name="made up", identity="made up", instruction_sets=instruction_sets)
+
+
+@pytest.fixture(params=["as here", "7 bits"])
+def levels(request, monkeypatch):
+    """The largest integer of a weight: of this processor, and of one with AVX2 alone."""
+    if request.param == "7 bits":
+        monkeypatch.setattr(int8, "this_processor", processor_with("avx", "avx2"))
+    return weight_levels()
+
+
+def test_how_many_bits_weights_have_goes_by_the_processor(monkeypatch):
+    for sets, expected in (
+        (("avx2", "avx512_vnni"), 127),
+        (("avx2", "avx_vnni"), 127),
+        (("avx2",), 63),
+        (("avx",), None),
+    ):
+        monkeypatch.setattr(int8, "this_processor", processor_with(*sets))
+        assert weight_levels() == expected
+        assert has_int8() == (expected is not None)
 
 
 @needs_int8
 @pytest.mark.parametrize("rows", [1, 7, 64])
-def test_a_layer_equals_the_sum_of_its_rounded_factors(rows):
+def test_a_layer_equals_the_sum_of_its_rounded_factors(rows, levels):
     torch.manual_seed(rows)
     linear = torch.nn.Linear(48, 20)
     x_RD = torch.randn(rows, 48) * torch.logspace(-3, 3, rows)[:, None]
     found_RN = Int8Linear(linear)(x_RD.view(rows, 1, 48))[:, 0]
     weight, x = linear.weight.detach().double(), x_RD.double()
-    scales_N1, scales_R1 = (t.abs().amax(1, keepdim=True) / 127 for t in (weight, x))
+    scales_N1, scales_R1 = (t.abs().amax(1, keepdim=True) / most for t, most in ((weight, levels), (x, 127)))
     exact_RN = ((x / scales_R1).round() * scales_R1) @ ((weight / scales_N1).round() * scales_N1).T + linear.bias
     magnitude_R1 = exact_RN.abs().amax(1, keepdim=True)
     # in fp32 a quotient may fall on the other side of a half: one byte in a row
@@ -41,7 +63,18 @@ def test_rows_do_not_depend_on_one_another_and_blocks_of_the_output_layer_are_pu
     output = Int8Output(weight_VD)
     together_RV = output(hidden_RD).clone()
     assert torch.equal(together_RV, torch.cat([output(row_1D).clone() for row_1D in hidden_RD.split(1)]))
-    torch.testing.assert_close(together_RV, hidden_RD @ weight_VD.T, rtol=0, atol=0.15)
+    torch.testing.assert_close(together_RV, hidden_RD @ weight_VD.T, rtol=0, atol=0.15 * 127 / weight_levels())
+
+
+@needs_int8
+@pytest.mark.usefixtures("levels")
+def test_the_largest_products_of_all_add_up_exactly():
+    # all activations and weights of one sign: with weights of 8 bits a pair of products is beyond 16 bits
+    linear = torch.nn.Linear(64, 4, bias=False)
+    torch.nn.init.constant_(linear.weight, 0.5)
+    linear.bias = torch.nn.Parameter(torch.zeros(4))
+    for sign in (1, -1):
+        torch.testing.assert_close(Int8Linear(linear)(torch.full((2, 64), 3.0 * sign)), torch.full((2, 4), 96.0 * sign))
 
 
 @needs_int8
@@ -78,8 +111,6 @@ def test_decoding_is_close_to_fp32_and_leaves_the_model_as_it_was(norm, layers_f
 
 
 def test_a_processor_without_int8_instructions_is_told_so(monkeypatch):
-    monkeypatch.setattr(
-        int8, "this_processor", lambda: Processor(name="old", identity="old", instruction_sets=("avx2",))
-    )
+    monkeypatch.setattr(int8, "this_processor", processor_with("avx"))
     with pytest.raises(UserError, match="precision: int8 needs a CPU with one of avx512_vnni"):
         int8_precision()
