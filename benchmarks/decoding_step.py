@@ -76,9 +76,13 @@ def find_trees(before: str) -> dict[str, Path]:
 
 
 def commit_of(tree: Path) -> str:
-    """Of a checkout, with -dirty where tracked files differ."""
-    command = ["git", "-C", str(tree), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    """Of a checkout, with -dirty where its nmt_ls is not the one of that commit."""
+    git = ["git", "-C", str(tree)]
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    changed = subprocess.run(
+        [*git, "status", "--porcelain", "nmt_ls"], check=True, capture_output=True, text=True
+    ).stdout
+    return commit[:12] + ("-dirty" if changed else "")
 
 
 def run_worker(tree: Path, asked: dict[str, Any]) -> dict[str, Any]:
@@ -123,8 +127,9 @@ def main(config: BenchmarkConfig) -> None:
     products = best_gemm_rates()
     print(describe_machine(products))
     commits = {name: commit_of(tree) for name, tree in trees.items()}
+    arithmetics = arithmetic_here(config.arithmetics, ARITHMETICS, products)
     for size in config.sizes:
-        for arithmetic in arithmetic_here(config.arithmetics, ARITHMETICS, products):
+        for arithmetic in arithmetics:
             asked = {
                 "preset": size,
                 "vocabulary": VOCABULARIES[size],

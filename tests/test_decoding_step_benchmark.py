@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,16 @@ def test_bad_settings_are_refused() -> None:
     for wrong in ({"sizes": ("huge",)}, {"arithmetics": ("int8",)}, {"runs": 0}, {"threads": -1}):
         with pytest.raises(ValueError, match="must be"):
             decoding_step.BenchmarkConfig(before=".", **wrong)
+
+
+def test_a_checkout_whose_search_was_changed_is_said_to_be_so(tmp_path: Path) -> None:
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@y"]
+    (tmp_path / "nmt_ls").mkdir()
+    (tmp_path / "nmt_ls" / "a.py").write_text("1\n")
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "one"]):
+        subprocess.run([*git, *command], check=True)
+    (tmp_path / "records.jsonl").touch()
+    commit = decoding_step.commit_of(tmp_path)
+    assert len(commit) == 12
+    (tmp_path / "nmt_ls" / "a.py").write_text("2\n")
+    assert decoding_step.commit_of(tmp_path) == commit + "-dirty"
