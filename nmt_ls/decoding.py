@@ -58,7 +58,7 @@ class DecodeConfig:
         confidences, and search.alternatives.
     temperature: a number, or fitted (the one of lowest NLL on the run's validation split); left out, the run's own.
     precision: of the arithmetic; auto takes what is fast here, of fp32 and bf16. int8 rounds the decoder's weights and
-        activations to 8 bits.
+        activations to 8 bits (weights to 7 on a processor with AVX2 alone).
     device: auto takes CUDA where there is a GPU.
     max_tokens: source tokens in a batch, padding included; without influence on the translations.
     workers: processes of one thread each that share the lines; 1 is this process with all of its threads.

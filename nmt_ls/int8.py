@@ -1,4 +1,4 @@
-"""Decoding in int8: the decoder's products with weights rounded to 8 bits once, and activations row by row.
+"""Decoding in int8: the decoder's products with weights rounded to 8 bits (or 7) once, and activations row by row.
 
 Weights have a scale an output row and activations a scale a row (a hypothesis), so that what is computed of one
 hypothesis does not depend on the others in its batch. Sums are exact in int32; all else (normalisation, softmax,
@@ -60,7 +60,9 @@ def int8_precision(device: str | torch.device = "cpu") -> Precision:
         raise UserError(
             f"precision: int8 needs a CPU with one of {sets}, not {device_name(torch.device(device))}; take auto"
         )
-    return replace(choose_precision("fp32", device), kind="int8", reason="int8 in the decoder, as asked")
+    bits = 8 if weight_levels() == 127 else 7
+    why = f"int8 in the decoder (weights of {bits} bits), as asked"
+    return replace(choose_precision("fp32", device), kind="int8", reason=why, measured={"weight_bits": bits})
 
 
 class Int8Weight:

@@ -275,7 +275,7 @@ def run_signature(
         bins=BINS,
         split=split,
         seed=config.seed,
-        precision=f"{precision.kind}/{precision.matmul}",
+        precision=precision.label(),
         corpus=corpus_checksum,
     )
 

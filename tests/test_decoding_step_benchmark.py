@@ -19,6 +19,7 @@ def other_tree(tmp_path: Path) -> Path:
     """A checkout with the same code, at another place."""
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "nmt_ls").symlink_to(ROOT / "nmt_ls")
+    subprocess.run(["git", "init", "-q", str(tmp_path / "other")], check=True)
     return tmp_path / "other"
 
 
@@ -59,14 +60,30 @@ def test_two_checkouts_are_set_beside_each_other(
     assert f"tiny, fp32, other and {ROOT.name}: a step, ms\n" in capsys.readouterr().out
 
 
-def test_what_is_no_checkout_and_a_search_that_fails_are_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="has no nmt_ls/search; give the root of another checkout"):
+def test_what_is_no_checkout_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not the root of a checkout with nmt_ls/search; git worktree add makes one"):
         decoding_step.find_trees(str(tmp_path))
     (tmp_path / "nmt_ls" / "search").mkdir(parents=True)
-    (tmp_path / "nmt_ls" / "__init__.py").touch()
-    (tmp_path / "nmt_ls" / "search" / "__init__.py").touch()
-    with pytest.raises(UserError, match=r"the search of .* failed: ImportError: .*SearchConfig"):
-        decoding_step.run_worker(decoding_step.find_trees(str(tmp_path))["before"], {"threads": 1})
+    with pytest.raises(UserError, match="is not the root of a checkout"):  # an archive
+        decoding_step.find_trees(str(tmp_path))
+
+
+def test_a_search_that_fails_and_one_that_finds_something_else_are_one_line(
+    other_tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trees = decoding_step.find_trees(str(other_tree))
+    with pytest.raises(UserError, match=r"the search of .* failed: KeyError: 'threads'"):
+        decoding_step.run_worker(trees["before"], {})
+
+    def worker(tree: Path, _: dict[str, object]) -> dict[str, object]:
+        last = 8 if tree == other_tree else 9
+        return {"seconds": [1.0], "translations": [[5, 2]] * 8 + [[7, 2], [last, 2]] * 6, "profile": []}
+
+    monkeypatch.setattr(decoding_step, "run_worker", worker)
+    asked = {"sentences": 20, "steps": 2, "arithmetic": "bf16"}
+    assert [row["same translations"] for row in decoding_step.compare(trees, asked, 1)] == [20, 14]
+    with pytest.raises(UserError, match="only 14 of 20 translations of the two trees are the same"):
+        decoding_step.compare(trees, asked | {"arithmetic": "fp32"}, 1)
 
 
 def test_bad_settings_are_refused() -> None:

@@ -1,5 +1,7 @@
 """Decoding in int8: close to fp32, and the same whatever the batch."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from test_transformer import make
@@ -56,6 +58,7 @@ def test_a_layer_equals_the_sum_of_its_rounded_factors(rows, levels):
 
 
 @needs_int8
+@pytest.mark.usefixtures("levels")
 def test_rows_do_not_depend_on_one_another_and_blocks_of_the_output_layer_are_put_together(monkeypatch):
     monkeypatch.setattr(int8, "_OUTPUT_BLOCK", 8)
     torch.manual_seed(0)
@@ -68,16 +71,18 @@ def test_rows_do_not_depend_on_one_another_and_blocks_of_the_output_layer_are_pu
 
 @needs_int8
 @pytest.mark.usefixtures("levels")
-def test_the_largest_products_of_all_add_up_exactly():
-    # all activations and weights of one sign: with weights of 8 bits a pair of products is beyond 16 bits
-    linear = torch.nn.Linear(64, 4, bias=False)
-    torch.nn.init.constant_(linear.weight, 0.5)
-    linear.bias = torch.nn.Parameter(torch.zeros(4))
-    for sign in (1, -1):
-        torch.testing.assert_close(Int8Linear(linear)(torch.full((2, 64), 3.0 * sign)), torch.full((2, 4), 96.0 * sign))
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_products_of_all_add_up_exactly(sign):
+    # the largest activations are bytes of 255; with weights of 8 bits a pair of their products is beyond 16 bits
+    linear = torch.nn.Linear(64, 4)
+    torch.nn.init.constant_(linear.weight, 0.5 * sign)
+    torch.nn.init.zeros_(linear.bias)
+    for x in (3.0, -3.0):
+        torch.testing.assert_close(Int8Linear(linear)(torch.full((2, 64), x)), torch.full((2, 4), 32 * x * sign))
 
 
 @needs_int8
+@pytest.mark.usefixtures("levels")
 def test_zeros_and_nan_stay_what_they_are():
     linear = torch.nn.Linear(8, 4)
     x_RD = torch.zeros(2, 8)
@@ -88,6 +93,7 @@ def test_zeros_and_nan_stay_what_they_are():
 
 
 @needs_int8
+@pytest.mark.usefixtures("levels")
 @pytest.mark.parametrize("layers_from", [64, 65], ids=["layers too", "output layer alone"])
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_decoding_is_close_to_fp32_and_leaves_the_model_as_it_was(norm, layers_from, monkeypatch):
@@ -112,5 +118,13 @@ def test_decoding_is_close_to_fp32_and_leaves_the_model_as_it_was(norm, layers_f
 
 def test_a_processor_without_int8_instructions_is_told_so(monkeypatch):
     monkeypatch.setattr(int8, "this_processor", processor_with("avx"))
-    with pytest.raises(UserError, match="precision: int8 needs a CPU with one of avx512_vnni"):
+    with pytest.raises(UserError, match=r"int8 needs a CPU with one of avx512_vnni, .*avx2, not .*; take auto"):
         int8_precision()
+
+
+def test_signatures_tell_weights_of_7_bits_from_those_of_8(monkeypatch):
+    for sets, expected in (("avx2 avx512_vnni", "int8/highest"), ("avx2", "int8/highest, weights of 7 bits")):
+        monkeypatch.setattr(int8, "this_processor", processor_with(*sets.split()))
+        precision = replace(int8_precision(), matmul="highest")
+        assert precision.label() == expected
+        assert f"weights of {7 if '7' in expected else 8} bits" in precision.reason

@@ -391,7 +391,7 @@ def run_signature(
         bins=BINS,
         split=split,
         seed=config.seed,
-        precision=f"{precision.kind}/{precision.matmul}",
+        precision=precision.label(),
         corpus=checksum,
         extras={"model": config.model.name, "train_size": config.train_size},
     )

@@ -69,6 +69,11 @@ class Precision:
             return torch.autocast(device_type, dtype=torch.bfloat16)
         return contextlib.nullcontext()
 
+    def label(self) -> str:
+        """For signatures: int8 by AVX2 alone gives other figures than int8 elsewhere."""
+        bits = self.measured.get("weight_bits", 8)
+        return f"{self.kind}/{self.matmul}" + ("" if bits == 8 else f", weights of {bits:g} bits")
+
     def to_dict(self) -> dict[str, Any]:
         """For the manifest."""
         return {"kind": self.kind, "matmul": self.matmul, "reason": self.reason, "measured": dict(self.measured)}
