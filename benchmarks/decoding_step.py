@@ -21,10 +21,13 @@ import torch
 from benchmarks.beam_search import VOCABULARIES
 from benchmarks.common import arithmetic_here, best_gemm_rates, describe_machine, print_table, ratio, write_records
 from nmt_ls.experiment.command_line import UserError, run_command
+from nmt_ls.experiment.records import commit_of
 
 ARITHMETICS = ("fp32", "medium", "bf16")
 SAME = {"fp32": 0.9, "medium": 0.9, "bf16": 0.0}
 """The share of translations that must be those of `before`."""
+PACKAGE = Path("nmt_ls", "experiment")
+"""By which git tells a checkout of this project."""
 PROFILED = "ms in "
 """Begins the names of figures that come from profiles."""
 
@@ -74,24 +77,17 @@ def find_trees(before: str) -> dict[str, Path]:
     """The two checkouts by name. UserError where the other one is none."""
     trees = {"before": Path(before).resolve(), "after": Path(__file__).resolve().parents[1]}
     for tree in trees.values():
-        if not (tree / "nmt_ls" / "search").is_dir() or _git(tree, "rev-parse", "--show-toplevel") != str(tree):
+        if not (tree / "nmt_ls" / "search").is_dir() or commit_of(tree / PACKAGE)[0] is None:
             raise UserError(
                 f"before: {tree} is not the root of a checkout with nmt_ls/search; git worktree add makes one"
             )
     return trees
 
 
-def commit_of(tree: Path) -> str:
-    """Of a checkout, with -dirty where its nmt_ls is not the one of that commit."""
-    return str(_git(tree, "rev-parse", "HEAD"))[:12] + (
-        "-dirty" if _git(tree, "status", "--porcelain", "nmt_ls") else ""
-    )
-
-
-def _git(tree: Path, *command: str) -> str | None:
-    """What git says there; None where it fails."""
-    done = subprocess.run(["git", "-C", str(tree), *command], capture_output=True, text=True)
-    return None if done.returncode else done.stdout.strip()
+def state_of(tree: Path) -> str:
+    """The commit of a checkout, with -dirty where it was changed."""
+    commit, dirty = commit_of(tree / PACKAGE)
+    return str(commit)[:12] + ("-dirty" if dirty else "")
 
 
 def run_worker(tree: Path, asked: dict[str, Any]) -> dict[str, Any]:
@@ -124,10 +120,9 @@ def compare(trees: dict[str, Path], asked: dict[str, Any], repeats: int) -> list
             raise UserError(
                 f"only {row['same translations']} of {len(first)} translations of the two trees are the same"
             )
-        kinds = dict.fromkeys(kind["kind"] for each in rounds for kind in each["profile"])
-        for kind in kinds:
-            spent = [sum(part["ms"] for part in each["profile"] if part["kind"] == kind) for each in rounds]
-            row[PROFILED + kind] = statistics.median(spent)
+        profiles = [{part["kind"]: part["ms"] for part in each["profile"]} for each in rounds]
+        for kind in dict.fromkeys(kind for profile in profiles for kind in profile):
+            row[PROFILED + kind] = statistics.median(profile.get(kind, 0.0) for profile in profiles)
         rows.append(row)
     return rows
 
@@ -139,7 +134,7 @@ def main(config: BenchmarkConfig) -> None:
         torch.set_num_threads(config.threads)
     products = best_gemm_rates()
     print(describe_machine(products))
-    commits = {name: commit_of(tree) for name, tree in trees.items()}
+    commits = {name: state_of(tree) for name, tree in trees.items()}
     arithmetics = arithmetic_here(config.arithmetics, ARITHMETICS, products)
     for size in config.sizes:
         for arithmetic in arithmetics:

@@ -19,7 +19,6 @@ def other_tree(tmp_path: Path) -> Path:
     """A checkout with the same code, at another place."""
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "nmt_ls").symlink_to(ROOT / "nmt_ls")
-    subprocess.run(["git", "init", "-q", str(tmp_path / "other")], check=True)
     return tmp_path / "other"
 
 
@@ -28,7 +27,7 @@ def test_two_checkouts_are_set_beside_each_other(
 ) -> None:
     products = {name: common.Products(100.0, 1e-7) for name in ("fp32", "medium")}
     monkeypatch.setattr(decoding_step, "best_gemm_rates", lambda: products | {"bf16": common.Products(1.0, 3e-3)})
-    monkeypatch.setattr(decoding_step, "commit_of", lambda tree: tree.name)
+    monkeypatch.setattr(decoding_step, "state_of", lambda tree: tree.name)
     asked = []
     real = decoding_step.run_worker
     monkeypatch.setattr(decoding_step, "run_worker", lambda *each: asked.append(each[0].name) or real(*each))
@@ -94,12 +93,13 @@ def test_bad_settings_are_refused() -> None:
 
 def test_a_checkout_whose_search_was_changed_is_said_to_be_so(tmp_path: Path) -> None:
     git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@y"]
-    (tmp_path / "nmt_ls").mkdir()
+    (tmp_path / "nmt_ls" / "experiment").mkdir(parents=True)
+    (tmp_path / "nmt_ls" / "experiment" / "records.py").touch()
     (tmp_path / "nmt_ls" / "a.py").write_text("1\n")
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "one"]):
         subprocess.run([*git, *command], check=True)
     (tmp_path / "records.jsonl").touch()
-    commit = decoding_step.commit_of(tmp_path)
+    commit = decoding_step.state_of(tmp_path)
     assert len(commit) == 12
     (tmp_path / "nmt_ls" / "a.py").write_text("2\n")
-    assert decoding_step.commit_of(tmp_path) == commit + "-dirty"
+    assert decoding_step.state_of(tmp_path) == commit + "-dirty"

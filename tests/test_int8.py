@@ -31,6 +31,8 @@ def test_how_many_bits_weights_have_goes_by_the_processor(monkeypatch):
     for sets, expected in (
         (("avx2", "avx512_vnni"), 127),
         (("avx2", "avx_vnni"), 127),
+        (("amx_int8",), 127),
+        (("avx2", "avx512f"), 63),
         (("avx2",), 63),
         (("avx",), None),
     ):

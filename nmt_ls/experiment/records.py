@@ -35,7 +35,7 @@ def provenance(device: str | torch.device = "cpu") -> dict[str, Any]:
     `commit` and `dirty` are None outside a git checkout of this project; `dirty` is about tracked files other than
     those below results/, which every measurement changes.
     """
-    commit, dirty = _commit()
+    commit, dirty = commit_of()
     processor = this_processor()
     return {
         "commit": commit,
@@ -68,7 +68,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _commit(package: Path = Path(__file__).parent) -> tuple[str | None, bool | None]:
+def commit_of(package: Path = Path(__file__).parent) -> tuple[str | None, bool | None]:
     """The commit of the checkout that `package` belongs to; (None, None) where git does not track this file in it."""
 
     def git(*arguments: str) -> str:

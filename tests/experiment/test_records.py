@@ -185,24 +185,24 @@ def test_commit_and_dirtiness(tmp_path: Path) -> None:
     for file in (package / "records.py", tmp_path / "results" / "table.csv", tmp_path / "README.md"):
         file.parent.mkdir(exist_ok=True)
         file.write_text("1")
-    assert records._commit(package) == (None, None)
+    assert records.commit_of(package) == (None, None)
     git("init", "-q")
     git("add", "README.md", "results")
     git("commit", "-q", "-m", "one")
-    assert records._commit(package) == (None, None)  # this checkout is somebody else's: ours is not part of it
+    assert records.commit_of(package) == (None, None)  # this checkout is somebody else's: ours is not part of it
     git("add", "package")
     git("commit", "-q", "-m", "two")
-    assert records._commit(package) == (git("rev-parse", "HEAD"), False)
+    assert records.commit_of(package) == (git("rev-parse", "HEAD"), False)
     (tmp_path / "results" / "table.csv").write_text("2")
     (tmp_path / "untracked").write_text("2")
-    assert records._commit(package)[1] is False
+    assert records.commit_of(package)[1] is False
     (tmp_path / "README.md").write_text("2")
-    assert records._commit(package)[1] is True
+    assert records.commit_of(package)[1] is True
 
 
 def test_no_git_no_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    assert records._commit() == (None, None)
+    assert records.commit_of() == (None, None)
 
 
 def test_tables_are_aligned() -> None:
