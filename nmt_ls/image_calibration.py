@@ -14,8 +14,11 @@ from typing import Any
 import numpy as np
 
 from nmt_ls.metrics.calibration import Calibration, CalibrationAccumulator
+from nmt_ls.metrics.inputs import FloatArray
+from nmt_ls.metrics.null import null_distribution_from_sums
 from nmt_ls.study_results import NotMeasuredError, Run, SettingResults, fitted_text, mean_and_sd, scored_values
 
+Band = tuple[FloatArray, FloatArray]
 FIGURES = ("accuracy", "nll", "ece", "debiased_ece", "squared_l2")
 
 
@@ -76,16 +79,19 @@ def scaling_rows(results: SettingResults) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def reliabilities(results: SettingResults) -> dict[str, Calibration]:
-    """Figure 2: the calibration of each system, its seeds pooled, by its name."""
-    found = {}
+def reliabilities(results: SettingResults) -> tuple[dict[str, Calibration], Band | None]:
+    """Figure 2: the calibration of each system, its seeds pooled, by its name; and where the accuracies of one
+    calibrated run with the confidences of the first system would lie (95%)."""
+    found, band = dict[str, Calibration](), None
     for system in systems(results):
-        total = CalibrationAccumulator()
+        total, runs = CalibrationAccumulator(), 0
         for run in system.runs:
             with suppress(NotMeasuredError):
                 kept = results.images(run, fitted=system.fitted)
                 total.update(kept["confidence"], kept["correct"])
-        if total.sums.any():
+                runs += 1
+        if runs:
+            band = band or null_distribution_from_sums(total.sums / runs).accuracy_band()
             temperature = f", T = {system.temperature:.2f}" if system.fitted else ""
             found[f"α = {system.alpha:g}{temperature}"] = total.compute()
-    return found
+    return found, band

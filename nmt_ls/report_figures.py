@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from nmt_ls.claim_statistics import readable
-from nmt_ls.image_calibration import reliabilities
+from nmt_ls.image_calibration import Band, reliabilities
 from nmt_ls.metrics.calibration import MOMENTS, Calibration, calibration_from_sums
 from nmt_ls.metrics.inputs import FloatArray
 from nmt_ls.metrics.null import null_distribution_from_sums
@@ -46,7 +46,8 @@ SHOWN = {
     "projection-*-raw": "as Figure 1 of the paper: penultimate activations of three classes on the plane through their "
     "templates (rows of the last layer), in the units of the activations, on shared axes",
     "projection-*-scaled": "the same in units of the templates' mean distance",
-    "logit-gaps-*": "the mean gap between the logit of a label and the others, {unit}, beside the gap of least loss",
+    "logit-gaps-*": "the mean gap between the logit of a label and the others, {unit}, {split} split, beside the gap "
+    "of least loss",
     "risk-coverage-*-T1.0": "selective prediction: the error among those that are most certain, by their share",
     "risk-coverage-*-test": "selective prediction: the error among those that are most certain, by their share",
     "inference-*-T1.0": "calibration on the model's own translations (is a piece right by alignment with the "
@@ -91,18 +92,21 @@ def setting_pictures(name: str, results: SettingResults) -> Iterator[Picture]:
 
 
 def study_pictures(results: SettingResults) -> Iterator[Picture]:
-    """The figures of `SHOWN` that the study drew of a setting's runs: projections of trained images, gaps of others."""
+    """The figures of `SHOWN` that the study drew of a setting's runs: projections where its split is the training one,
+    others where it is theirs."""
     setting = results.setting
     for pattern, what in SHOWN.items():
         kind = pattern.split("*")[0]
-        if kind.startswith("projection") != (setting.split == "train"):
-            continue
         for file in sorted((results.folder / "figures").glob(f"{pattern}.svg")):
+            of_training = kind.startswith("projection") or file.stem.endswith("-train")
+            if of_training != (setting.split == "train"):
+                continue
             rest = file.stem.removeprefix(kind)
             runs = [run.name for run in results.runs() if f"-{run.name}-" in f"-{rest}-"]
             if any(rest.startswith(f"{run}-") for run in runs):
                 near = " (two near classes and a different one, as its fourth row)" if "-near-" in file.stem else ""
-                each = what.format(unit="image by image" if results.of_images else "token by token")
+                unit = "image by image" if results.of_images else "token by token"
+                each = what.format(unit=unit, split=setting.split)
                 yield Picture(name=file.stem, caption=f"{setting.name}, {each}{near}. Runs: {', '.join(runs)}.")
 
 
@@ -121,13 +125,15 @@ def setting_figures(results: SettingResults) -> Iterator[tuple[str, str, Figure]
                 systems, title=fill(f"{title}, {split} split; best temperatures are those of this split", 110)
             ),
         )
-    narrow = fill(f"{title}, {split} split", 48)
+    narrow = f"{title}, {split} split"
     diagrams, sums_of_first = _reliabilities(results)
+    band: Band | None
     if diagrams:
         band = null_distribution_from_sums(sums_of_first).accuracy_band()
         yield "reliability", _reliability_caption(results), reliability_diagram(diagrams, band, title=narrow)
-    if of_images := reliabilities(results):
-        yield "reliability", _reliability_caption(results), reliability_diagram(of_images, title=narrow)
+    of_images, band = reliabilities(results)
+    if of_images:
+        yield "reliability", _reliability_caption(results), reliability_diagram(of_images, band, title=narrow)
     if panels := _against_alpha(results):
         caption = f"{title}, {split} split, T = 1, {results.setting.checkpoint} checkpoint: a dot is a seed."
         yield "alpha", caption, alpha_figure(panels, title=fill(title, 70))
@@ -146,9 +152,12 @@ def _reliability_caption(results: SettingResults) -> str:
     setting = results.setting
     what = f"{setting.name}, {setting.split} split, as Figure"
     if results.of_images:
+        several = sum(alpha > 0 for alpha in results.alphas) > 1
+        chosen = ", and α above 0 is the one of lowest NLL there" if several else ""
         return (
-            f"{what} 2 of the paper: accuracy against confidence, seeds pooled. Temperatures are fitted to each run on "
-            f"{setting.choose_on} by NLL, and α above 0 is the one of lowest NLL there."
+            f"{what} 2 of the paper: accuracy against confidence, seeds pooled. Within the band a calibrated model "
+            "with the confidences of the first would lie (95%; the seeds have their images in common, so it is as wide "
+            f"as that of one). Temperatures are fitted to each run on {setting.choose_on} by NLL{chosen}."
         )
     return (
         f"{what} 3 of the paper: accuracy against confidence given the correct prefix, seeds pooled. Within the band a "

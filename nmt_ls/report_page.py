@@ -351,9 +351,10 @@ def _study_markdown(parts: Sequence[Part], verdicts: Sequence[Verdict], beside: 
     yield "## Verdicts\n"
     yield "| setting | claim | verdict | ours | difference [95%, or as said] | why |\n|---|---|---|---|---|---|"
     for one in verdicts:
+        caution = f" ({one.setting.caution})" if one.setting and one.setting.caution else ""
         yield _markdown_row(
             [
-                one.setting_name,
+                one.setting_name + caution,
                 one.claim.title,
                 f"{SYMBOLS[one.word]} {word_of(one, question=one.claim.kind == 'question')}",
                 "<br>".join(outcome.finding.ours for outcome in one.outcomes if outcome.finding),

@@ -113,15 +113,19 @@ def test_what_a_study_drew_is_shown_with_its_setting(tmp_path: Path) -> None:
     drawn = tmp_path / "study" / "figures"
     drawn.mkdir()
     for name, width in (("logit-gaps-a-s1-last-test", 300), ("projection-a-s1-a-s2-raw", 700),
-                        ("logit-gaps-b-a-s1-last-test", 300)):  # fmt: skip
+                        ("logit-gaps-b-a-s1-last-test", 300), ("projection-a-s1-a-s2-near-raw", 700),
+                        ("logit-gaps-a-s1-last-train", 300)):  # fmt: skip
         (drawn / f"{name}.svg").write_text(SVG.format(width))
     (gaps,) = study_pictures(results)
     assert (gaps.name, gaps.wide(drawn)) == ("logit-gaps-a-s1-last-test", False)
     assert gaps.caption.startswith("digits (own split), the mean gap")
     assert gaps.caption.endswith("Runs: a-s1.")
     trained = dataclasses.replace(HERE, split="train")
-    (projection,) = study_pictures(recorded(tmp_path, {"a-s1": (0.0, 1, {"nll": 1.0})}, trained))
+    near, projection, of_training = study_pictures(recorded(tmp_path, {"a-s1": (0.0, 1, {"nll": 1.0})}, trained))
+    assert (near.name, "two near classes" in near.caption) == ("projection-a-s1-a-s2-near-raw", True)
+    assert (of_training.name, "train split" in of_training.caption) == ("logit-gaps-a-s1-last-train", True)
     assert (projection.name, projection.wide(drawn)) == ("projection-a-s1-a-s2-raw", True)
+    assert "two near classes" not in projection.caption
     assert "as Figure 1 of the paper" in projection.caption
     assert "<svg" in projection.svg(drawn)
 

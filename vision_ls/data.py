@@ -61,12 +61,6 @@ class ImageSplit:
         posteriors_BK = None if self.posteriors_NK is None else self.posteriors_NK[rows_B]
         return ImageSplit(self.images_NCHW[rows_B.to(self.images_NCHW.device)], self.labels_N[rows_B], posteriors_BK)
 
-    def first(self, count: int) -> ImageSplit:
-        """Its first `count` (0: all), without a copy."""
-        end = count or len(self)
-        posteriors_NK = None if self.posteriors_NK is None else self.posteriors_NK[:end]
-        return ImageSplit(self.images_NCHW[:end], self.labels_N[:end], posteriors_NK)
-
     def on(self, device: torch.device) -> ImageSplit:
         """On the device, where it is small enough to stay there; else as it is, to be moved a batch at a time."""
         if self.images_NCHW.nbytes > RESIDENT_BYTES:
@@ -239,6 +233,12 @@ def balanced_rows(labels_N: Tensor, size: int, classes: Sequence[str], seed: int
         own = np.flatnonzero(labels_N.numpy() == k)
         rows.append(np.random.default_rng((seed, k)).permutation(own)[:wanted])
     return torch.from_numpy(np.sort(np.concatenate(rows)))
+
+
+def spread_rows(count: int, wanted: int) -> Tensor:
+    """`wanted` rows of `count`, or all where there are fewer, evenly spread: images may lie there class by class."""
+    wanted = min(wanted, count)
+    return torch.arange(wanted) * count // max(wanted, 1)
 
 
 def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> tuple[Tensor, ...]:

@@ -23,7 +23,7 @@ from nmt_ls.metrics.likelihood import Likelihood, LikelihoodAccumulator, TokenSt
 from nmt_ls.metrics.selective import RiskCoverage, risk_coverage
 from nmt_ls.metrics.temperature import log_probs
 from vision_ls.augment import Augmentation
-from vision_ls.data import ImageSplit
+from vision_ls.data import ImageSplit, spread_rows
 from vision_ls.models import ImageModel
 
 BINS = 15
@@ -70,14 +70,8 @@ def training_accuracy(training: ImageSplit, logits_of: Callable[[Tensor], Tensor
 
     logits_of: the logits NK of these rows of the images.
     """
-    rows_N = regime_rows(len(training))
+    rows_N = spread_rows(len(training), REGIME_IMAGES)
     return float((logits_of(rows_N).argmax(1).cpu() == training.labels_N.cpu()[rows_N]).double().mean())
-
-
-def regime_rows(count: int) -> Tensor:
-    """The training images on which training accuracy is measured: REGIME_IMAGES of them, evenly spread, or all."""
-    wanted = min(count, REGIME_IMAGES)
-    return torch.arange(wanted) * count // max(wanted, 1)
 
 
 def over_runs(figures: Sequence[Mapping[str, float]], names: Sequence[str]) -> list[dict[str, Any]]:

@@ -34,6 +34,7 @@ from vision_ls.data import (
     embedded_images,
     epoch_batches,
     load_images,
+    spread_rows,
 )
 from vision_ls.models import ImageModel, ModelConfig, build_model
 from vision_ls.scoring import BINS, exact_figures, predict, score_logits, training_accuracy
@@ -71,7 +72,7 @@ class TrainConfig:
     seed: of the initial weights, the order of batches, dropout and augmentation.
     seeds: several runs one after the other, each with one of these; out then holds {seed}, or gets -sSEED at its end.
     train_size: train on a subset with equally many images of each class, the same for every seed; 0: on all.
-    validation_images: on how many of the validation split to look while training (its first); 0: on all.
+    validation_images: on how many of the validation split to look while training, evenly spread; 0: on all.
     precision: fp32, bf16, or auto: what this processor does fastest, measured. Figures in the summary are of fp32.
     device: auto takes CUDA where there is a GPU.
     threads: CPU threads; 0 leaves PyTorch's choice.
@@ -145,7 +146,8 @@ class ClassificationTask:
         self.config, self.data, self.model, self.precision, self.device = config, data, model, precision, device
         self.augmentation = augmentation_of(config, data)
         self.training = training_images(config, data).on(device)
-        self.validation = data.split("validation").first(config.validation_images).on(device)
+        self.validation = data.split("validation").on(device)
+        self.validated_rows_N = spread_rows(len(self.validation), config.validation_images or len(self.validation))
         self.prior = label_prior(config.loss, self.training, len(data.classes)).to(device)
         self._penalised = penalised_weights(model, config.l2)
         self._compiled = compiled(model) if config.compile else None
@@ -178,10 +180,16 @@ class ClassificationTask:
 
     def validate(self, _: nn.Module) -> dict[str, float]:
         """Smoothed loss, NLL, accuracy and ECE on validation images, in the arithmetic of training."""
+        rows_N = self.validated_rows_N
         logits_NK = predict(
-            self.model, self.augmentation, self.validation, autocast=lambda: self.precision.autocast(self.device.type)
+            self.model,
+            self.augmentation,
+            self.validation,
+            rows_N=rows_N,
+            autocast=lambda: self.precision.autocast(self.device.type),
         )
-        scores = score_logits(logits_NK, self.validation.labels_N, loss=self.config.loss, prior=self.prior.cpu())
+        labels_N = self.validation.labels_N.cpu()[rows_N]
+        scores = score_logits(logits_NK, labels_N, loss=self.config.loss, prior=self.prior.cpu())
         figures = scores.figures()
         return {name: figures[name] for name in ("loss", "nll", "accuracy", "ece")}
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -114,15 +115,20 @@ def reliability_diagram(
             if index == 0 and null_band is not None:
                 low, high = (edge[full] for edge in null_band)
                 upper.fill_between(x, low, high, color=_PALE, linewidth=0, zorder=0, label="calibrated model, 95%")
-            label = f"{name} (ECE {calibration.ece:.3f})"
-            upper.plot(x, y, label=label, **_line(index), zorder=3)
+            label = f"{name} (ECE\N{NO-BREAK SPACE}{calibration.ece:.3f})"
+            upper.plot(x, y, label=_folded(label), **_line(index), zorder=3)
             above += int((y - x > 0.1).sum() - (x - y > 0.1).sum())
             _histogram(lower, calibration, index)
-        upper.set(xlim=(0, 1), ylim=(0, 1.01), ylabel="accuracy", title=title)
+        upper.set(xlim=(0, 1), ylim=(0, 1.01), ylabel="accuracy", title=_folded(title))
         upper.legend(loc="lower right" if above > 0 else "upper left")
         lower.set(xlabel="confidence", ylabel="share")
         lower.set_ylim(bottom=0)
     return figure
+
+
+def _folded(text: str, width: int = 46) -> str:
+    """Text of a legend or title on as many lines as a narrow figure needs; names of runs stay whole."""
+    return fill(text, width, break_on_hyphens=False, break_long_words=False)
 
 
 def _line(index: int) -> dict[str, Any]:
@@ -257,7 +263,7 @@ def risk_coverage_figure(
             shown = np.unique(np.linspace(first, len(curve.risk) - 1, 800).astype(int))
             style = _line(index) | {"markevery": (40 + index * 20, 100)}
             axes.plot(curve.coverage[shown], curve.risk[shown], label=f"{name} (AURC {curve.aurc:.3f})", **style)
-        axes.set(xlim=(0, 1), xlabel="coverage (share kept, surest first)", ylabel=risk_label, title=title)
+        axes.set(xlim=(0, 1), xlabel="coverage (share kept, surest first)", ylabel=risk_label, title=_folded(title))
         axes.set_ylim(bottom=0)
         axes.legend(loc="best")
     return figure
@@ -282,7 +288,8 @@ def logit_gap_figure(
             ideal = ideals.get(name, float("inf"))
             for axes, counts in ((upper, gaps.gap_counts), (lower, gaps.token_counts)):
                 edges, density = _coarser(gaps.edges, counts)
-                label = f"{name} (mean {gaps.mean:.2f}, sd within {gaps.within_sd:.2f})" if axes is upper else None
+                means = f"{name} (mean {gaps.mean:.2f}, sd within {gaps.within_sd:.2f})"
+                label = _folded(means) if axes is upper else None
                 axes.stairs(density, edges, color=colour, linestyle=dashes, linewidth=1.4, label=label, zorder=3)
                 axes.stairs(density, edges, color=colour, alpha=0.15, fill=True, zorder=2)
                 if np.isfinite(ideal):
@@ -290,9 +297,10 @@ def logit_gap_figure(
                     axes.axvline(ideal, color=colour, linewidth=1.1, linestyle=(0, (1, 1.5)), label=label, zorder=4)
             shown += [ideal] if np.isfinite(ideal) else []
         margin = 0.04 * (max(shown) - min(shown))
-        upper.set(ylabel="density, all gaps", title=title, xlim=(min(shown) - margin, max(shown) + margin))
-        upper.set_ylim(0, upper.get_ylim()[1] * (1.15 + 0.14 * len(systems)))  # room for the legend
-        upper.legend(loc="upper left")
+        upper.set(ylabel="density, all gaps", title=_folded(title), xlim=(min(shown) - margin, max(shown) + margin))
+        legend = upper.legend(loc="upper left")
+        lines = sum(1 + text.get_text().count("\n") for text in legend.get_texts())
+        upper.set_ylim(0, upper.get_ylim()[1] * 1.05 / max(1 - 0.07 * lines, 0.3))  # room for the legend
         lower.set(xlabel="logit gap $z_y - z_k$, nats", ylabel=f"{unit} means")
         lower.set_ylim(bottom=0)
     return figure

@@ -48,7 +48,7 @@ def test_reliability_diagram_draws_the_bins_and_names_the_error(tokens):
     band = null_distribution(tokens[0], 10, draws=50).accuracy_band()
     figure = reliability_diagram({"hard": calibration, "smoothed": calibration}, band, "test split")
     upper, lower = figure.axes
-    line = lines(upper)[f"hard (ECE {calibration.ece:.3f})"]
+    line = lines(upper)[f"hard (ECE\N{NO-BREAK SPACE}{calibration.ece:.3f})"]
     full = calibration.bin_counts > 0
     np.testing.assert_allclose(line.get_xdata(), calibration.bin_confidence[full])
     np.testing.assert_allclose(line.get_ydata(), calibration.bin_accuracy[full])

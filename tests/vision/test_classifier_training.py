@@ -22,9 +22,9 @@ from nmt_ls.experiment.precision import Precision
 from nmt_ls.experiment.run_directory import RunDirectory
 from nmt_ls.losses import LossConfig
 from vision_ls.augment import AugmentConfig
-from vision_ls.data import ImageSplit, embedded_images
+from vision_ls.data import ImageSplit, embedded_images, spread_rows
 from vision_ls.models import ModelConfig
-from vision_ls.scoring import predict, regime_rows, training_accuracy
+from vision_ls.scoring import predict, score_logits, training_accuracy
 from vision_ls.train import main as train_command
 from vision_ls.training import (
     ClassificationTask,
@@ -242,11 +242,15 @@ def test_settings_that_do_not_go_together() -> None:
             load_config(TrainConfig, settings)
 
 
-def test_regime_rows_are_spread() -> None:
-    assert regime_rows(5).tolist() == [0, 1, 2, 3, 4]
-    rows = regime_rows(40_000)
-    assert len(rows) == 10_000
-    assert rows[-1] == 39_996
+def test_validation_looks_at_rows_of_the_whole_split(tmp_path: Path) -> None:
+    task = task_of(small_training(tmp_path / "run", validation_images=7))
+    whole, rows_N = task.data.split("validation"), spread_rows(len(task.data.split("validation")), 7)
+    assert rows_N[-1] > len(whole) / 2
+    logits_NK = predict(task.model, task.augmentation, whole)
+    expected = score_logits(logits_NK[rows_N], whole.labels_N[rows_N], loss=LossConfig()).figures()
+    found = task.validate(task.model)
+    assert found["nll"] == pytest.approx(expected["nll"], rel=1e-5)
+    assert found["accuracy"] == pytest.approx(expected["accuracy"])
 
 
 def test_training_accuracy_by_hand() -> None:

@@ -14,6 +14,7 @@ from nmt_ls.experiment.records import read_records
 from nmt_ls.experiment.run_directory import RunDirectory
 from nmt_ls.image_calibration import best_alpha, reliabilities, scaling_rows, systems
 from nmt_ls.report_figures import setting_figures
+from nmt_ls.report_tables import setting_tables
 from nmt_ls.study_results import SettingResults
 from vision_ls.evaluate import main as evaluate_command
 from vision_ls.evaluation import EvaluateConfig
@@ -54,16 +55,28 @@ def test_alpha_is_chosen_on_validation(measured: SettingResults) -> None:
 
 def test_curves_are_of_the_examples(measured: SettingResults) -> None:
     (hard,) = measured.runs(0.0)
-    found = reliabilities(measured)
+    found, band = reliabilities(measured)
     assert [round(each.ece, 9) for each in found.values()] == [
         round(hard.scored[fitted]["ece"], 9) for fitted in (False, True)
     ]  # those of the made-up α have no examples
+    assert band is not None
+    low, high = band
+    full = found["α = 0"].bin_counts > 0
+    assert (low[full] <= high[full]).all()
+    assert (low[full] - 0.05 <= found["α = 0"].bin_confidence[full]).all()  # around the confidences
+    assert (found["α = 0"].bin_confidence[full] <= high[full] + 0.05).all()
     table = pq.read_table(measured.folder / "examples.parquet", filters=[("split", "=", "test")])
     given_N = np.array([kind == "given" for kind in table["temperature_is"].to_pylist()])
     assert len(table) == 2 * given_N.sum()
     (caption,) = [caption for name, caption, _ in setting_figures(measured) if name == "reliability"]
     assert "prefix" not in caption
     assert "Figure 2" in caption
+    assert "lowest NLL" in caption  # α was chosen among two
+    table3 = next(table for table in setting_tables(measured) if table.title.startswith("As Table 3 of the paper"))
+    assert "α" in table3.title
+    assert [row["system"] for row in table3.rows] == [
+        "hard targets", "hard targets, temperature fitted", "label smoothing"
+    ]  # fmt: skip
 
 
 def test_nothing_of_images_that_were_trained_on(measured: SettingResults, tmp_path: Path) -> None:

@@ -15,7 +15,15 @@ from data_prep.images import ImagesConfig, main
 from nmt_ls.experiment.array_store import array_checksum
 from nmt_ls.experiment.command_line import UserError
 from vision_ls import data as data_module
-from vision_ls.data import EmbeddedSizes, _remarks, balanced_rows, embedded_images, epoch_batches, load_images
+from vision_ls.data import (
+    EmbeddedSizes,
+    _remarks,
+    balanced_rows,
+    embedded_images,
+    epoch_batches,
+    load_images,
+    spread_rows,
+)
 
 
 @pytest.fixture
@@ -106,11 +114,13 @@ def test_a_note_goes_with_the_images(prepared: Path, tmp_path: Path, capsys: pyt
         main(replace(noted, note="own split"))
 
 
-def test_the_first_of_a_split_are_no_copy(prepared: Path) -> None:
-    whole = load_images(prepared).split("train")
-    assert whole.first(3).images_NCHW.data_ptr() == whole.images_NCHW.data_ptr()
-    assert len(whole.first(3)) == 3
-    assert len(whole.first(0)) == len(whole)
+def test_rows_are_spread_evenly() -> None:
+    assert spread_rows(5, 10).tolist() == [0, 1, 2, 3, 4]
+    assert spread_rows(7, 3).tolist() == [0, 2, 4]
+    rows = spread_rows(40_000, 10_000)
+    assert len(rows) == 10_000
+    assert rows[-1] == 39_996
+    assert spread_rows(0, 3).tolist() == []
 
 
 def test_class_names(prepared: Path) -> None:
