@@ -64,6 +64,9 @@ def main(config: ReportConfig) -> None:
         if one.word != "not run here"
     ]
     print(format_table(rows, list(rows[0])) if rows else "nothing that claims ask for was run")
+    for part in report.parts:
+        if part.setting.caution and any(row["setting"] == part.name for row in rows):
+            print(f"note: {part.name}: {part.setting.caution}")
     print(f"\nnot run here: {sum(one.word == 'not run here' for one in report.verdicts)} of {len(report.verdicts)}")
     written = write_study_pages(report) if config.study_pages else []
     written.append(write_page(report, Path(config.out)))
