@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from nmt_ls.claim_statistics import readable
-from nmt_ls.image_calibration import Band, reliabilities
+from nmt_ls.image_calibration import reliabilities
 from nmt_ls.metrics.calibration import MOMENTS, Calibration, calibration_from_sums
 from nmt_ls.metrics.inputs import FloatArray
 from nmt_ls.metrics.null import null_distribution_from_sums
@@ -127,13 +127,12 @@ def setting_figures(results: SettingResults) -> Iterator[tuple[str, str, Figure]
         )
     narrow = f"{title}, {split} split"
     diagrams, sums_of_first = _reliabilities(results)
-    band: Band | None
     if diagrams:
         band = null_distribution_from_sums(sums_of_first).accuracy_band()
         yield "reliability", _reliability_caption(results), reliability_diagram(diagrams, band, title=narrow)
-    of_images, band = reliabilities(results)
+    of_images, band_of_images = reliabilities(results)
     if of_images:
-        yield "reliability", _reliability_caption(results), reliability_diagram(of_images, band, title=narrow)
+        yield "reliability", _reliability_caption(results), reliability_diagram(of_images, band_of_images, title=narrow)
     if panels := _against_alpha(results):
         caption = f"{title}, {split} split, T = 1, {results.setting.checkpoint} checkpoint: a dot is a seed."
         yield "alpha", caption, alpha_figure(panels, title=fill(title, 70))

@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -180,14 +181,8 @@ class ClassificationTask:
 
     def validate(self, _: nn.Module) -> dict[str, float]:
         """Smoothed loss, NLL, accuracy and ECE on validation images, in the arithmetic of training."""
-        rows_N = self.validated_rows_N
-        logits_NK = predict(
-            self.model,
-            self.augmentation,
-            self.validation,
-            rows_N=rows_N,
-            autocast=lambda: self.precision.autocast(self.device.type),
-        )
+        rows_N, autocast = self.validated_rows_N, partial(self.precision.autocast, self.device.type)
+        logits_NK = predict(self.model, self.augmentation, self.validation, rows_N=rows_N, autocast=autocast)
         labels_N = self.validation.labels_N.cpu()[rows_N]
         scores = score_logits(logits_NK, labels_N, loss=self.config.loss, prior=self.prior.cpu())
         figures = scores.figures()

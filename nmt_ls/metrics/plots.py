@@ -126,9 +126,9 @@ def reliability_diagram(
     return figure
 
 
-def _folded(text: str, width: int = 46) -> str:
+def _folded(text: str) -> str:
     """Text of a legend or title on as many lines as a narrow figure needs; names of runs stay whole."""
-    return fill(text, width, break_on_hyphens=False, break_long_words=False)
+    return fill(text, 46, break_on_hyphens=False, break_long_words=False)
 
 
 def _line(index: int) -> dict[str, Any]:
