@@ -18,7 +18,7 @@ import numpy as np
 
 from nmt_ls.best_temperatures import TemperatureCurves
 from nmt_ls.claims import Side, Test
-from nmt_ls.findings import Finding, compared_runs, pooled_sd
+from nmt_ls.findings import Finding, compared_runs
 from nmt_ls.metrics.calibration import MOMENTS, ece_from_sums, unbiased_squared_l2_from_sums
 from nmt_ls.metrics.inputs import FloatArray
 from nmt_ls.metrics.statistics import Figure, combined_bootstrap, ratio_of_sums, seed_degrees
@@ -205,19 +205,15 @@ def _finding(
             "the two sides have different numbers of sentences or images: they are of different data"
         )
     whole = combined_bootstrap(arrays, figure, combine)
-    whole = replace(whole, degrees=seed_degrees(whole.sd, per_seed))
-    return Finding(
-        difference=whole.value,
-        low=whole.low,
-        high=whole.high,
-        low_90=whole.value - whole.reach(0.9),
-        high_90=whole.value + whole.reach(0.9),
+    return Finding.from_error(
+        whole.value,
+        whole.sd,
+        seed_degrees(whole.sd, per_seed),
         ours=ours,
         unit=unit,
         seeds=tuple(len(values) for values in per_seed),
-        seed_sd=pooled_sd(per_seed),
-        sentence_sd=_sentence_sd(arrays, figure, combine),
-        runs=tuple(run for side in runs for run in side),
+        fixed_sd=_sentence_sd(arrays, figure, combine),
+        runs=runs,
     )
 
 

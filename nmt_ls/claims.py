@@ -184,6 +184,7 @@ class _ClaimText:
     regime: tuple[str, ...] | str = ()
     tests: dict[str, Any] = field(default_factory=dict)
     not_run: str = ""
+    changed: str = ""
 
     def __post_init__(self) -> None:
         if bool(self.not_run) == bool(self.tests):
@@ -199,7 +200,10 @@ class _ClaimText:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """What the paper says (or, of kind `question`, what we ask), where it is tested, in which regimes, and how."""
+    """What the paper says (or, of kind `question`, what we ask), where it is tested, in which regimes, and how.
+
+    changed: what of it became another when runs were known, besides tests that say when they were added.
+    """
 
     name: str
     kind: Literal["claim", "question"]
@@ -211,6 +215,7 @@ class Claim:
     regimes: tuple[Regime, ...]
     tests: Mapping[str, Test]
     not_run: str
+    changed: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,4 +316,5 @@ class _Reader:
             regimes=tuple(regimes[one] for one in text.regimes if one in regimes),
             tests=self.parts(Test, text.tests, f"{key}.tests"),
             not_run=text.not_run,
+            changed=text.changed,
         )

@@ -6,21 +6,23 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from nmt_ls.claims import Side, Test
-from nmt_ls.metrics.inputs import FloatArray
+from nmt_ls.metrics.distributions import student_t_quantile
 from nmt_ls.study_results import NotMeasuredError, Run, SettingResults
+
+LEAST_SEEDS = 2
+"""On each side: one seed does not show how much seeds differ, and there is no interval."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
     """What a test found: a difference with its 95% interval (and the 90% one, that of two one-sided tests at 5%).
 
-    ours: the figures it is a difference of, in words. seeds: how many on each side; one number where it is a difference
-    within every run. seed_sd: of one side's figure over seeds, or of that difference; sentence_sd: of the difference,
-    due to the sentences alone, however many seeds there are. Where a side has one seed, nothing is known of seeds:
-    seed_sd is NaN. edge: which chosen temperatures lie at the edge of the grid, so that better ones may lie beyond.
+    ours: the figures it is a difference of, in words. sd: the standard error of which the intervals are multiples.
+    seeds: how many on each side; one number where it is a difference within every run. fixed_sd: the part of the
+    standard error that no number of seeds makes smaller, due to the sentences, images or samples. Where a side has one
+    seed, nothing is known of seeds: sd is NaN and the intervals are infinite. edge: which chosen temperatures lie at
+    the edge of the grid, so that better ones may lie beyond.
     """
 
     difference: float
@@ -30,11 +32,50 @@ class Finding:
     high_90: float
     ours: str
     unit: str
+    sd: float
     seeds: tuple[int, ...]
-    seed_sd: float
-    sentence_sd: float
+    fixed_sd: float
     runs: tuple[Run, ...]
     edge: str = ""
+
+    @classmethod
+    def from_error(
+        cls,
+        difference: float,
+        sd: float,
+        degrees: float,
+        *,
+        ours: str,
+        unit: str,
+        seeds: tuple[int, ...],
+        fixed_sd: float,
+        runs: Sequence[Sequence[Run]],
+        edge: str = "",
+    ) -> Finding:
+        """With the intervals of Student's t; without any where a side has fewer than LEAST_SEEDS."""
+        known = min(seeds) >= LEAST_SEEDS
+        reach, reach_90 = (student_t_quantile(p, degrees) * sd if known else math.inf for p in (0.975, 0.95))
+        return cls(
+            difference=difference,
+            low=difference - reach,
+            high=difference + reach,
+            low_90=difference - reach_90,
+            high_90=difference + reach_90,
+            ours=ours,
+            unit=unit,
+            sd=sd if known else math.nan,
+            seeds=seeds,
+            fixed_sd=fixed_sd,
+            runs=tuple(run for side in runs for run in side),
+            edge=edge,
+        )
+
+    @property
+    def seed_sd(self) -> float:
+        """Of one side's figure over seeds, or of the difference within runs, as it stands in the intervals: what of the
+        standard error is not fixed, for one seed."""
+        shrinks = max(self.sd**2 - self.fixed_sd**2, 0.0)
+        return math.sqrt(shrinks / sum(1 / count for count in self.seeds))
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -60,10 +101,3 @@ def compared_runs(test: Test, results: SettingResults) -> list[list[Run]]:
     sides = [side_runs(results, side) for side in test.sides]
     results.comparable(list({run.name: run for runs in sides for run in runs}.values()))
     return sides
-
-
-def pooled_sd(sides: Sequence[FloatArray]) -> float:
-    """Standard deviation over seeds, of several sides; NaN where one has a single seed."""
-    if min(len(values) for values in sides) < 2:
-        return math.nan
-    return math.sqrt(float(np.mean([np.var(values, ddof=1) for values in sides])))

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from nmt_ls.claims import Side, Test
-from nmt_ls.findings import Finding, compared_runs, pooled_sd
-from nmt_ls.metrics.distributions import student_t_quantile
+from nmt_ls.findings import LEAST_SEEDS, Finding, compared_runs
 from nmt_ls.metrics.inputs import FloatArray
 from nmt_ls.metrics.statistics import equivalence_test
-from nmt_ls.study_results import NotMeasuredError, Run, SettingResults
+from nmt_ls.study_results import NotMeasuredError, Run, SettingResults, estimates
 
 NAMES = {
     "bleu": "BLEU",
@@ -37,6 +37,32 @@ NAMES = {
     "steps_to_99": "updates to 99% of the final accuracy",
 }
 """What records are called in the report; others by their own names."""
+
+
+class SamplingError(NamedTuple):
+    """The standard error of a mean over samples that all runs share, and its degrees of freedom."""
+
+    sd: float
+    degrees: float
+
+    @classmethod
+    def of(cls, figure: str, runs: Sequence[Run]) -> SamplingError | None:
+        """Of an estimate (`estimated_ece equal-width 10000`); None where it is no mean of several samples."""
+        kind, *parts = figure.split(" ")
+        if len(parts) != 2:
+            return None
+        found = [estimates(run)[kind, parts[0], int(parts[1])] for run in runs]
+        if any(each.sd is None for each in found):
+            return None
+        variance = float(np.mean([each.sd**2 / each.samples for each in found if each.sd is not None]))
+        return cls(math.sqrt(variance), min(each.samples for each in found) - 1)
+
+    def added(self, sd: float, degrees: float) -> tuple[float, float]:
+        """A standard error with this one added, and their degrees of freedom together (Satterthwaite 1946)."""
+        parts = ((sd**2, degrees), (self.sd**2, self.degrees))
+        total = sum(variance for variance, _ in parts)
+        below = sum(variance**2 / count for variance, count in parts)
+        return math.sqrt(total), total**2 / below if below > 0 else math.inf
 
 
 def _name(figure: str) -> str:
@@ -62,31 +88,34 @@ def _recorded(
     return kept, np.array([[run.scored[fitted][name] for name in names] for run in kept])
 
 
-def _of_seeds(test: Test, values: Sequence[FloatArray], runs: Sequence[Sequence[Run]], ours: str, unit: str) -> Finding:
-    """The difference of two means over seeds, or one mean against 0, by Student's t."""
+def _of_seeds(
+    test: Test,
+    values: Sequence[FloatArray],
+    runs: Sequence[Sequence[Run]],
+    ours: str,
+    sampling: SamplingError | None = None,
+) -> Finding:
+    """The difference of two means over seeds, or one mean against 0, by Student's t; sampling: an error that is
+    common to all seeds and adds to what they show."""
     seeds = tuple(len(side) for side in values)
-    if min(seeds) < 2:
-        difference = float(values[-1].mean() - (values[0].mean() if len(values) > 1 else 0.0))
-        low, high, low_90, high_90 = -math.inf, math.inf, -math.inf, math.inf
-    else:
+    difference = float(values[-1].mean() - (values[0].mean() if len(values) > 1 else 0.0))
+    sd, degrees = math.nan, math.inf
+    if min(seeds) >= LEAST_SEEDS:
         paired = len(values) == 1
         first = np.zeros_like(values[0]) if paired else values[0]
         found = equivalence_test(first, values[-1], test.effect, paired=paired)
-        difference, error, degrees = found.difference, found.standard_error, found.degrees
-        reach = student_t_quantile(0.975, degrees) * error
-        low, high, low_90, high_90 = difference - reach, difference + reach, found.low, found.high
-    return Finding(
-        difference=difference,
-        low=low,
-        high=high,
-        low_90=low_90,
-        high_90=high_90,
+        sd, degrees = found.standard_error, found.degrees
+        if sampling is not None:
+            sd, degrees = sampling.added(sd, degrees)
+    return Finding.from_error(
+        difference,
+        sd,
+        degrees,
         ours=ours,
-        unit=unit,
+        unit="",
         seeds=seeds,
-        seed_sd=pooled_sd(values),
-        sentence_sd=0.0,
-        runs=tuple(run for side in runs for run in side),
+        fixed_sd=sampling.sd if sampling is not None else 0.0,
+        runs=runs,
     )
 
 
@@ -101,7 +130,7 @@ def record(test: Test, results: SettingResults) -> Finding:
         raise NotMeasuredError(f"{test.figure} is not recorded of every run on both sides")
     ours = " → ".join(f"{side.mean():.4g} ({name})" for side, name in zip(values, test.sides, strict=True))
     compared = [values[1] - values[0]] if test.within_runs else values
-    return _of_seeds(test, compared, [runs for runs, _ in sides], f"{_name(test.figure)} {ours}", "")
+    return _of_seeds(test, compared, [runs for runs, _ in sides], f"{_name(test.figure)} {ours}")
 
 
 def record_distance(test: Test, results: SettingResults) -> Finding:
@@ -116,12 +145,16 @@ def record_distance(test: Test, results: SettingResults) -> Finding:
     values = [np.abs(figures[:, 0] - target) for _, figures in found]
     means = " → ".join(f"{figures.mean():.4g} ({side})" for (_, figures), side in zip(found, test.sides, strict=True))
     ours = f"{_name(test.figure)} {means}, {_name(test.target)} {target:.4g}"
-    return _of_seeds(test, values, [runs for runs, _ in found], ours, "")
+    return _of_seeds(test, values, [runs for runs, _ in found], ours)
 
 
 def record_error(test: Test, results: SettingResults) -> Finding:
-    """A recorded figure less the one that it estimates, of all runs of a recipe."""
+    """A recorded figure less the one that it estimates, of all runs of a recipe.
+
+    Where the figure is a mean over samples, all runs have the same ones (nmt_ls.exact): how such means vary adds to how
+    the seeds do.
+    """
     (runs,) = compared_runs(test, results)
     kept, both = _recorded(results, test.treated, runs, [test.figure, test.target])
     ours = f"{_name(test.figure)} {both[:, 0].mean():.5f}, {_name(test.target)} {both[:, 1].mean():.5f}"
-    return _of_seeds(test, [both[:, 0] - both[:, 1]], [kept], ours, "")
+    return _of_seeds(test, [both[:, 0] - both[:, 1]], [kept], ours, SamplingError.of(test.figure, kept))

@@ -99,7 +99,7 @@ def study_pictures(results: SettingResults) -> Iterator[Picture]:
         kind = pattern.split("*")[0]
         for file in sorted((results.folder / "figures").glob(f"{pattern}.svg")):
             of_training = kind.startswith("projection") or file.stem.endswith("-train")
-            if of_training != (setting.split == "train"):
+            if of_training != (setting.split == "train") or f"-{setting.checkpoint}-" not in file.stem:
                 continue
             rest = file.stem.removeprefix(kind)
             runs = [run.name for run in results.runs() if f"-{run.name}-" in f"-{rest}-"]

@@ -12,12 +12,13 @@ import numpy as np
 
 from nmt_ls.claim_statistics import choose_temperature
 from nmt_ls.claims import Chosen, Side, Test
-from nmt_ls.findings import Finding
+from nmt_ls.findings import LEAST_SEEDS, Finding
 from nmt_ls.image_calibration import scaling_rows
+from nmt_ls.metrics.distributions import student_t_quantile
 from nmt_ls.metrics.statistics import equivalence_test
 from nmt_ls.study_results import NotMeasuredError, Run, SettingResults, fitted_text, mean_and_sd, scored_values
 from nmt_ls.translation_tables import estimator_rows, translation_rows
-from nmt_ls.verdicts import ANSWERS, LEAST_SEEDS, judge
+from nmt_ls.verdicts import ANSWERS, judge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +34,7 @@ class Column:
         if value is None:
             return ""
         if isinstance(value, Finding):
-            known = min(value.seeds) >= LEAST_SEEDS
-            return interval_text(value.difference, *(value.interval if known else (math.nan, math.nan)), self.format)
+            return interval_text(value.difference, *value.interval, self.format)
         return format(value, self.format) if self.format and not isinstance(value, str) else str(value)
 
 
@@ -336,9 +336,11 @@ def accuracy_rows(results: SettingResults) -> Iterator[dict[str, Any]]:
 
 
 def _equivalence(baseline: Sequence[float], treated: Sequence[float], *, paired: bool) -> dict[str, str]:
-    """The difference of accuracies over seeds, and whether it is within what matters (two one-sided t tests at 5%)."""
+    """The difference of accuracies over seeds, and whether it is within what matters (two one-sided t tests at 5%);
+    "no" by the rule of claims that expect `similar`, with the 95% interval."""
     found = equivalence_test(baseline, treated, ACCURACY_MATTERS, paired=paired)
-    apart = found.low * found.high > 0 and abs(found.difference) >= ACCURACY_MATTERS
+    reach = student_t_quantile(0.975, found.degrees) * found.standard_error
+    apart = abs(found.difference) > reach and abs(found.difference) >= ACCURACY_MATTERS
     return {
         "difference": interval_text(found.difference, found.low, found.high, ".4f"),
         "similar": "yes" if found.equivalent else "no" if apart else "unresolved",
@@ -356,20 +358,21 @@ def _similar(alpha: float) -> Test:
 
 
 def precision_rows(here: SettingResults, there: SettingResults) -> Iterator[dict[str, Any]]:
-    """Accuracy at every α and over all of them in two precisions, seed by seed, and whether it is the same."""
+    """Accuracy at every α in two precisions, seed by seed, and of the seeds that all have their mean over α (one seed's
+    runs have their batches in common, and count once); and whether it is the same."""
     pairs = {
-        alpha: [
-            (mine.scored[False]["accuracy"], theirs.scored[False]["accuracy"])
+        alpha: {
+            mine.seed: (mine.scored[False]["accuracy"], theirs.scored[False]["accuracy"])
             for mine in here.runs(alpha)
             for theirs in there.runs(alpha)
             if mine.seed == theirs.seed and all("accuracy" in run.scored.get(False, {}) for run in (mine, theirs))
-        ]
+        }
         for alpha in here.alphas
     }
-    rows: dict[float | str, list[tuple[float, float]]] = {alpha: found for alpha, found in pairs.items() if found}
-    if len(rows) > 1:
-        rows["all"] = [pair for found in pairs.values() for pair in found]
-    for alpha, found in rows.items():
+    rows = {alpha: list(found.values()) for alpha, found in pairs.items() if found}
+    common = set.intersection(*(set(pairs[alpha]) for alpha in rows)) if len(rows) > 1 else set()
+    means = [np.mean([pairs[alpha][seed] for alpha in rows], 0) for seed in sorted(common)]
+    for alpha, found in (*rows.items(), *([("mean", means)] if means else [])):
         mine, theirs = np.transpose(found)
         row: dict[str, Any] = {
             "alpha": alpha, "seeds": len(found), "here": float(mine.mean()), "there": float(theirs.mean())

@@ -29,8 +29,10 @@ from nmt_ls.metrics.inputs import FloatArray
 from nmt_ls.metrics.slices import sliced_sums
 from nmt_ls.sweep_cells import DIGITS, SENTENCES_FOLDER, read_sentences
 
-RECIPE = ("corpus", "updates", "training_precision")
+RECIPE = ("corpus", "updates", "training_precision", "train_size")
 """What has to be the same in all runs of a setting: a table has equal updates."""
+SETTINGS = "settings"
+"""Likewise, of runs whose records have it: a name for the rest of an image classifier's training configuration."""
 FRESH = "fresh"
 """The split of figures on targets drawn afresh from a known distribution: they stand beside those of the test split."""
 APART = ("slice", "estimator", "sample_tokens")
@@ -61,6 +63,7 @@ class Run:
     decoded: dict[float, dict[str, float]] = field(default_factory=dict)
     fitted_temperature: list[float] = field(default_factory=list)  # one, where it was fitted
     search: dict[str, str] = field(default_factory=dict)
+    samples: dict[str, int] = field(default_factory=dict)  # of which a figure of this name is the mean
     commands: dict[str, None] = field(default_factory=dict)
 
     @property
@@ -78,6 +81,7 @@ class Estimate(NamedTuple):
 
     mean: float
     sd: float | None
+    samples: int
 
 
 def estimates(run: Run) -> dict[tuple[str, str, int], Estimate]:
@@ -87,7 +91,7 @@ def estimates(run: Run) -> dict[tuple[str, str, int], Estimate]:
         kind, *parts = name.split(" ")
         if kind.startswith("estimated_") and not kind.endswith("_sd") and len(parts) == 2:
             sd = figures.get(f"{kind}_sd {' '.join(parts)}")
-            found[kind, parts[0], int(parts[1])] = Estimate(value, sd)
+            found[kind, parts[0], int(parts[1])] = Estimate(value, sd, run.samples.get(name, 1))
     return found
 
 
@@ -168,6 +172,8 @@ class SettingResults:
         else:
             swept = run.decoded if "beam" in signature else run.swept
             swept.setdefault(temperature, {})[name] = record.value
+        if "samples" in signature:
+            run.samples[name] = int(signature["samples"])
         run.commands[record.command] = None
         for key in ("beam", "length_penalty"):
             if key in signature:
@@ -194,8 +200,8 @@ class SettingResults:
 
     def comparable(self, runs: Sequence[Run]) -> None:
         """Raises NotMeasuredError where runs differ in what has to be the same, or two have one α and seed."""
-        for key in RECIPE:
-            values = {str(run.signature.get(key)) for run in runs}
+        for key in (*RECIPE, SETTINGS):
+            values = {str(run.signature.get(key)) for run in runs if key in run.signature or key != SETTINGS}
             if len(values) > 1:
                 shown = ", ".join(sorted(value[:12] for value in values))
                 raise NotMeasuredError(f"the runs differ in {key} ({shown}), so that nothing can be compared")

@@ -10,13 +10,11 @@ from typing import Literal
 
 from nmt_ls.claim_statistics import evaluate
 from nmt_ls.claims import Claim, Claims, Expectation, Regime, Setting, Test
-from nmt_ls.findings import Finding
+from nmt_ls.findings import LEAST_SEEDS, Finding
 from nmt_ls.metrics.statistics import seeds_needed
 from nmt_ls.study_results import NotMeasuredError, SettingResults, scored_values
 
 Word = Literal["reproduced", "not reproduced", "unresolved", "regime not reached", "not run here"]
-LEAST_SEEDS = 2
-"""On each side: one seed does not show how much seeds differ."""
 ANSWERS: dict[Word, str] = {"reproduced": "yes", "not reproduced": "no"}
 """What verdicts are called where the claim is a question of ours."""
 POWER_REACH = 1.959964 + 0.841621
@@ -73,9 +71,10 @@ def decide(test: Test, finding: Finding) -> Word:
 def seeds_to_resolve(test: Test, finding: Finding) -> int | None:
     """Seeds a side so that a difference of the smallest effect that matters would be found (power 80%, level 5%).
 
-    None where no number of seeds is enough: the sentences alone leave too much uncertainty.
+    None where no number of seeds is enough: the sentences alone leave too much uncertainty. Seeds count as they do in
+    the finding's own interval.
     """
-    left = test.effect**2 - (POWER_REACH * finding.sentence_sd) ** 2
+    left = test.effect**2 - (POWER_REACH * finding.fixed_sd) ** 2
     if left <= 0:
         return None
     return seeds_needed(finding.seed_sd, math.sqrt(left), paired=len(finding.seeds) == 1)
@@ -101,7 +100,8 @@ def judge(name: str, test: Test, results: SettingResults) -> Outcome:
         elif (seeds := seeds_to_resolve(test, finding)) is None:
             why = f"the split has too few {results.unit}s to tell a difference that small, whatever the number of seeds"
         elif seeds <= min(finding.seeds):
-            why, seeds = "there are seeds enough, but the difference lies too near the smallest that matters", None
+            why = f"seeds enough to tell {test.effect:g} from none, but the difference may lie between them"
+            seeds = None
         else:
             why = f"{seeds} seeds a side would tell a difference of {test.effect:g} from none"
     if test.premise and word == "not reproduced":
@@ -134,7 +134,10 @@ _REASONS: dict[tuple[Expectation, Word], str] = {
 
 
 def combine(outcomes: Sequence[Outcome]) -> Word:
-    """A claim holds if all of its tests do, and fails if one does."""
+    """A claim holds if all of its tests do, and fails if one does; not where its premise fails: then there is nothing
+    that it could be about."""
+    if any(outcome.test.premise and outcome.word == "not reproduced" for outcome in outcomes):
+        return "regime not reached"
     words = {outcome.word for outcome in outcomes}
     for word in ("not run here", "not reproduced", "unresolved"):
         if word in words:
@@ -176,9 +179,10 @@ def regimes_missed(claims: Claims, name: str, results: SettingResults) -> list[s
     return list(missed)
 
 
-def seeds_missing(setting: Setting, outcomes: Sequence[Outcome]) -> str:
-    """'3 of 5 seeds' where fewer were found than are planned."""
+def seeds_missing(claim: Claim, setting: Setting, results: SettingResults, outcomes: Sequence[Outcome]) -> str:
+    """'3 of 5 seeds' where fewer were found than are planned, by a test or of the hard targets of a regime."""
     found = [min(outcome.finding.seeds) for outcome in outcomes if outcome.finding is not None]
+    found += [len(scored_values(results.runs(0.0), regime.figure)) for regime in claim.regimes]
     return f"{min(found)} of {setting.seeds} seeds" if found and min(found) < setting.seeds else ""
 
 
@@ -186,7 +190,9 @@ def verdict(claim: Claim, setting_name: str, setting: Setting, results: SettingR
     """A claim in a setting."""
 
     def said(word: Word, why: str, outcomes: Sequence[Outcome] = (), values: Sequence[float] = ()) -> Verdict:
-        provisional = "" if word == "not run here" else seeds_missing(setting, outcomes)
+        provisional = "" if word == "not run here" else seeds_missing(claim, setting, results, outcomes)
+        if claim.changed and word != "not run here":
+            why = f"{why} ({claim.changed})"
         return Verdict(
             claim=claim,
             setting_name=setting_name,
@@ -210,9 +216,19 @@ def verdict(claim: Claim, setting_name: str, setting: Setting, results: SettingR
     if any(short):
         return said("regime not reached", "; ".join(why for why in short if why), outcomes, values)
     word = combine(outcomes)
-    deciding = [outcome for outcome in outcomes if outcome.word == word]
+    ours = "not reproduced" if word == "regime not reached" else word  # of a premise
+    deciding = [outcome for outcome in outcomes if outcome.word == ours]
     why = "; ".join(dict.fromkeys(f"{outcome.name}: {outcome.why}" for outcome in deciding))
-    return said(word, why, outcomes, values)
+    return said(word, why + beforehand(claim, outcomes, word), outcomes, values)
+
+
+def beforehand(claim: Claim, outcomes: Sequence[Outcome], word: Word) -> str:
+    """What the verdict was by the tests that were written before the runs, where those added later change it."""
+    first = [outcome for outcome in outcomes if not outcome.test.added]
+    if not first or combine(first) == word:
+        return ""
+    was = combine(first)
+    return f"; by the tests written beforehand alone: {ANSWERS.get(was, was) if claim.kind == 'question' else was}"
 
 
 def verdicts_of(claims: Claims, results: Mapping[str, SettingResults]) -> Iterator[Verdict]:

@@ -60,7 +60,7 @@ def test_two_precisions_are_compared_seed_by_seed(tmp_path: Path) -> None:
         recorded(tmp_path, both, dataclasses.replace(HERE, runs="b*")),
         recorded(tmp_path, beside, dataclasses.replace(HERE, runs="a*")),
     )
-    assert (together["alpha"], together["seeds"], together["similar"]) == ("all", 6, "yes")
+    assert (together["alpha"], together["seeds"], together["similar"]) == ("mean", 3, "yes")
     assert together["here"] - together["there"] == pytest.approx(-0.001)  # means of +0.001 and -0.003
     apart = {f"d-s{seed}": (0.0, seed, {"accuracy": 0.72 + seed / 100}) for seed in (1, 2, 3)}
     (row,) = precision_rows(recorded(tmp_path, apart, dataclasses.replace(HERE, runs="d-*")), reference)
@@ -112,8 +112,9 @@ def test_what_a_study_drew_is_shown_with_its_setting(tmp_path: Path) -> None:
     results = recorded(tmp_path, {"a-s1": (0.0, 1, {"nll": 1.0}), "a-s10": (0.0, 10, {"nll": 1.0})})
     drawn = tmp_path / "study" / "figures"
     drawn.mkdir()
-    for name, width in (("logit-gaps-a-s1-last-test", 300), ("projection-a-s1-a-s2-raw", 700),
-                        ("logit-gaps-b-a-s1-last-test", 300), ("projection-a-s1-a-s2-near-raw", 700),
+    for name, width in (("logit-gaps-a-s1-last-test", 300), ("projection-a-s1-a-s2-last-raw", 700),
+                        ("logit-gaps-b-a-s1-last-test", 300), ("projection-a-s1-a-s2-last-near-raw", 700),
+                        ("projection-a-s1-a-s2-best-raw", 700),  # of no claim
                         ("logit-gaps-a-s1-last-train", 300)):  # fmt: skip
         (drawn / f"{name}.svg").write_text(SVG.format(width))
     (gaps,) = study_pictures(results)
@@ -122,9 +123,9 @@ def test_what_a_study_drew_is_shown_with_its_setting(tmp_path: Path) -> None:
     assert gaps.caption.endswith("Runs: a-s1.")
     trained = dataclasses.replace(HERE, split="train")
     near, projection, of_training = study_pictures(recorded(tmp_path, {"a-s1": (0.0, 1, {"nll": 1.0})}, trained))
-    assert (near.name, "two near classes" in near.caption) == ("projection-a-s1-a-s2-near-raw", True)
+    assert (near.name, "two near classes" in near.caption) == ("projection-a-s1-a-s2-last-near-raw", True)
     assert (of_training.name, "train split" in of_training.caption) == ("logit-gaps-a-s1-last-train", True)
-    assert (projection.name, projection.wide(drawn)) == ("projection-a-s1-a-s2-raw", True)
+    assert (projection.name, projection.wide(drawn)) == ("projection-a-s1-a-s2-last-raw", True)
     assert "two near classes" not in projection.caption
     assert "as Figure 1 of the paper" in projection.caption
     assert "<svg" in projection.svg(drawn)

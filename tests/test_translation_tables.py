@@ -60,7 +60,7 @@ def test_without_the_sentences_of_all_runs_differences_are_of_seeds(tmp_path: Pa
     assert row["bleu difference"].seeds == (3, 3)
     assert row["bleu difference"].difference == pytest.approx(5.0, abs=1e-3)
     assert row["nll difference"].difference == pytest.approx(-0.2, abs=1e-3)
-    assert row["squared_l2 difference"].sentence_sd == 0
+    assert row["squared_l2 difference"].fixed_sd == 0
 
 
 def test_one_seed_has_no_interval(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -12,12 +13,8 @@ from nmt_ls.verdicts import decide, seeds_to_resolve
 
 
 def finding(difference: float, reach: float, **changes: Any) -> Finding:
-    values: dict[str, Any] = {
-        "difference": difference, "low": difference - reach, "high": difference + reach,
-        "low_90": difference - 0.84 * reach, "high_90": difference + 0.84 * reach, "ours": "", "unit": "",
-        "seeds": (3, 3), "seed_sd": 0.4, "sentence_sd": 0.0, "runs": (),
-    }  # fmt: skip
-    return Finding(**{**values, **changes})
+    values: dict[str, Any] = {"ours": "", "unit": "", "seeds": (3, 3), "fixed_sd": 0.0, "runs": ()}
+    return Finding.from_error(difference, reach / 1.959964, math.inf, **{**values, **changes})
 
 
 @pytest.mark.parametrize(
@@ -41,7 +38,7 @@ def finding(difference: float, reach: float, **changes: Any) -> Finding:
         ("not lower", -0.5, 0.4, "not reproduced"),
         ("not lower", -0.5, 0.6, "unresolved"),
         ("similar", 0.0, 0.29, "reproduced"),
-        ("similar", 0.0, 0.34, "reproduced"),  # two one-sided tests at 5% are an interval of 90%
+        ("similar", 0.0, 0.35, "reproduced"),  # two one-sided tests at 5% are an interval of 90%
         ("similar", 0.0, 0.4, "unresolved"),
         ("similar", 0.5, 0.4, "not reproduced"),
         ("similar", -0.5, 0.4, "not reproduced"),
@@ -56,10 +53,29 @@ def test_the_rules(expect: Any, difference: float, reach: float, word: str) -> N
 
 def test_seeds_that_would_resolve() -> None:
     test = Test(statistic="bleu", expect="higher", effect=0.5, baseline=Side(alpha=0.0), treated=Side(alpha=0.1))
-    few = seeds_to_resolve(test, finding(0.1, 0.6))
+    sd = 0.4 * math.sqrt(2 / 3)  # of a difference of three seeds a side that vary by 0.4
+    assert finding(0.1, 1.96 * sd).seed_sd == pytest.approx(0.4, rel=1e-3)
+    few = seeds_to_resolve(test, finding(0.1, 1.96 * sd))
     assert few is not None
     assert 10 <= few <= 13  # sd 0.4, a difference of 0.5, power 80%
-    more = seeds_to_resolve(test, finding(0.1, 0.6, sentence_sd=0.1))
+    more = seeds_to_resolve(test, finding(0.1, 1.96 * math.hypot(sd, 0.1), fixed_sd=0.1))
     assert more is not None
     assert more > few
-    assert seeds_to_resolve(test, finding(0.1, 0.6, sentence_sd=0.2)) is None
+    assert seeds_to_resolve(test, finding(0.1, 1.96 * math.hypot(sd, 0.2), fixed_sd=0.2)) is None
+
+
+def test_seeds_count_as_they_do_in_the_interval() -> None:
+    """An interval that is too wide is never said to have seeds enough."""
+    test = Test(statistic="bleu", expect="lower", effect=0.3, baseline=Side(alpha=0.0), treated=Side(alpha=0.1))
+    for seeds in ((3,), (3, 3), (5, 2)):
+        wide = finding(-0.23, 0.37, seeds=seeds)
+        assert decide(test, wide) == "unresolved"
+        needed = seeds_to_resolve(test, wide)
+        assert needed is not None
+        assert needed > min(seeds)
+
+
+def test_one_seed_has_no_interval() -> None:
+    alone = finding(0.5, 0.1, seeds=(1, 3))
+    assert (alone.low, alone.high, alone.low_90, alone.high_90) == (-math.inf, math.inf, -math.inf, math.inf)
+    assert alone.difference == 0.5
