@@ -69,7 +69,8 @@ class ImagesConfig:
     label: str = ""
     """column of the labels; left out, label or fine_label"""
     validation: int = 0
-    """images to cut from train for validation; 0: as many as the test has, a fifth of train at most"""
+    """images to cut from train for validation where the source has none; 0: as many as the test has, a fifth of train
+    at most"""
     test: int = 0
     """images to cut from train for the test where the source has none; 0: a sixth"""
     seed: int = 0
@@ -253,6 +254,9 @@ def assignment(source: ImageSource) -> dict[str, NDArray[np.int64]]:
     config, labels_N = source.config, source.check_labels("train")
     left_N = np.arange(len(labels_N))
     taken: dict[str, NDArray[np.int64]] = {}
+    for name in ("test", "validation"):
+        if name in source.names and getattr(config, name):
+            raise UserError(f"{name}: {config.source} has such a split already; leave --{name} out")
     test = len(source.labels("test")) if "test" in source.names else config.test or round(len(left_N) * TEST_SHARE)
     wanted = {"test": test, "validation": config.validation or min(test, int(len(left_N) * MOST_VALIDATION))}
     for number, (name, count) in enumerate(wanted.items()):

@@ -27,4 +27,6 @@ def small_training(out: Path, **changes: object) -> TrainConfig:
         "schedule": ScheduleConfig(kind="steps", milestones=(8,)),
         "engine": EngineConfig(max_updates=12, validate_every=4, log_every=2, monitor="accuracy", average_last=0),
     }
+    if changes.get("data"):
+        del settings["embedded"]
     return TrainConfig(**{**settings, **changes})  # type: ignore[arg-type]

@@ -24,8 +24,8 @@ from nmt_ls.training import train as train_translator
 from nmt_ls.translator import Translator
 from vision_ls.augment import Augmentation, AugmentConfig
 from vision_ls.data import EmbeddedSizes, embedded_images
+from vision_ls.penalty import L2Config
 from vision_ls.runs import Classifier
-from vision_ls.training import L2Config
 from vision_ls.training import train as train_classifier
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no CUDA device")

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nmt_ls.experiment.command_line import config_to_dict, run_command
+from nmt_ls.experiment.command_line import run_command
 from nmt_ls.experiment.records import one_line, save_diagrams
 from nmt_ls.experiment.tables import format_table
 from vision_ls.data import in_brackets
 from vision_ls.evaluation import EvaluateConfig, Evaluated, ShownGaps, evaluate_runs, gap_diagrams, store
 from vision_ls.scoring import over_runs
-from vision_ls.training import TrainConfig
 
 COLUMNS = ["temperature", "accuracy", "top5_accuracy", "nll", "ece", "debiased_ece", "ece_floor", "smooth_ece"]
 MORE = [
@@ -28,7 +25,6 @@ MORE = [
     "signed_gap",
 ]
 OVER_RUNS = ("accuracy", "nll", "ece", "debiased_ece", "train_accuracy", "exact_ece")
-SETTINGS = ("model", "augment", "l2", "optimizer", "schedule", "loss_weight", "batch_size")  # of the configuration
 ALIKE = (
     *("data", "model", "train_size", "updates", "dropout", "prior", "spread", "training_precision", "settings"),
     *("alpha", "temperature_is"),
@@ -47,10 +43,7 @@ def main(config: EvaluateConfig) -> int:
         print_figures(evaluated)
         if config.results is not None:
             store(Path(config.results), evaluated, figure=config.figure)
-        about = {
-            "data": Path(evaluated.classifier.data.place).name,
-            "settings": settings_of(evaluated.classifier.config),
-        }
+        about = {"data": Path(evaluated.classifier.data.place).name}
         # the figures alone: with them the logits would be kept of every run
         found += [({**each.recipe, **about}, each.values) for each in evaluated.everything]
         gaps.append(evaluated.shown_gaps())
@@ -59,13 +52,6 @@ def main(config: EvaluateConfig) -> int:
     if len(config.runs) > 1:
         print_over_runs(found)
     return 0
-
-
-def settings_of(config: TrainConfig) -> str:
-    """A short name for what else a run was trained with: runs that differ in it differ in more than their seeds."""
-    whole = config_to_dict(config)
-    text = json.dumps({key: whole[key] for key in SETTINGS}, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def print_figures(evaluated: Evaluated) -> None:

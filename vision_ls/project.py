@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from nmt_ls.experiment.command_line import run_command
 from nmt_ls.experiment.records import one_line, store_records
 from nmt_ls.experiment.tables import format_table
 from vision_ls.data import in_brackets
 from vision_ls.geometry import project
-from vision_ls.projecting import ProjectConfig, Projected, outside_the_regime, pictures, project_runs
+from vision_ls.projecting import (
+    ProjectConfig,
+    Projected,
+    outside_the_regime,
+    picture_stem,
+    pictures,
+    project_runs,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["project"]
 
@@ -55,8 +64,9 @@ def store(config: ProjectConfig, projected: Sequence[Projected], classes: Sequen
     drawn: dict[str, Figure] = {}
     if config.figure:
         first = projected[0].recipe
-        title = ", ".join(filter(None, (first["data"], first.get("note"), first["model"])))
-        stem = "-".join(["projection", *(Path(run).name for run in config.runs), *filter(None, [config.name])])
+        checkpoint = f"{config.checkpoint} checkpoint"
+        title = ", ".join(filter(None, (first["data"], first.get("note"), first["model"], checkpoint)))
+        stem = picture_stem(config)
         drawn = {f"{stem}-{unit}": figure for unit, figure in pictures(projected, classes, title).items()}
     records = [record for each in projected for record in each.records(classes, config.name)]
     store_records(Path(str(config.results)), records, drawn)

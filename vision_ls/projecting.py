@@ -9,14 +9,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
-from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nmt_ls.experiment.command_line import UserError
-from nmt_ls.experiment.records import Record, prepare_results, records_of
+from nmt_ls.experiment.records import Record, prepare_results, read_records, records_of
 from nmt_ls.experiment.run_directory import RunDirectory
 from vision_ls.data import ImageSplit
 from vision_ls.geometry import (
@@ -29,11 +30,14 @@ from vision_ls.geometry import (
     regularity,
     template_cosines,
 )
-from vision_ls.projection_figure import Panel, projection_figure
 from vision_ls.runs import Classifier, find_runs
 from vision_ls.training import FITTED_TO_TRAINING, CheckpointName
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 SPLITS = ("train", "validation", "test")
+LONGEST_NAME = 240  # bytes, of a picture's name without its end: file systems allow 255
 LEAST = 1e-30  # of what a logarithm is taken: clusters may have shrunk to points
 
 
@@ -48,7 +52,7 @@ class ProjectConfig:
     splits: of the images; train is what a run was trained on, not augmented.
     images: of a split, at most so many are looked at, evenly spread (0: all), besides all of the three classes.
     shown: images of each class in the picture; the numbers are of all.
-    name: of these three classes, where several triples of the same runs are projected: it is added to the names of
+    name: of these three classes, where several triples of the same images are projected: it is added to the names of
         their numbers and pictures.
     results: a directory to whose records.jsonl every number is appended that is not there yet.
     figure: whether to draw the two pictures there.
@@ -85,6 +89,25 @@ class ProjectConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One network and split: coordinates of the examples, which of the three classes each is of, and the templates."""
+
+    title: str
+    coordinates_N2: NDArray[np.float64]
+    labels_N: NDArray[np.int64]
+    templates_32: NDArray[np.float64]
+
+    def scaled(self, unit: float) -> Panel:
+        """The same in multiples of `unit`."""
+        return Panel(
+            title=self.title,
+            coordinates_N2=self.coordinates_N2 / unit,
+            labels_N=self.labels_N,
+            templates_32=self.templates_32 / unit,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Projected:
     """One run and split: the picture's points in raw units, the scaled picture's unit, and the numbers.
 
@@ -116,6 +139,7 @@ def project_runs(config: ProjectConfig) -> tuple[list[Projected], tuple[str, ...
     """
     if config.results is not None:
         prepare_results(Path(config.results))
+        check_picture_name(config)
     runs: list[Classifier] = []
     for path in find_runs(config.runs):
         known = [run.data for run in runs]
@@ -127,6 +151,8 @@ def project_runs(config: ProjectConfig) -> tuple[list[Projected], tuple[str, ...
                 f"({runs[0].data.place}); project them apart"
             )
     chosen = choose_classes(config.classes, runs[0])
+    if config.results is not None:
+        check_classes(Path(config.results), runs[0], [runs[0].data.classes[k] for k in chosen], config.name)
     for run in runs:
         for split in config.splits:
             looked_at(run, split, chosen, config.images)
@@ -141,6 +167,34 @@ def project_runs(config: ProjectConfig) -> tuple[list[Projected], tuple[str, ...
         learnt = training_accuracy(run) if run.config.loss.alpha == 0 else None
         projected += [measure(run, split, chosen, config, f"{which}, {split}", learnt) for split in config.splits]
     return projected, names
+
+
+def picture_stem(config: ProjectConfig) -> str:
+    """The name of both pictures, without the unit at its end."""
+    runs = (Path(run).name for run in config.runs)
+    return "-".join(["projection", *runs, config.checkpoint, *filter(None, [config.name])])
+
+
+def check_picture_name(config: ProjectConfig) -> None:
+    """Raises UserError where the runs' names together are too long for a file's."""
+    if config.figure and len(picture_stem(config).encode()) > LONGEST_NAME:
+        raise UserError(
+            f"runs: the names of these {len(config.runs)} are too long for that of one picture; "
+            "draw fewer together, or none with --figure false"
+        )
+
+
+def check_classes(results: Path, run: Classifier, classes: Sequence[str], name: str) -> None:
+    """Raises UserError where the records have numbers of three other classes of these images under the same names."""
+    file, figure = results / "records.jsonl", f"scatter_ratio_{name}" if name else "scatter_ratio"
+    for record in read_records(file) if file.exists() else []:
+        ours = record.name == figure and record.signature.get("corpus") == run.data.checksum
+        if ours and record.signature.get("classes") != list(classes):
+            others = ", ".join(map(str, record.signature.get("classes", [])))
+            raise UserError(
+                f"name: {file} has numbers of other classes of these images ({others}) under this name; "
+                "choose another with --name, or other --results"
+            )
 
 
 def choose_classes(asked: Sequence[str], run: Classifier) -> list[int]:
@@ -284,6 +338,8 @@ def class_figures(activations_ND: Tensor, labels_N: Tensor, templates_KD: Tensor
 
 def pictures(projected: Sequence[Projected], classes: Sequence[str], title: str) -> dict[str, Figure]:
     """Figure 1 twice: in the units of the activations, whose scale is a finding, and in those of the templates."""
+    from vision_ls.projection_figure import projection_figure  # loads matplotlib: only where something is drawn
+
     remarks = outside_the_regime(projected)
     return {
         "raw": projection_figure(

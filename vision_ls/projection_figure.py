@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,28 +17,12 @@ from numpy.typing import NDArray
 
 from nmt_ls.metrics.plots import BLUE, GREEN, MARKERS, RED, look, new_figure
 
+if TYPE_CHECKING:
+    from vision_ls.projecting import Panel
+
 COLOURS = (BLUE, RED, GREEN)
 _INK, _MARGIN = "#222222", 0.04
 _CHARACTERS, _LINE = 13, 0.17  # of the title: characters an inch, inches a line
-
-
-@dataclass(frozen=True, kw_only=True)
-class Panel:
-    """One network and split: coordinates of the examples, which of the three classes each is of, and the templates."""
-
-    title: str
-    coordinates_N2: NDArray[np.float64]
-    labels_N: NDArray[np.int64]
-    templates_32: NDArray[np.float64]
-
-    def scaled(self, unit: float) -> Panel:
-        """The same in multiples of `unit`."""
-        return Panel(
-            title=self.title,
-            coordinates_N2=self.coordinates_N2 / unit,
-            labels_N=self.labels_N,
-            templates_32=self.templates_32 / unit,
-        )
 
 
 def projection_figure(

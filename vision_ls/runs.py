@@ -1,6 +1,6 @@
 """Trained classifiers, found and opened: which run is meant, its images, its weights, the recipe of its figures.
 
-`Classifier.open` is what evaluate, project and distill call.
+`Classifier.open` is what evaluate and project call.
 """
 
 from __future__ import annotations

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -38,30 +40,20 @@ from vision_ls.data import (
     spread_rows,
 )
 from vision_ls.models import ImageModel, ModelConfig, build_model
+from vision_ls.penalty import L2Config, SumOfSquares, penalised_weights
 from vision_ls.scoring import BINS, exact_figures, predict, score_logits, training_accuracy
 
 CheckpointName = Literal["last", "best", "averaged"]
 SUBSET_SEED = 0  # one subset of a size, for every run
 FITTED_TO_TRAINING = 0.95
 """Training accuracy from which on a hard-target network counts as over-confident; that of configs/claims.yaml."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class L2Config:
-    """A penalty on the weights (not biases) of named layers: weight · ½ Σ w², added to the mean loss.
-
-    layers: their names, or [all] for every weight of two dimensions or more (no normalisation). Being part of the loss,
-    the penalty is inside the clipping of gradients, unlike the optimiser's weight decay.
-    """
-
-    weight: float = 0.0
-    layers: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.weight < 0:
-            raise ValueError(f"weight must not be negative, not {self.weight}")
-        if (self.weight > 0) != bool(self.layers):
-            raise ValueError("weight and layers go together: give both, or neither")
+VALIDATED = ("loss", "nll", "accuracy", "ece")
+"""Figures of a validation while training, among which `engine.monitor` chooses."""
+SETTINGS = (
+    *("model", "augment", "l2", "optimizer", "schedule", "loss_weight", "batch_size"),
+    *("engine.clip_norm", "engine.accumulation"),
+)
+"""Parts of a configuration that make a recipe, besides what signatures have of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +70,10 @@ class TrainConfig:
     device: auto takes CUDA where there is a GPU.
     threads: CPU threads; 0 leaves PyTorch's choice.
     compile: TorchInductor writes kernels for the training step, which fuse what lies between the convolutions: the
-        ResNets train 1.25 times as fast on two threads (benchmarks), the others no faster. Needs a C++ compiler, and a
-        minute.
-    loss_weight: the smoothed loss is multiplied by it before the penalty is added and gradients are clipped.
+        ResNets train 1.25 times as fast on two threads (benchmarks), the others no faster. In bf16 they round less
+        often, so that a run is another one than without them. Needs a C++ compiler, and a minute.
+    loss_weight: the smoothed loss is multiplied by it before the penalty is added and gradients are clipped. The `loss`
+        of a training line in metrics.jsonl is that sum, its `smoothed` what validation lines call `loss`.
     checkpoints: which ones the summary scores on the test split; the first gives its top-level figures.
     """
 
@@ -122,6 +115,12 @@ class TrainConfig:
             raise ValueError(f"loss_weight must be above 0, got {self.loss_weight}")
         if len(set(self.seeds)) < len(self.seeds) or any(seed < 0 for seed in self.seeds):
             raise ValueError(f"seeds must be different and not negative, got {' '.join(map(str, self.seeds))}")
+        if self.seeds and self.seed != 1:
+            raise ValueError("seed, seeds: give one seed, or several, not both")
+        if self.data is not None and self.embedded != EmbeddedSizes():
+            raise ValueError("embedded: these are sizes of the embedded shapes; leave them out, or data")
+        if self.engine.monitor not in VALIDATED:
+            raise ValueError(f"engine.monitor: choose {', '.join(VALIDATED[1:])}, not {self.engine.monitor!r}")
         if not self.checkpoints:
             raise ValueError("checkpoints: name at least one of last, best, averaged")
         if "averaged" in self.checkpoints and self.engine.average_last == 0:
@@ -169,7 +168,7 @@ class ClassificationTask:
         )
         total = config.loss_weight * smoothed
         if self._penalised:
-            squares: Tensor = _SumOfSquares.apply(*self._penalised)  # type: ignore[no-untyped-call]
+            squares: Tensor = SumOfSquares.apply(*self._penalised)  # type: ignore[no-untyped-call]
             total = total + len(rows_B) * config.l2.weight / 2 * squares
         with torch.no_grad():
             extras = {
@@ -186,7 +185,7 @@ class ClassificationTask:
         labels_N = self.validation.labels_N.cpu()[rows_N]
         scores = score_logits(logits_NK, labels_N, loss=self.config.loss, prior=self.prior.cpu())
         figures = scores.figures()
-        return {name: figures[name] for name in ("loss", "nll", "accuracy", "ece")}
+        return {name: figures[name] for name in VALIDATED}
 
 
 def train_all(config: TrainConfig) -> list[Outcome]:
@@ -294,7 +293,7 @@ def new_model(config: TrainConfig, data: ImageData) -> ImageModel:
 def compiled(model: ImageModel) -> Callable[[Tensor], Tensor]:
     """The model's forward pass, to be compiled when it is first called. Raises UserError without a C++ compiler."""
     compiler = os.environ.get("CXX", "g++")
-    if shutil.which(compiler) is None:
+    if shutil.which((compiler.split() or [""])[-1]) is None:  # CXX may be "ccache g++"
         raise UserError(f"compile: needs a C++ compiler, and there is no {compiler} here; install it, or leave it out")
     return torch.compile(model, dynamic=False)
 
@@ -304,31 +303,6 @@ def label_prior(loss: LossConfig, training: ImageSplit, classes: int) -> Tensor:
     if loss.prior == "uniform":
         return torch.full((classes,), 1 / classes)
     return torch.bincount(training.labels_N.cpu(), minlength=classes).float() / len(training)
-
-
-class _SumOfSquares(torch.autograd.Function):
-    """Σ w² of all weights together: one by one, there and back, they are hundreds of calls for a ResNet."""
-
-    @staticmethod
-    def forward(ctx: Any, *weights: Tensor) -> Tensor:
-        ctx.save_for_backward(*weights)
-        return torch.stack(torch._foreach_norm(weights)).square_().sum()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        return tuple(torch._foreach_mul(ctx.saved_tensors, 2 * grad))
-
-
-def penalised_weights(model: nn.Module, config: L2Config) -> list[nn.Parameter]:
-    """The weights of the layers that `config` names. Raises UserError for one that the model has not."""
-    if config.layers == ("all",):
-        return [p for p in model.parameters() if p.ndim >= 2]
-    weights = {name.removesuffix(".weight"): p for name, p in model.named_parameters() if name.endswith(".weight")}
-    for layer in config.layers:
-        if layer not in weights:
-            raise UserError(f"l2.layers: the model has no layer {layer!r}; choose all, or among {', '.join(weights)}")
-    return [weights[layer] for layer in config.layers]
 
 
 def summarise(run: RunDirectory, task: ClassificationTask) -> dict[str, Any]:
@@ -396,5 +370,28 @@ def run_signature(
         seed=config.seed,
         precision=precision.label(),
         corpus=checksum,
-        extras={"model": config.model.name, "train_size": config.train_size},
+        extras={"model": config.model.name, "train_size": config.train_size, "settings": settings_of(config)},
     )
+
+
+def settings_of(config: TrainConfig) -> str:
+    """A short name for what else a run was trained with: of two runs with different names more than the seed differs.
+
+    8 characters of the SHA-256 of what is not as TrainConfig has it by default, so that it outlives new options.
+    """
+    ours, usual = (dict(_leaves(config_to_dict(each))) for each in (config, TrainConfig()))
+    different = {
+        key: value
+        for key, value in ours.items()
+        if any(f"{key}.".startswith(f"{part}.") for part in SETTINGS) and not (key in usual and usual[key] == value)
+    }
+    return hashlib.sha256(json.dumps(different, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Values by their dotted names."""
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -226,16 +226,16 @@ def records_of(
 
 
 def store_records(results: Path, records: Sequence[Record], diagrams: Mapping[str, Figure]) -> None:
-    """Write the diagrams into figures/ by their names, then append to records.jsonl what is not there yet; say so on
+    """Append to records.jsonl what is not there yet, then write the diagrams into figures/ by their names; say so on
     standard error.
 
     A figure measured again with the same recipe (commit and versions are of it) and value is not recorded twice; one
     of another commit is a record of its own, and the later.
     """
-    save_diagrams(results, diagrams)
     added = append_new_records(results / "records.jsonl", records)
     before = f" ({len(records) - added} were there)" if added < len(records) else ""
     print(f"added {added} records to {results / 'records.jsonl'}{before}", file=sys.stderr)
+    save_diagrams(results, diagrams)
 
 
 def save_diagrams(results: Path, diagrams: Mapping[str, Figure]) -> None:

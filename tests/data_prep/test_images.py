@@ -214,6 +214,8 @@ def test_sources_that_cannot_be_read(tmp_path: Path) -> None:
         prepare(made, tmp_path / "out", image="label")
     with pytest.raises(UserError, match="validation: 30 images cannot be cut from the 30 of train"):
         prepare(made, tmp_path / "out", validation=30)
+    with pytest.raises(UserError, match=r"test: .*made has such a split already; leave --test out"):
+        prepare(made, tmp_path / "out", test=3)
 
 
 def test_stratified_keeps_shares() -> None:

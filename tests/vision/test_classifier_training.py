@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,14 +24,15 @@ from nmt_ls.experiment.precision import Precision
 from nmt_ls.experiment.run_directory import RunDirectory
 from nmt_ls.losses import LossConfig
 from vision_ls.augment import AugmentConfig
-from vision_ls.data import ImageSplit, embedded_images, spread_rows
+from vision_ls.data import EmbeddedSizes, ImageSplit, embedded_images, spread_rows
 from vision_ls.models import ModelConfig
+from vision_ls.penalty import L2Config
 from vision_ls.scoring import predict, score_logits, training_accuracy
 from vision_ls.train import main as train_command
 from vision_ls.training import (
     ClassificationTask,
-    L2Config,
     TrainConfig,
+    compiled,
     new_model,
     steps_to_reach,
     train,
@@ -122,16 +125,29 @@ class StoppedError(Exception):
     """Ends a run as a kill would, between two checkpoints."""
 
 
+COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler (g++) to compile kernels with")
+
+
 @pytest.mark.parametrize(
-    ("name", "precision"), [("small_cnn", "fp32"), ("small_cnn", "bf16"), ("mnist_teacher", "fp32")]
+    ("name", "widths", "settings"),
+    [
+        ("small_cnn", (8, 8, 8), {"precision": "fp32"}),
+        ("small_cnn", (8, 8, 8), {"precision": "bf16"}),
+        pytest.param("small_cnn", (8, 8, 8), {"precision": "bf16", "compile": True}, marks=COMPILER),
+        ("mnist_teacher", (16, 16), {"precision": "fp32"}),
+        ("alexnet", (), {"precision": "fp32"}),
+        ("resnet20", (8, 8, 8), {"precision": "bf16", "l2": L2Config(weight=1e-4, layers=("all",))}),
+    ],
+    ids=["cnn-fp32", "cnn-bf16", "cnn-compiled", "mlp", "alexnet", "resnet-bf16"],
 )
 def test_a_resumed_run_ends_bit_for_bit_as_one_in_one_piece(
-    name: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, widths: tuple[int, ...], settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With augmentation and dropout, which draw from the generators that the checkpoint holds."""
-    model = ModelConfig(name=name, widths=(8, 8, 8) if name == "small_cnn" else (16, 16), dropout=0.3)  # type: ignore[arg-type]
+    model = ModelConfig(name=name, widths=widths, dropout=0.3)  # type: ignore[arg-type]
     augment = AugmentConfig(crop=22, flip=True, brightness=30, contrast=(0.5, 1.5), normalise="image")
-    train(small_training(tmp_path / "whole", model=model, augment=augment, precision=precision))
+    settings = {"model": model, "augment": augment, **settings}
+    train(small_training(tmp_path / "whole", **settings))
     real, calls = ClassificationTask.loss, []
 
     def dies(self: ClassificationTask, model: torch.nn.Module, rows: torch.Tensor) -> object:
@@ -142,8 +158,8 @@ def test_a_resumed_run_ends_bit_for_bit_as_one_in_one_piece(
 
     monkeypatch.setattr(ClassificationTask, "loss", dies)
     with pytest.raises(StoppedError):
-        train(small_training(tmp_path / "parts", model=model, augment=augment, precision=precision))
-    train(small_training(tmp_path / "parts", model=model, augment=augment, precision=precision))
+        train(small_training(tmp_path / "parts", **settings))
+    train(small_training(tmp_path / "parts", **settings))
     whole, parts = (load_checkpoint(tmp_path / name / "checkpoints" / "last") for name in ("whole", "parts"))
     assert whole[0].keys() == parts[0].keys()
     assert all(torch.equal(whole[0][key], parts[0][key]) for key in whole[0])
@@ -192,7 +208,7 @@ def test_prepared_images_are_trained_on(tmp_path: Path, capsys: pytest.CaptureFi
     assert RunDirectory(tmp_path / "run").read_manifest()["precision"]["kind"] == "bf16"
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler (g++) to compile kernels with")
+@COMPILER
 def test_a_compiled_step_is_the_same_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "kernels"))
     rows = torch.tensor([3, 0, 50, 7])
@@ -210,6 +226,11 @@ def test_a_compiled_step_is_the_same_step(tmp_path: Path, monkeypatch: pytest.Mo
         torch.testing.assert_close(
             gradients[1][name], expected, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
         )
+
+
+def test_a_compiler_may_have_a_wrapper(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", f"ccache {sys.executable}")
+    assert callable(compiled(new_model(TrainConfig(), embedded_images(EmbeddedSizes(train=9, validation=9, test=9)))))
 
 
 def test_compiling_without_a_compiler_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,6 +257,9 @@ def test_settings_that_do_not_go_together() -> None:
         ({"seeds": (1, 1)}, "seeds must be different"),
         ({"loss_weight": 0.0}, "loss_weight must be above 0"),
         ({"batch_size": 0}, "batch_size must be positive"),
+        ({"seed": 3, "seeds": (1, 2)}, "seed, seeds: give one seed, or several, not both"),
+        ({"data": "data/mnist", "embedded": {"train": 50}}, "embedded: these are sizes of the embedded shapes"),
+        ({"engine": {"monitor": "acc"}}, "engine.monitor: choose nll, accuracy, ece, not 'acc'"),
         ({"checkpoints": ("averaged",)}, "averaged needs engine.average_last"),
     ):
         with pytest.raises(UserError, match=message):

@@ -26,11 +26,11 @@ from nmt_ls.metrics import calibration_figures, expected_calibration_error, fit_
 from nmt_ls.metrics.plots import figure_svg
 from nmt_ls.runs import find_run as find_translator
 from vision_ls.evaluate import main as evaluate_command
-from vision_ls.evaluate import settings_of
 from vision_ls.evaluation import EvaluateConfig, diagrams, evaluate, evaluate_runs, gap_diagrams, template_figures
+from vision_ls.penalty import L2Config
 from vision_ls.runs import Classifier, find_run
 from vision_ls.scoring import exact_figures, predict, score_logits
-from vision_ls.training import L2Config, train
+from vision_ls.training import settings_of, train
 
 
 def evaluated(run: RunDirectory, **settings: object) -> EvaluateConfig:

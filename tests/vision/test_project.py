@@ -142,10 +142,24 @@ def test_records_and_pictures_of_two_runs(
     assert signature["examples"] == 90
     assert all("classes" not in record.signature for record in records if record.name == "nc1")
     drawn = {path.name for path in (tmp_path / "results" / "figures").iterdir()}
-    stem = "projection-hard-smoothed-near"
+    stem = "projection-hard-smoothed-last-near"
     assert drawn == {f"{stem}-{unit}.{kind}" for unit in ("raw", "scaled") for kind in ("png", "svg")}
     main(config)
     assert len(read_records(tmp_path / "results" / "records.jsonl")) == len(records)
+    with pytest.raises(UserError, match=r"^name: .* other classes of these images \(diamond, lozenge, needle\)"):
+        project_runs(replace(config, classes=("bar", "disc", "oval")))
+    main(replace(config, classes=("bar", "disc", "oval"), name="far", figure=False))
+    renamed = {record.name for record in read_records(tmp_path / "results" / "records.jsonl")}
+    assert {"scatter_ratio_near", "scatter_ratio_far"} < renamed
+
+
+def test_too_long_a_name_of_a_picture_is_refused_beforehand(hard: RunDirectory, tmp_path: Path) -> None:
+    config = of(hard, results=str(tmp_path / "results"))
+    many = tuple(f"runs/cifar100-resnet56-ls{alpha}-s{seed}" for alpha in ("0.0", "0.1") for seed in range(5))
+    with pytest.raises(UserError, match=r"^runs: the names of these 10 are too long for that of one picture"):
+        project_runs(replace(config, runs=many))
+    with pytest.raises(UserError, match="is not a run"):  # without a picture it is not the name that is wrong
+        project_runs(replace(config, runs=many, figure=False))
 
 
 def test_pictures_have_one_scale(hard: RunDirectory, smoothed: RunDirectory) -> None:

@@ -17,9 +17,10 @@ from nmt_ls.experiment.study import load_study
 from vision_ls.augment import AugmentConfig
 from vision_ls.evaluation import EvaluateConfig
 from vision_ls.models import build_model
+from vision_ls.penalty import penalised_weights
 from vision_ls.projecting import ProjectConfig
 from vision_ls.train import SHORT_NAMES
-from vision_ls.training import TrainConfig, penalised_weights, train
+from vision_ls.training import TrainConfig, train
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs" / "vision").glob("*.yaml"))
@@ -99,7 +100,7 @@ def test_every_command_of_a_study_is_understood(path: Path, monkeypatch: pytest.
     study = load_study(path.relative_to(ROOT))
     commands = {"train": TrainConfig, "evaluate": EvaluateConfig, "project": ProjectConfig}
     trained = {f"runs/{cell.name}" for cell in study.cells}
-    for cell in {cell.block: cell for cell in study.cells}.values():
+    for cell in study.cells:
         for step in cell.steps:
             interpreter, flag, module, *arguments = step.argv
             assert (interpreter, flag) == ("python", "-m")
@@ -112,8 +113,11 @@ def test_every_command_of_a_study_is_understood(path: Path, monkeypatch: pytest.
                 assert config.checkpoints == ("last",)
             else:  # `best` stands beside it on the test split, and is in no claim
                 assert config.checkpoint == "last" or (isinstance(config, EvaluateConfig) and config.split == "test")
+                assert config.results == str(step.scratch)
+                named = [config.run] if isinstance(config, EvaluateConfig) and config.run else config.runs
+                assert named
+                assert set(named) <= trained
             if isinstance(config, ProjectConfig):
-                assert set(config.runs) <= trained
                 assert len(config.classes) == 3
 
 

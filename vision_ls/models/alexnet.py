@@ -1,7 +1,8 @@
 """The AlexNet-like network for CIFAR-10 of TensorFlow's image tutorial: two convolutions, two dense layers.
 
 Architecture, initial weights and constants of the normalisation are the tutorial's (tensorflow/models,
-tutorials/image/cifar10); at 24x24 and 10 classes it has 1,068,298 parameters and 19.5 million multiply-adds.
+tutorials/image/cifar10); at 24x24 and 10 classes it has 1,068,298 parameters and 18.5 million multiply-adds (19.5,
+the tutorial says).
 
 Shape suffixes: N images, C channels, H height, W width, D width of a dense layer.
 """

@@ -19,7 +19,8 @@ WIDTH = 1536
 
 
 class Convolution(nn.Module):
-    """A convolution without bias, batch normalisation (ε 0.001, as in the authors' release), a rectifier."""
+    """A convolution without bias, batch normalisation (ε 0.001, as in the authors' release; of running averages 0.9 is
+    kept an update, as PyTorch has it, and not as they have), a rectifier."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel: tuple[int, int], stride: int = 1, *, padded: bool = True
