@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nmt_ls.experiment.command_line import run_command
+from nmt_ls.experiment.records import one_line
 from nmt_ls.experiment.tables import format_table
 from nmt_ls.experiment.training_run import Outcome
 from nmt_ls.training import TrainConfig, train_together
@@ -48,6 +49,7 @@ def print_summary(outcome: Outcome, summary: dict[str, Any]) -> None:
         print(f"\n  source       {example['source']}")
         print(f"  reference    {example['reference']}")
         print(f"  translation  {example['translation']}")
+    print(f"\nrecipe: {one_line(summary['signature'])}")
     print(f"\nnext: python -m nmt_ls.decode --run {outcome.run.path} --temperature 1.13")
 
 

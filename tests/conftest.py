@@ -50,5 +50,5 @@ def real_data() -> Path:
     """The folder of real data sets that NMT_LS_DATA names; tests that need it are skipped without."""
     folder = os.environ.get("NMT_LS_DATA")
     if not folder:
-        pytest.skip("NMT_LS_DATA does not name a folder with real data sets (multi30k, tatoeba)")
+        pytest.skip("NMT_LS_DATA does not name a folder with real data sets (README.md, Development)")
     return Path(folder)
