@@ -50,10 +50,11 @@ FITTED_TO_TRAINING = 0.95
 VALIDATED = ("loss", "nll", "accuracy", "ece")
 """Figures of a validation while training, among which `engine.monitor` chooses."""
 SETTINGS = (
-    *("model", "augment", "l2", "optimizer", "schedule", "loss_weight", "batch_size"),
-    *("engine.clip_norm", "engine.accumulation"),
+    *("model", "augment", "l2", "optimizer", "schedule", "loss_weight", "batch_size", "validation_images"),
+    *("engine.clip_norm", "engine.accumulation", "engine.validate_every"),
 )
-"""Parts of a configuration that make a recipe, besides what signatures have of their own."""
+"""Parts of a configuration that make a recipe, besides what signatures have of their own; how often and at what one
+looks decides when an accuracy is reached. `compile` is none: like another processor it only rounds otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
