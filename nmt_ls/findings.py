@@ -50,7 +50,6 @@ class Finding:
         seeds: tuple[int, ...],
         fixed_sd: float,
         runs: Sequence[Sequence[Run]],
-        edge: str = "",
     ) -> Finding:
         """With the intervals of Student's t; without any where a side has fewer than LEAST_SEEDS."""
         known = min(seeds) >= LEAST_SEEDS
@@ -67,7 +66,6 @@ class Finding:
             seeds=seeds,
             fixed_sd=fixed_sd,
             runs=tuple(run for side in runs for run in side),
-            edge=edge,
         )
 
     @property

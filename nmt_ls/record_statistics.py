@@ -1,4 +1,5 @@
-"""The statistics of claims that need only records: figures of seeds, compared by Student's t.
+"""The statistics of claims that need only records: figures of seeds, compared by Student's t (and of estimates that are
+means over samples, with the samples' own error).
 
 Shapes: A seeds.
 """
@@ -46,16 +47,18 @@ class SamplingError(NamedTuple):
     degrees: float
 
     @classmethod
-    def of(cls, figure: str, runs: Sequence[Run]) -> SamplingError | None:
+    def of(cls, figure: str, runs: Sequence[Run], *, fitted: bool) -> SamplingError | None:
         """Of an estimate (`estimated_ece equal-width 10000`); None where it is no mean of several samples."""
-        kind, *parts = figure.split(" ")
-        if len(parts) != 2:
+        named = [
+            each
+            for run in runs
+            for (kind, estimator, size), each in estimates(run, fitted=fitted).items()
+            if f"{kind} {estimator} {size}" == figure
+        ]
+        variances = [each.sd**2 / each.samples for each in named if each.sd is not None]
+        if not variances:
             return None
-        found = [estimates(run)[kind, parts[0], int(parts[1])] for run in runs]
-        if any(each.sd is None for each in found):
-            return None
-        variance = float(np.mean([each.sd**2 / each.samples for each in found if each.sd is not None]))
-        return cls(math.sqrt(variance), min(each.samples for each in found) - 1)
+        return cls(math.sqrt(float(np.mean(variances))), min(each.samples for each in named) - 1)
 
     def added(self, sd: float, degrees: float) -> tuple[float, float]:
         """A standard error with this one added, and their degrees of freedom together (Satterthwaite 1946)."""
@@ -157,4 +160,5 @@ def record_error(test: Test, results: SettingResults) -> Finding:
     (runs,) = compared_runs(test, results)
     kept, both = _recorded(results, test.treated, runs, [test.figure, test.target])
     ours = f"{_name(test.figure)} {both[:, 0].mean():.5f}, {_name(test.target)} {both[:, 1].mean():.5f}"
-    return _of_seeds(test, [both[:, 0] - both[:, 1]], [kept], ours, SamplingError.of(test.figure, kept))
+    sampling = SamplingError.of(test.figure, kept, fitted=test.treated.temperature == "nll")
+    return _of_seeds(test, [both[:, 0] - both[:, 1]], [kept], ours, sampling)

@@ -322,7 +322,8 @@ def _numbers(row: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in row.items():
         if isinstance(value, Finding):
-            found |= {name: value.difference, f"{name} low": value.low, f"{name} high": value.high}
+            low, high = (end if math.isfinite(end) else None for end in value.interval)
+            found |= {name: value.difference, f"{name} low": low, f"{name} high": high}
         else:
             found[name] = value
     return found

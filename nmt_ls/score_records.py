@@ -67,7 +67,7 @@ def store(
     diagrams: Mapping[str, Figure],
     sentences: pa.Table | None = None,
 ) -> None:
-    """Write what belongs to sentences, and the diagrams, and append the records that are not there yet."""
+    """Write what belongs to sentences, append the records that are not there yet, and write the diagrams."""
     if sentences is not None:
         write_sentences(results, f"{part_stem(recipe)}-fitted", sentences)
     store_records(results, [record for group in groups for record in group.records(recipe)], diagrams)

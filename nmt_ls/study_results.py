@@ -64,6 +64,7 @@ class Run:
     fitted_temperature: list[float] = field(default_factory=list)  # one, where it was fitted
     search: dict[str, str] = field(default_factory=dict)
     samples: dict[str, int] = field(default_factory=dict)  # of which a figure of this name is the mean
+    classes: dict[str, str] = field(default_factory=dict)  # that a figure of this name is of, where it is not of all
     commands: dict[str, None] = field(default_factory=dict)
 
     @property
@@ -76,17 +77,16 @@ class Run:
 
 
 class Estimate(NamedTuple):
-    """What an estimator of ECE makes of samples of so many tokens, at temperature 1; sd over samples, if there were
-    several."""
+    """What an estimator of ECE makes of samples of so many tokens; sd over samples, if there were several."""
 
     mean: float
     sd: float | None
     samples: int
 
 
-def estimates(run: Run) -> dict[tuple[str, str, int], Estimate]:
+def estimates(run: Run, *, fitted: bool = False) -> dict[tuple[str, str, int], Estimate]:
     """By what is recorded (such as estimated_ece), estimator and size of sample."""
-    figures, found = run.scored.get(False, {}), {}
+    figures, found = run.scored.get(fitted, {}), {}
     for name, value in figures.items():
         kind, *parts = name.split(" ")
         if kind.startswith("estimated_") and not kind.endswith("_sd") and len(parts) == 2:
@@ -172,6 +172,8 @@ class SettingResults:
         else:
             swept = run.decoded if "beam" in signature else run.swept
             swept.setdefault(temperature, {})[name] = record.value
+        if "classes" in signature:
+            run.classes[name] = ", ".join(map(str, signature["classes"]))
         if "samples" in signature:
             run.samples[name] = int(signature["samples"])
         run.commands[record.command] = None
@@ -205,6 +207,9 @@ class SettingResults:
             if len(values) > 1:
                 shown = ", ".join(sorted(value[:12] for value in values))
                 raise NotMeasuredError(f"the runs differ in {key} ({shown}), so that nothing can be compared")
+        for name in {name for run in runs for name in run.classes}:
+            if len(of := {run.classes[name] for run in runs if name in run.classes}) > 1:
+                raise NotMeasuredError(f"{name} is not of the same classes in all runs ({'; '.join(sorted(of))})")
         for alpha in {run.alpha for run in runs}:
             same = [run for run in runs if run.alpha == alpha]
             for key in LOSS:

@@ -71,13 +71,15 @@ def decide(test: Test, finding: Finding) -> Word:
 def seeds_to_resolve(test: Test, finding: Finding) -> int | None:
     """Seeds a side so that a difference of the smallest effect that matters would be found (power 80%, level 5%).
 
-    None where no number of seeds is enough: the sentences alone leave too much uncertainty. Seeds count as they do in
-    the finding's own interval.
+    None where no number of seeds is enough: the sentences (or images, or samples) alone leave too much uncertainty.
+    Seeds vary as they do in the finding's own interval; while that is wider than the effect, more of them are wanted.
     """
     left = test.effect**2 - (POWER_REACH * finding.fixed_sd) ** 2
     if left <= 0:
         return None
-    return seeds_needed(finding.seed_sd, math.sqrt(left), paired=len(finding.seeds) == 1)
+    needed = seeds_needed(finding.seed_sd, math.sqrt(left), paired=len(finding.seeds) == 1)
+    wide = finding.high - finding.difference >= test.effect  # few seeds have few degrees of freedom
+    return max(needed, min(finding.seeds) + 1) if wide else needed
 
 
 def judge(name: str, test: Test, results: SettingResults) -> Outcome:
@@ -98,7 +100,9 @@ def judge(name: str, test: Test, results: SettingResults) -> Outcome:
         elif finding.edge:
             why = f"at the edge of the grid of temperatures: {finding.edge}"
         elif (seeds := seeds_to_resolve(test, finding)) is None:
-            why = f"the split has too few {results.unit}s to tell a difference that small, whatever the number of seeds"
+            of_samples = test.statistic == "record_error"
+            few = "there are too few samples" if of_samples else f"the split has too few {results.unit}s"
+            why = f"{few} to tell a difference that small, whatever the number of seeds"
         elif seeds <= min(finding.seeds):
             why = f"seeds enough to tell {test.effect:g} from none, but the difference may lie between them"
             seeds = None

@@ -51,7 +51,9 @@ def test_samples_that_all_seeds_share_are_no_evidence_of_their_own() -> None:
     assert found.sd == pytest.approx(math.hypot(of_samples, of_seeds))
     assert found.fixed_sd == pytest.approx(of_samples)
     assert found.high - found.difference == pytest.approx(student_t_quantile(0.975, 19) * of_samples, rel=0.01)
-    assert judge("a", TEST, results_of(0.0012)).word == "unresolved"
+    outcome = judge("a", TEST, results_of(0.0012))
+    assert outcome.word == "unresolved"
+    assert "too few samples" in outcome.why
     assert judge("a", TEST, results_of(0.0003)).word == "reproduced"
 
 
@@ -59,4 +61,5 @@ def test_without_several_samples_seeds_alone_speak() -> None:
     found = record_error(TEST, results_of(None, samples=1))
     assert found.fixed_sd == 0
     assert found.sd == pytest.approx(0.00001 * math.sqrt(2.5) / math.sqrt(SEEDS))
-    assert SamplingError.of("ece", results_of(0.001).runs()) is None
+    assert SamplingError.of("ece", results_of(0.001).runs(), fitted=False) is None
+    assert SamplingError.of(TEST.figure, results_of(0.001).runs(), fitted=True) is None  # there is none at a fitted T

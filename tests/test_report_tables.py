@@ -13,7 +13,7 @@ from nmt_ls.claims import Claim, Claims, Regime, Setting
 from nmt_ls.experiment.records import Record, append_records
 from nmt_ls.report_figures import study_pictures
 from nmt_ls.report_tables import geometry_rows, interval_text, precision_rows, recipe_rows
-from nmt_ls.study_results import SettingResults, read_results
+from nmt_ls.study_results import NotMeasuredError, SettingResults, read_results
 from nmt_ls.verdicts import regimes_missed
 
 HERE = Setting(
@@ -106,6 +106,16 @@ def test_numbers_beside_the_projections(tmp_path: Path) -> None:
     assert (train["arc_ratio_near"], train["arc_ratio_near sd"]) == (1.0, 0.0)
     assert (validation["split"], validation["seeds"], validation["scatter_ratio"]) == ("validation", 1, 5.0)
     assert list(geometry_rows(read_results(HERE, tmp_path))) == []  # of images that were not trained on there are none
+
+
+def test_projections_of_other_classes_are_not_compared(tmp_path: Path) -> None:
+    setting = dataclasses.replace(HERE, split="train")
+    recorded(tmp_path, {"a-s1": (0.0, 1, {"scatter_ratio": 1.0})}, setting, classes=["cat", "dog", "deer"])
+    results = recorded(tmp_path, {"a-s2": (0.0, 2, {"scatter_ratio": 1.0})}, setting, classes=["cat", "dog", "bird"])
+    with pytest.raises(
+        NotMeasuredError, match=r"scatter_ratio is not of the same classes.*cat, dog, bird; cat, dog, d"
+    ):
+        results.comparable(results.runs())
 
 
 def test_what_a_study_drew_is_shown_with_its_setting(tmp_path: Path) -> None:

@@ -75,6 +75,16 @@ def test_seeds_count_as_they_do_in_the_interval() -> None:
         assert needed > min(seeds)
 
 
+def test_few_degrees_of_freedom_are_never_seeds_enough() -> None:
+    test = Test(statistic="bleu", expect="lower", effect=0.3, baseline=Side(alpha=0.0), treated=Side(alpha=0.1))
+    two = Finding.from_error(-0.2, 0.04, 1.0, ours="", unit="", seeds=(2, 2), fixed_sd=0.0, runs=())
+    assert two.high - two.low > 1.0  # t is 12.7
+    assert decide(test, two) == "unresolved"
+    needed = seeds_to_resolve(test, two)
+    assert needed is not None
+    assert needed >= 3
+
+
 def test_one_seed_has_no_interval() -> None:
     alone = finding(0.5, 0.1, seeds=(1, 3))
     assert (alone.low, alone.high, alone.low_90, alone.high_90) == (-math.inf, math.inf, -math.inf, math.inf)

@@ -277,7 +277,7 @@ def gap_diagrams(shown: Sequence[ShownGaps]) -> dict[str, Figure]:
 
 
 def store(results: Path, evaluated: Evaluated, *, figure: bool) -> None:
-    """Write examples and diagrams, then append the records that are not there yet; say so on standard error."""
+    """Write examples, append the records that are not there yet, then write diagrams; say so on standard error."""
     if evaluated.split != "train":  # megabytes a run, and no test is made image by image on what was trained on
         examples = results / "examples.parquet"
         examples.mkdir(parents=True, exist_ok=True)

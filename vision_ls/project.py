@@ -60,7 +60,7 @@ def print_tables(config: ProjectConfig, projected: Sequence[Projected], classes:
 
 
 def store(config: ProjectConfig, projected: Sequence[Projected], classes: Sequence[str]) -> None:
-    """Write the pictures, and append the records that are not there yet."""
+    """Append the records that are not there yet, and write the pictures."""
     drawn: dict[str, Figure] = {}
     if config.figure:
         first = projected[0].recipe
