@@ -18,7 +18,6 @@ from torch import Tensor
 
 from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.records import Record, prepare_results, read_records, records_of
-from nmt_ls.experiment.run_directory import RunDirectory
 from vision_ls.data import ImageSplit
 from vision_ls.geometry import (
     ClassMeans,
@@ -164,7 +163,7 @@ def project_runs(config: ProjectConfig) -> tuple[list[Projected], tuple[str, ...
         which = f"α = {run.config.loss.alpha:g}"
         if alphas.count(run.config.loss.alpha) > 1:
             which += f", seed {run.config.seed}"
-        learnt = training_accuracy(run) if run.config.loss.alpha == 0 else None
+        learnt = run.training_accuracy() if run.config.loss.alpha == 0 else None
         projected += [measure(run, split, chosen, config, f"{which}, {split}", learnt) for split in config.splits]
     return projected, names
 
@@ -205,13 +204,6 @@ def choose_classes(asked: Sequence[str], run: Classifier) -> list[int]:
     if len(set(chosen)) < 3:
         raise UserError(f"classes: {' '.join(asked)} are not three different ones")
     return chosen
-
-
-def training_accuracy(run: Classifier) -> float:
-    """Of this checkpoint, as the summary of the run has it; else measured."""
-    directory = RunDirectory(run.path)
-    figures = directory.read_summary()["checkpoints"] if directory.summary_file.exists() else {}
-    return float(figures[run.checkpoint]["train_accuracy"]) if run.checkpoint in figures else run.training_accuracy()
 
 
 def looked_at(run: Classifier, split: str, chosen: Sequence[int], most: int) -> tuple[ImageSplit, Tensor]:

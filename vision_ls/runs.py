@@ -135,7 +135,11 @@ class Classifier:
             )
 
     def training_accuracy(self) -> float:
-        """On what it was trained on, measured."""
+        """On what it was trained on: as the run's summary has it of this checkpoint (in fp32), else measured."""
+        directory = RunDirectory(self.path)
+        figures = directory.read_summary()["checkpoints"] if directory.summary_file.exists() else {}
+        if self.checkpoint in figures:
+            return float(figures[self.checkpoint]["train_accuracy"])
         training = self.images("train")
         return training_accuracy(training, lambda rows_N: self.outputs(training, "train", rows_N=rows_N))
 
