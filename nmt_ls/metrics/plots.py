@@ -32,6 +32,7 @@ COLOURS = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY)
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (2, 1.2)), (0, (7, 2, 1.5, 2)), (0, (1, 1)), (0, (9, 3)))
 _GREY, _PALE = "#555555", "#D9D9D9"
+_LEGEND_LINE = 0.16  # inches
 
 _LOOK: Any = {
     "font.size": 9,
@@ -105,22 +106,21 @@ def reliability_diagram(
     if not systems:
         raise ValueError("a reliability diagram needs at least one system")
     with look():
-        figure = new_figure(4.2, 4.9)
+        # the legend below: inside, a line close to the diagonal runs into it wherever it stands
+        entries = [_folded(f"{name} (ECE\N{NO-BREAK SPACE}{found.ece:.3f})") for name, found in systems.items()]
+        figure = new_figure(4.2, 5.1 + _LEGEND_LINE * (1 + sum(1 + entry.count("\n") for entry in entries)))
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         upper.plot([0, 1], [0, 1], color=_GREY, linewidth=0.9, zorder=1, label="perfect calibration")
-        above = 0  # how many bins more lie well above the diagonal than well below it
-        for index, (name, calibration) in enumerate(systems.items()):
+        for index, (entry, calibration) in enumerate(zip(entries, systems.values(), strict=True)):
             full = calibration.bin_counts > 0
             x, y = calibration.bin_confidence[full], calibration.bin_accuracy[full]
             if index == 0 and null_band is not None:
                 low, high = (edge[full] for edge in null_band)
                 upper.fill_between(x, low, high, color=_PALE, linewidth=0, zorder=0, label="calibrated model, 95%")
-            label = f"{name} (ECE\N{NO-BREAK SPACE}{calibration.ece:.3f})"
-            upper.plot(x, y, label=_folded(label), **_line(index), zorder=3)
-            above += int((y - x > 0.1).sum() - (x - y > 0.1).sum())
+            upper.plot(x, y, label=entry, **_line(index), zorder=3)
             _histogram(lower, calibration, index)
         upper.set(xlim=(0, 1), ylim=(0, 1.01), ylabel="accuracy", title=_folded(title))
-        upper.legend(loc="lower right" if above > 0 else "upper left")
+        figure.legend(*upper.get_legend_handles_labels(), loc="outside lower center")
         lower.set(xlabel="confidence", ylabel="share")
         lower.set_ylim(bottom=0)
     return figure

@@ -52,18 +52,23 @@ def test_reliability_diagram_draws_the_bins_and_names_the_error(tokens):
     full = calibration.bin_counts > 0
     np.testing.assert_allclose(line.get_xdata(), calibration.bin_confidence[full])
     np.testing.assert_allclose(line.get_ydata(), calibration.bin_accuracy[full])
-    assert {text.get_text() for text in upper.get_legend().get_texts()} >= {"calibrated model, 95%"}
+    (legend,) = figure.legends
+    assert {text.get_text() for text in legend.get_texts()} >= {"calibrated model, 95%"}
     assert upper.get_title(loc="left") == "test split"
     np.testing.assert_allclose(lower.patches[0].get_data().values, calibration.bin_counts / 2000)
 
 
-@pytest.mark.parametrize(("power", "corner"), [(0.3, "lower right"), (1.0, "upper left"), (3.0, "upper left")])
-def test_the_legend_stands_where_no_curve_goes(power, corner):
-    """Below the diagonal where a model is under-confident, above it where it is not."""
-    confidences = np.linspace(0.01, 0.99, 500)
-    calibration = CalibrationAccumulator(10).update(confidences, np.arange(500) % 100 < 100 * confidences**power)
-    legend = reliability_diagram({"model": calibration.compute()}).axes[0].get_legend()
-    assert legend._loc == {"upper left": 2, "lower right": 4}[corner]
+@pytest.mark.parametrize("names", [["model"], ["hard", "a run whose long name is folded in two", "smoothed"]])
+def test_the_legend_stands_below_both_panels(tokens, names):
+    calibration = CalibrationAccumulator(10).update(*tokens).compute()
+    figure = reliability_diagram(dict.fromkeys(names, calibration))
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    below = min(axes.get_tightbbox().y0 for axes in figure.axes)
+    assert 0 <= legend.get_window_extent().y0 < legend.get_window_extent().y1 <= below
+    upper, lower = (axes.get_position().height * figure.get_figheight() for axes in figure.axes)
+    assert upper > 2.3  # inches: however many lines, the panels keep their size
+    assert upper == pytest.approx(3 * lower, rel=0.01)
 
 
 def test_every_line_differs_in_grey_too(tokens):

@@ -135,8 +135,8 @@ def test_the_ideal_gap_and_both_temperatures_are_drawn(telling_classifier: RunDi
     assert len(together["logit-gaps-hard-telling-last-test"].axes[0].lines) == 1  # no line for hard targets
     many = [replace(shown, name=f"run{number}") for number in range(5)]
     assert list(gap_diagrams(many)) == [f"logit-gaps-run{number}-last-test" for number in range(5)]
-    reliability = drawn["reliability-telling-last-test"].axes[0]
-    labels = [text.get_text() for text in reliability.get_legend().get_texts()]
+    (legend,) = drawn["reliability-telling-last-test"].legends
+    labels = [text.get_text() for text in legend.get_texts()]
     assert sum("T = " in label for label in labels) == 2
 
 
