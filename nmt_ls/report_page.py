@@ -146,9 +146,9 @@ def difference_text(outcome: Outcome) -> str:
         return ""
     similar = outcome.test.expect == "similar"  # is judged by two one-sided tests
     interval = finding.interval_90 if similar else finding.interval
-    unit = f" {finding.unit}" if finding.unit else ""
-    text = interval_text(finding.difference, *interval, _DIGITS.get(finding.unit) or digits_of(*interval))
-    return f"{text}{unit}" + (", 90%" if similar and math.isfinite(finding.low) else "")
+    digits = _DIGITS.get(finding.unit) or digits_of(*interval)
+    text = interval_text(finding.difference, *interval, digits, f" {finding.unit}" if finding.unit else "")
+    return text + (", 90%" if similar and math.isfinite(finding.low) else "")
 
 
 def digits_of(low: float, high: float) -> str:

@@ -396,7 +396,7 @@ def geometry_rows(results: SettingResults) -> Iterator[dict[str, Any]]:
                 yield row
 
 
-def interval_text(value: float, low: float, high: float, digits: str) -> str:
-    """A difference with its interval; the value alone where one seed leaves no interval."""
-    shown = [format(number, f"+{digits}").replace("-", "−") for number in (value, low, high)]
-    return f"{shown[0]} [{shown[1]}, {shown[2]}]" if math.isfinite(low) else f"{shown[0]}, no interval from one seed"
+def interval_text(value: float, low: float, high: float, digits: str, unit: str = "") -> str:
+    """A difference with its interval and unit; without an interval where one seed leaves none."""
+    ours, *ends = [format(number, f"+{digits}").replace("-", "−") for number in (value, low, high)]
+    return f"{ours} [{', '.join(ends)}]{unit}" if math.isfinite(low) else f"{ours}{unit}, no interval from one seed"

@@ -143,4 +143,6 @@ def test_what_a_study_drew_is_shown_with_its_setting(tmp_path: Path) -> None:
 
 def test_intervals_are_written_alike() -> None:
     assert interval_text(-0.5, -1.0, 0.25, ".2f") == "−0.50 [−1.00, +0.25]"
+    assert interval_text(-0.5, -1.0, 0.25, ".2f", " BLEU") == "−0.50 [−1.00, +0.25] BLEU"
     assert interval_text(0.5, float("-inf"), float("inf"), ".1f") == "+0.5, no interval from one seed"
+    assert interval_text(0.5, float("-inf"), float("inf"), ".1f", " nats") == "+0.5 nats, no interval from one seed"

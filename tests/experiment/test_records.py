@@ -242,6 +242,6 @@ def test_figures_and_diagrams_are_stored_once(tmp_path: Path, capsys: pytest.Cap
     said = capsys.readouterr().err.splitlines()
     file, folder = tmp_path / "records.jsonl", tmp_path / "figures"
     assert said == [
-        f"wrote {folder / 'empty.png'}", f"wrote {folder / 'empty.svg'}", f"added 1 records to {file}",
+        f"added 1 records to {file}", f"wrote {folder / 'empty.png'}", f"wrote {folder / 'empty.svg'}",
         f"added 1 records to {file} (1 were there)",
     ]  # fmt: skip
