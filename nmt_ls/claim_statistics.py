@@ -205,15 +205,15 @@ def _finding(
             "the two sides have different numbers of sentences or images: they are of different data"
         )
     whole = combined_bootstrap(arrays, figure, combine)
-    return Finding.from_error(
-        whole.value,
-        whole.sd,
-        seed_degrees(whole.sd, per_seed),
+    return Finding(
+        difference=whole.value,
+        sd=whole.sd,
+        degrees=seed_degrees(whole.sd, per_seed),
         ours=ours,
         unit=unit,
         seeds=tuple(len(values) for values in per_seed),
         fixed_sd=_sentence_sd(arrays, figure, combine),
-        runs=runs,
+        runs=tuple(run for side in runs for run in side),
     )
 
 

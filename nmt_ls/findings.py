@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nmt_ls.claims import Side, Test
@@ -16,57 +15,30 @@ LEAST_SEEDS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What a test found: a difference with its 95% interval (and the 90% one, that of two one-sided tests at 5%).
+    """What a test found: a difference and how uncertain it is.
 
-    ours: the figures it is a difference of, in words. sd: the standard error of which the intervals are multiples.
-    seeds: how many on each side; one number where it is a difference within every run. fixed_sd: the part of the
-    standard error that no number of seeds makes smaller, due to the sentences, images or samples. Where a side has one
-    seed, nothing is known of seeds: sd is NaN and the intervals are infinite. edge: which chosen temperatures lie at
-    the edge of the grid, so that better ones may lie beyond.
+    ours: the figures it is a difference of, in words. sd: its standard error, of which intervals are multiples by
+    Student's t with these degrees of freedom; there are none where a side has fewer than LEAST_SEEDS. seeds: how many
+    on each side; one number where it is a difference within every run. fixed_sd: the part of the standard error that no
+    number of seeds makes smaller, due to the sentences, images or samples. edge: which chosen temperatures lie at the
+    edge of the grid, so that better ones may lie beyond.
     """
 
     difference: float
-    low: float
-    high: float
-    low_90: float
-    high_90: float
+    sd: float
+    degrees: float
     ours: str
     unit: str
-    sd: float
     seeds: tuple[int, ...]
     fixed_sd: float
     runs: tuple[Run, ...]
     edge: str = ""
 
-    @classmethod
-    def from_error(
-        cls,
-        difference: float,
-        sd: float,
-        degrees: float,
-        *,
-        ours: str,
-        unit: str,
-        seeds: tuple[int, ...],
-        fixed_sd: float,
-        runs: Sequence[Sequence[Run]],
-    ) -> Finding:
-        """With the intervals of Student's t; without any where a side has fewer than LEAST_SEEDS."""
-        known = min(seeds) >= LEAST_SEEDS
-        reach, reach_90 = (student_t_quantile(p, degrees) * sd if known else math.inf for p in (0.975, 0.95))
-        return cls(
-            difference=difference,
-            low=difference - reach,
-            high=difference + reach,
-            low_90=difference - reach_90,
-            high_90=difference + reach_90,
-            ours=ours,
-            unit=unit,
-            sd=sd if known else math.nan,
-            seeds=seeds,
-            fixed_sd=fixed_sd,
-            runs=tuple(run for side in runs for run in side),
-        )
+    def between(self, level: float) -> tuple[float, float]:
+        """The interval of this level; everything where a side has fewer than LEAST_SEEDS."""
+        known = min(self.seeds) >= LEAST_SEEDS
+        reach = self.sd * student_t_quantile((1 + level) / 2, self.degrees) if known else math.inf
+        return self.difference - reach, self.difference + reach
 
     @property
     def seed_sd(self) -> float:
@@ -78,12 +50,20 @@ class Finding:
     @property
     def interval(self) -> tuple[float, float]:
         """The 95% one."""
-        return self.low, self.high
+        return self.between(0.95)
 
     @property
     def interval_90(self) -> tuple[float, float]:
         """That of two one-sided tests at 5%."""
-        return self.low_90, self.high_90
+        return self.between(0.9)
+
+    @property
+    def low(self) -> float:
+        return self.interval[0]
+
+    @property
+    def high(self) -> float:
+        return self.interval[1]
 
 
 def side_runs(results: SettingResults, side: Side) -> list[Run]:
@@ -99,3 +79,9 @@ def compared_runs(test: Test, results: SettingResults) -> list[list[Run]]:
     sides = [side_runs(results, side) for side in test.sides]
     results.comparable(list({run.name: run for runs in sides for run in runs}.values()))
     return sides
+
+
+def interval_text(value: float, low: float, high: float, digits: str, unit: str = "") -> str:
+    """A difference with its interval and unit; without an interval where one seed leaves none."""
+    ours, *ends = [format(number, f"+{digits}").replace("-", "−") for number in (value, low, high)]
+    return f"{ours} [{', '.join(ends)}]{unit}" if math.isfinite(low) else f"{ours}{unit}, no interval from one seed"

@@ -15,7 +15,7 @@ import numpy as np
 from nmt_ls.claims import Side, Test
 from nmt_ls.findings import LEAST_SEEDS, Finding, compared_runs
 from nmt_ls.metrics.inputs import FloatArray
-from nmt_ls.metrics.statistics import equivalence_test
+from nmt_ls.metrics.statistics import equivalence_test, summed_degrees
 from nmt_ls.study_results import NotMeasuredError, Run, SettingResults, estimates
 
 NAMES = {
@@ -62,10 +62,8 @@ class SamplingError(NamedTuple):
 
     def added(self, sd: float, degrees: float) -> tuple[float, float]:
         """A standard error with this one added, and their degrees of freedom together (Satterthwaite 1946)."""
-        parts = ((sd**2, degrees), (self.sd**2, self.degrees))
-        total = sum(variance for variance, _ in parts)
-        below = sum(variance**2 / count for variance, count in parts)
-        return math.sqrt(total), total**2 / below if below > 0 else math.inf
+        parts = [(sd**2, degrees), (self.sd**2, self.degrees)]
+        return math.hypot(sd, self.sd), summed_degrees(parts)
 
 
 def _name(figure: str) -> str:
@@ -110,15 +108,15 @@ def _of_seeds(
         sd, degrees = found.standard_error, found.degrees
         if sampling is not None:
             sd, degrees = sampling.added(sd, degrees)
-    return Finding.from_error(
-        difference,
-        sd,
-        degrees,
+    return Finding(
+        difference=difference,
+        sd=sd,
+        degrees=degrees,
         ours=ours,
         unit="",
         seeds=seeds,
         fixed_sd=sampling.sd if sampling is not None else 0.0,
-        runs=runs,
+        runs=tuple(run for side in runs for run in side),
     )
 
 

@@ -17,10 +17,10 @@ from nmt_ls.claims import Claims, Setting
 from nmt_ls.experiment.atomic import atomic_write
 from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.records import provenance
-from nmt_ls.findings import Finding
+from nmt_ls.findings import Finding, interval_text
 from nmt_ls.metrics.plots import save_figure
 from nmt_ls.report_figures import Picture, setting_pictures
-from nmt_ls.report_tables import Table, interval_text, setting_tables
+from nmt_ls.report_tables import Table, setting_tables
 from nmt_ls.study_results import SettingResults, read_results
 from nmt_ls.verdicts import ANSWERS, Outcome, Verdict, Word, regimes_missed, verdicts_of
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from nmt_ls.experiment.command_line import config_to_dict
+from nmt_ls.experiment.command_line import config_to_dict, flatten
 from nmt_ls.experiment.records import Record, command
 from nmt_ls.measured_run import MeasuredRun, search_keys, shared_keys
 from nmt_ls.metrics.calibration import MOMENTS, ece_from_sums, unbiased_squared_l2_from_sums
@@ -141,7 +141,7 @@ def recipes_of(runs: Sequence[MeasuredRun], swept: Swept) -> list[Recipe]:
     groups: dict[str, list[MeasuredRun]] = {}
     settings: dict[str, dict[str, Any]] = {}
     for run in runs:
-        flat = _flat({k: v for k, v in config_to_dict(run.config).items() if k not in _NOT_A_RECIPE})
+        flat = flatten({k: v for k, v in config_to_dict(run.config).items() if k not in _NOT_A_RECIPE})
         key = json.dumps(flat, sort_keys=True)
         groups.setdefault(key, []).append(run)
         settings[key] = flat
@@ -297,10 +297,3 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(rows).to_csv(path, index=False)
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat

@@ -56,7 +56,8 @@ def decide(test: Test, finding: Finding) -> Word:
         return "unresolved"
     expect, effect = test.expect, test.effect
     if expect == "similar":
-        inside = -effect < finding.low_90 and finding.high_90 < effect
+        low_90, high_90 = finding.interval_90
+        inside = -effect < low_90 and high_90 < effect
         apart = (finding.low > 0 or finding.high < 0) and abs(finding.difference) >= effect
         return "reproduced" if inside else "not reproduced" if apart else "unresolved"
     sign = 1 if expect in ("higher", "not higher") else -1

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
+from nmt_ls.accuracy_tables import precision_rows
 from nmt_ls.claims import Claim, Claims, Regime, Setting
 from nmt_ls.experiment.records import Record, append_records
+from nmt_ls.findings import interval_text
 from nmt_ls.report_figures import study_pictures
-from nmt_ls.report_tables import geometry_rows, interval_text, precision_rows, recipe_rows
+from nmt_ls.report_tables import geometry_rows, recipe_rows
 from nmt_ls.study_results import NotMeasuredError, SettingResults, read_results
 from nmt_ls.verdicts import regimes_missed
 

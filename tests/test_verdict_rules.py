@@ -14,7 +14,8 @@ from nmt_ls.verdicts import decide, seeds_to_resolve
 
 def finding(difference: float, reach: float, **changes: Any) -> Finding:
     values: dict[str, Any] = {"ours": "", "unit": "", "seeds": (3, 3), "fixed_sd": 0.0, "runs": ()}
-    return Finding.from_error(difference, reach / 1.959964, math.inf, **{**values, **changes})
+    values |= {"difference": difference, "sd": reach / 1.959964, "degrees": math.inf}
+    return Finding(**{**values, **changes})
 
 
 @pytest.mark.parametrize(
@@ -77,7 +78,7 @@ def test_seeds_count_as_they_do_in_the_interval() -> None:
 
 def test_few_degrees_of_freedom_are_never_seeds_enough() -> None:
     test = Test(statistic="bleu", expect="lower", effect=0.3, baseline=Side(alpha=0.0), treated=Side(alpha=0.1))
-    two = Finding.from_error(-0.2, 0.04, 1.0, ours="", unit="", seeds=(2, 2), fixed_sd=0.0, runs=())
+    two = finding(-0.2, 0.04 * 1.959964, degrees=1.0, seeds=(2, 2))
     assert two.high - two.low > 1.0  # t is 12.7
     assert decide(test, two) == "unresolved"
     needed = seeds_to_resolve(test, two)
@@ -87,5 +88,5 @@ def test_few_degrees_of_freedom_are_never_seeds_enough() -> None:
 
 def test_one_seed_has_no_interval() -> None:
     alone = finding(0.5, 0.1, seeds=(1, 3))
-    assert (alone.low, alone.high, alone.low_90, alone.high_90) == (-math.inf, math.inf, -math.inf, math.inf)
+    assert (alone.interval, alone.interval_90) == ((-math.inf, math.inf), (-math.inf, math.inf))
     assert alone.difference == 0.5

@@ -123,12 +123,16 @@ class Projected:
 
     def records(self, classes: Sequence[str], name: str) -> list[Record]:
         """One a number; those of the three classes name them."""
-        suffix = f"_{name}" if name else ""
-        of_classes = {f"{key}{suffix}": value for key, value in self.of_classes.items()}
+        of_classes = {named(key, name): value for key, value in self.of_classes.items()}
         return [
             *records_of(of_classes, {**self.recipe, "classes": list(classes)}),
             *records_of(self.of_all, self.recipe),
         ]
+
+
+def named(figure: str, name: str) -> str:
+    """What a number of the three classes is called, where they have a name."""
+    return f"{figure}_{name}" if name else figure
 
 
 def project_runs(config: ProjectConfig) -> tuple[list[Projected], tuple[str, ...]]:
@@ -185,7 +189,7 @@ def check_picture_name(config: ProjectConfig) -> None:
 
 def check_classes(results: Path, run: Classifier, classes: Sequence[str], name: str) -> None:
     """Raises UserError where the records have numbers of three other classes of these images under the same names."""
-    file, figure = results / "records.jsonl", f"scatter_ratio_{name}" if name else "scatter_ratio"
+    file, figure = results / "records.jsonl", named("scatter_ratio", name)
     for record in read_records(file) if file.exists() else []:
         ours = record.name == figure and record.signature.get("corpus") == run.data.checksum
         if ours and record.signature.get("classes") != list(classes):

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nmt_ls.experiment.checkpoint import load_weights
-from nmt_ls.experiment.command_line import UserError, config_to_dict
+from nmt_ls.experiment.command_line import UserError, config_to_dict, flatten
 from nmt_ls.experiment.distributed import Team
 from nmt_ls.experiment.engine import EngineConfig, StepLoss
 from nmt_ls.experiment.precision import Precision
@@ -380,19 +380,10 @@ def settings_of(config: TrainConfig) -> str:
 
     8 characters of the SHA-256 of what is not as TrainConfig has it by default, so that it outlives new options.
     """
-    ours, usual = (dict(_leaves(config_to_dict(each))) for each in (config, TrainConfig()))
+    ours, usual = (flatten(config_to_dict(each)) for each in (config, TrainConfig()))
     different = {
         key: value
         for key, value in ours.items()
         if any(f"{key}.".startswith(f"{part}.") for part in SETTINGS) and not (key in usual and usual[key] == value)
     }
     return hashlib.sha256(json.dumps(different, sort_keys=True, default=str).encode()).hexdigest()[:8]
-
-
-def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Values by their dotted names."""
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

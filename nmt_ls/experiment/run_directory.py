@@ -19,7 +19,7 @@ import yaml
 
 from nmt_ls.experiment.atomic import atomic_write, fsync
 from nmt_ls.experiment.checkpoint import checkpoint_exists
-from nmt_ls.experiment.command_line import UserError
+from nmt_ls.experiment.command_line import UserError, flatten
 from nmt_ls.experiment.schedule import SCHEDULES_WITH_AN_END
 
 if sys.platform != "win32":
@@ -184,7 +184,7 @@ class RunDirectory:
             self._write_config(config)
         self.summary_file.unlink(missing_ok=True)
         kept = self.read_manifest()
-        was, now = _flat(kept), _flat(manifest)
+        was, now = flatten(kept), flatten(manifest)
         self.changes = {key: (was.get(key), now[key]) for key in now if key != "time" and was.get(key) != now[key]}
         resumed = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **{key: now[key] for key in self.changes}}
         self._write_manifest({**kept, "resumed": [*kept.get("resumed", []), resumed]})
@@ -204,7 +204,7 @@ class RunDirectory:
         must_match: Sequence[str],
     ) -> bool:
         """Refuse what may not differ; whether a key of may_grow has grown."""
-        was, now = _flat(self.read_config()), _flat(config)
+        was, now = flatten(self.read_config()), flatten(config)
         refused, grown = [], False
         for key in dict.fromkeys([*was, *now]):
             old, new = was.get(key, _ABSENT), now.get(key, _ABSENT)
@@ -307,16 +307,6 @@ def _plain(value: Any, finite: bool = False) -> Any:
     if finite and isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, Path) else value
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _show(value: Any) -> str:

@@ -70,6 +70,13 @@ def seed_degrees(sd: float, per_seed: Sequence[FloatArray]) -> float:
     return max(sd * sd, sum(part for part, _ in parts)) ** 2 / known
 
 
+def summed_degrees(parts: Sequence[tuple[float, float]]) -> float:
+    """Degrees of freedom of a sum of independent variances (Satterthwaite 1946). parts: each variance with its own."""
+    total = sum(variance for variance, _ in parts)
+    below = sum(variance * variance / degrees for variance, degrees in parts)
+    return total * total / below if below > 0 else math.inf
+
+
 def bootstrap(statistics_AS: Any, figure: Figure, *, resamples: int = 1000, seed: int = 0) -> Estimate:
     """A recipe's figure, the mean over its seeds, with the sd due to its sentences and its seeds.
 
@@ -280,8 +287,7 @@ def equivalence_test(
         raise ValueError("an equivalence test needs at least two values of each recipe")
     variances = [y.var(ddof=1) / len(y)] if paired else [x.var(ddof=1) / len(x), y.var(ddof=1) / len(y)]
     total = sum(variances)
-    parts = sum(v * v / (n - 1) for v, n in zip(variances, sizes, strict=True))
-    degrees = total * total / parts if parts > 0 else math.inf
+    degrees = summed_degrees([(v, n - 1) for v, n in zip(variances, sizes, strict=True)])
     return equivalence_from_error(float(y.mean() - x.mean()), math.sqrt(total), margin, degrees=degrees, level=level)
 
 

@@ -15,12 +15,12 @@ from small_classifiers import small_training
 
 from data_prep.images import ImagesConfig
 from data_prep.images import main as prepare
+from nmt_ls.accuracy_tables import accuracy_rows
 from nmt_ls.claim_statistics import evaluate
 from nmt_ls.claims import OF_RECORDS, Claim, Side, Test, read_claims
 from nmt_ls.experiment.engine import EngineConfig
 from nmt_ls.experiment.records import read_records
 from nmt_ls.losses import LossConfig
-from nmt_ls.report_tables import accuracy_rows
 from nmt_ls.study_results import NotMeasuredError, SettingResults, read_results
 from nmt_ls.verdicts import judge
 from vision_ls.evaluate import main as evaluate_command
