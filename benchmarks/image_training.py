@@ -32,7 +32,8 @@ from nmt_ls.experiment.schedule import build_optimizer
 from nmt_ls.experiment.training_run import keep_freed_memory
 from vision_ls.data import ImageData, ImageSplit
 from vision_ls.models import ImageModel
-from vision_ls.training import ClassificationTask, TrainConfig, compiled, new_model
+from vision_ls.train_config import TrainConfig, new_model
+from vision_ls.training import ClassificationTask, compiled
 
 CONTESTANTS = tuple(
     f"{arithmetic}{way}" for way in ("", "-contiguous", "-compiled") for arithmetic in ("fp32", "medium", "bf16")

@@ -12,6 +12,7 @@ from typing import Literal
 from tqdm import tqdm
 
 from nmt_ls.corpus import Corpus
+from nmt_ls.experiment.checkpoint import CheckpointName
 from nmt_ls.experiment.command_line import UserError, load_config
 from nmt_ls.experiment.processor import choose_device
 from nmt_ls.experiment.records import Signature
@@ -34,7 +35,7 @@ from nmt_ls.scoring import first_text, fitted_temperature, split_batches
 from nmt_ls.search import SearchConfig
 from nmt_ls.search_changes import SearchChanges
 from nmt_ls.training import TrainConfig
-from nmt_ls.translator import MAX_SOURCE_PIECES, MAX_TOKENS, CheckpointName, Translator
+from nmt_ls.translator import MAX_SOURCE_PIECES, MAX_TOKENS, Translator
 from nmt_ls.workers import Workers
 
 __all__ = ["DecodeConfig", "decode", "find_run", "run_corpus", "search_config"]

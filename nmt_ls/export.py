@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from nmt_ls.decoding import find_run, search_config
+from nmt_ls.experiment.checkpoint import CheckpointName
 from nmt_ls.experiment.command_line import UserError, run_command
 from nmt_ls.experiment.staging import staging_directory
 from nmt_ls.metrics.temperature import check_temperature
 from nmt_ls.search import SearchConfig
 from nmt_ls.transformer import DecoderLayer, EncoderLayer, Layer, Transformer, sinusoids
-from nmt_ls.translator import CheckpointName, Translator
+from nmt_ls.translator import Translator
 from nmt_ls.vocabulary import BOS, EOS, UNK, Vocabulary, save_vocabularies
 
 POSITIONS = 2560

@@ -13,14 +13,13 @@ from typing import Any
 
 import torch
 
-from nmt_ls.experiment.checkpoint import load_state, weights_id
+from nmt_ls.experiment.checkpoint import CheckpointName, load_state, weights_id
 from nmt_ls.experiment.command_line import load_config
 from nmt_ls.experiment.precision import Precision
 from nmt_ls.experiment.records import Signature
 from nmt_ls.experiment.run_directory import RunDirectory
 from nmt_ls.search import SearchConfig
 from nmt_ls.training import TrainConfig, run_signature
-from nmt_ls.translator import CheckpointName
 
 _SWEPT = ("temperature", "beam", "length_penalty", "length_penalty_kind")
 

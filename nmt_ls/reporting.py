@@ -16,6 +16,7 @@ from tqdm import tqdm
 from nmt_ls.corpus import Corpus, Split
 from nmt_ls.decoding import search_config
 from nmt_ls.exact import check_exact, estimator_diagram, exact_figures, exact_tokens
+from nmt_ls.experiment.checkpoint import CheckpointName
 from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.processor import choose_device
 from nmt_ls.experiment.records import FITTED_ON, prepare_results, temperature_recipe, warn_of_flattery
@@ -51,7 +52,7 @@ from nmt_ls.score_records import Figures, figure_table
 from nmt_ls.scoring import BINS, Evaluation, evaluate, label_prior
 from nmt_ls.search_changes import SearchChanges
 from nmt_ls.sweep_cells import DIGITS, forced_table
-from nmt_ls.translator import CheckpointName, Translator
+from nmt_ls.translator import Translator
 
 GIVEN = {"records": ("fit_on", "same_split"), "translations": ("baseline", "reference")}
 """What may be scored in the place of a run, and the settings that belong to it alone."""

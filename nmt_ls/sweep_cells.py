@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nmt_ls.experiment.atomic import fsync
+from nmt_ls.experiment.checkpoint import CheckpointName
 from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.records import Record, append_records, read_records
 from nmt_ls.experiment.run_directory import RunDirectory, check_names
@@ -28,7 +29,6 @@ from nmt_ls.metrics.inputs import FloatArray
 from nmt_ls.metrics.translation import BLEU_STATISTICS
 from nmt_ls.runs import find_run
 from nmt_ls.scoring import BINS
-from nmt_ls.translator import CheckpointName
 
 SENTENCES_FOLDER = "sentences.parquet"
 TEACHER_FORCED = ("nll", "ece", "squared_l2")

@@ -33,6 +33,7 @@ import torch
 from tqdm import tqdm
 
 from nmt_ls.corpus import Corpus, Split
+from nmt_ls.experiment.checkpoint import CheckpointName
 from nmt_ls.experiment.processor import choose_device
 from nmt_ls.experiment.records import Record, command, prepare_results
 from nmt_ls.measured_run import MeasuredRun, search_keys
@@ -59,7 +60,7 @@ from nmt_ls.sweep_cells import (
     sentence_table,
     short_hash,
 )
-from nmt_ls.translator import CheckpointName, Hypothesis, Translator
+from nmt_ls.translator import Hypothesis, Translator
 
 Say = Callable[[str], object]
 TOGETHER = 12

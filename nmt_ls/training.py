@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nmt_ls.batching import Batch, epoch_batches
 from nmt_ls.corpus import Corpus, Split
 from nmt_ls.embedded import EmbeddedSizes, embedded_directory, prepare_embedded
-from nmt_ls.experiment.checkpoint import checkpoint_exists, load_weights
+from nmt_ls.experiment.checkpoint import CheckpointName, checkpoint_exists, load_weights
 from nmt_ls.experiment.command_line import UserError, config_to_dict
 from nmt_ls.experiment.distributed import Team
 from nmt_ls.experiment.engine import EngineConfig, StepLoss
@@ -28,7 +28,7 @@ from nmt_ls.losses import LossConfig, fused_loss_and_nll
 from nmt_ls.scoring import BINS, evaluate, label_prior, score_batches, split_batches, translate_split
 from nmt_ls.search import SearchConfig
 from nmt_ls.transformer import Transformer, TransformerConfig
-from nmt_ls.translator import CheckpointName, Hypothesis, Translator, with_vocabularies
+from nmt_ls.translator import Hypothesis, Translator, with_vocabularies
 from nmt_ls.truth import bleu_ceilings, is_embedded, true_entropy
 from nmt_ls.vocabulary import PAD, load_vocabularies
 

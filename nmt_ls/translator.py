@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from nmt_ls.batching import EncodedLines, SourceBatch, encode_lines, encode_pairs, epoch_batches
-from nmt_ls.experiment.checkpoint import checkpoint_exists, load_weights
+from nmt_ls.experiment.checkpoint import CheckpointName, checkpoint_exists, load_weights
 from nmt_ls.experiment.command_line import UserError, load_config
 from nmt_ls.experiment.precision import Precision, choose_precision
 from nmt_ls.experiment.run_directory import RunDirectory
@@ -36,7 +36,6 @@ from nmt_ls.search import (
 from nmt_ls.transformer import Transformer, TransformerConfig
 from nmt_ls.vocabulary import EOS, PAD, WORD_START, Vocabulary, load_vocabularies
 
-CheckpointName = Literal["best", "last", "averaged"]
 MAX_SOURCE_PIECES = 1024
 """Longer lines are translated truncated, and the caller is told which."""
 MAX_TOKENS = 8192

@@ -19,10 +19,11 @@ from typing import Any, Self
 
 import torch
 
+from nmt_ls.experiment.checkpoint import CheckpointName
 from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.precision import Precision
 from nmt_ls.search import SearchConfig
-from nmt_ls.translator import CheckpointName, Hypothesis, Translator
+from nmt_ls.translator import Hypothesis, Translator
 
 
 class Workers:

@@ -10,7 +10,7 @@ from nmt_ls.losses import LossConfig
 from vision_ls.augment import AugmentConfig
 from vision_ls.data import EmbeddedSizes
 from vision_ls.models import ModelConfig
-from vision_ls.training import TrainConfig
+from vision_ls.train_config import TrainConfig
 
 
 def small_training(out: Path, **changes: object) -> TrainConfig:

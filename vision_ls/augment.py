@@ -83,6 +83,11 @@ class Augmentation:
             raise ValueError("augment.brightness and augment.contrast have no countable outcomes: leave them out")
         return self._places[0] * self._places[1] * (2 if self.config.flip else 1)
 
+    @property
+    def fixed(self) -> bool:
+        """Whether training always shows an image as evaluation does."""
+        return self.config.enumerable and self.outcomes == 1
+
     def train(self, images_BCHW: Tensor) -> Tensor:
         """A random outcome of each image, normalised: float32 BChw, channels last."""
         batch = len(images_BCHW)

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from nmt_ls.experiment.checkpoint import CheckpointName
 from nmt_ls.experiment.records import (
     FITTED_ON,
     Record,
@@ -38,7 +39,7 @@ from nmt_ls.metrics.temperature import fit_temperature
 from vision_ls.data import ImageData, in_brackets
 from vision_ls.runs import Classifier, find_run, find_runs
 from vision_ls.scoring import BINS, ImageScores, exact_figures, score_logits
-from vision_ls.training import CheckpointName, label_prior
+from vision_ls.train_config import label_prior
 
 MOST_TOGETHER = 4
 """Runs in one diagram of logit gaps."""
@@ -205,7 +206,7 @@ def evaluate(config: EvaluateConfig, known: Iterable[ImageData] = ()) -> Evaluat
     plain.values.update(gaps.figures_of_loss(loss.alpha, loss.spread, loss.prior))
     plain.values.update(template_figures(classifier.model.templates))
     plain.values["train_accuracy"] = classifier.training_accuracy()
-    plain.values.update(training_speed(classifier.path))
+    plain.values.update(of_training(classifier.path))
     temperature = fitted_temperature(on_validation_NK, validation.labels_N, config.split)
     if temperature is not None:
         plain.values["fitted_temperature"] = temperature
@@ -234,13 +235,12 @@ def template_figures(templates_KD: Tensor) -> dict[str, float]:
     return {"template_norm": mean, "template_norm_sd": sd, "template_norm_spread": sd / mean if mean else math.nan}
 
 
-def training_speed(path: Path) -> dict[str, float]:
-    """The updates at which validation accuracy had 98% and 99% of its final value; empty for an unfinished run."""
+def of_training(path: Path) -> dict[str, float]:
+    """What a run's summary has of its training: the updates at which validation accuracy had 98% and 99% of its final
+    value and, of a student, how smooth its teacher's targets were (γ). Empty for an unfinished run."""
     run = RunDirectory(path)
-    if not run.summary_file.exists():
-        return {}
-    summary = run.read_summary()
-    return {key: float(summary[key]) for key in ("steps_to_98", "steps_to_99")}
+    summary = run.read_summary() if run.summary_file.exists() else {}
+    return {key: float(summary[key]) for key in ("steps_to_98", "steps_to_99", "gamma") if key in summary}
 
 
 def diagrams(evaluated: Evaluated) -> dict[str, Figure]:

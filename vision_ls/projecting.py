@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nmt_ls.experiment.checkpoint import CheckpointName
 from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.records import Record, prepare_results, read_records, records_of
 from vision_ls.data import ImageSplit
@@ -30,7 +31,7 @@ from vision_ls.geometry import (
     template_cosines,
 )
 from vision_ls.runs import Classifier, find_runs
-from vision_ls.training import FITTED_TO_TRAINING, CheckpointName
+from vision_ls.train_config import FITTED_TO_TRAINING
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

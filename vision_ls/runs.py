@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from nmt_ls.experiment import run_directory
 from nmt_ls.experiment.array_store import MANIFEST
-from nmt_ls.experiment.checkpoint import load_state, load_weights, weights_id
+from nmt_ls.experiment.checkpoint import CheckpointName, load_state, load_weights, weights_id
 from nmt_ls.experiment.command_line import UserError, load_config
 from nmt_ls.experiment.precision import Precision, choose_precision
 from nmt_ls.experiment.processor import choose_device
@@ -25,8 +25,7 @@ from vision_ls.augment import Augmentation
 from vision_ls.data import EMBEDDED, ImageData, ImageSplit, embedded_images, load_images
 from vision_ls.models import ImageModel
 from vision_ls.scoring import predict, training_accuracy
-from vision_ls.training import (
-    CheckpointName,
+from vision_ls.train_config import (
     TrainConfig,
     augmentation_of,
     new_model,
@@ -147,7 +146,13 @@ class Classifier:
         """The signature of a figure of this run: how it was trained, which weights, on what."""
         checksum = self.manifest["corpus_checksum"]
         signature = run_signature(
-            self.config, checksum, self.precision, split=split, temperature=temperature, device=self.device
+            self.config,
+            checksum,
+            self.precision,
+            split=split,
+            temperature=temperature,
+            device=self.device,
+            teacher=self.manifest.get("teacher"),
         )
         return {
             **signature.to_dict(),

@@ -12,7 +12,8 @@ from nmt_ls.experiment.tables import format_table
 from nmt_ls.experiment.training_run import Outcome
 from vision_ls.data import in_brackets
 from vision_ls.scoring import over_runs
-from vision_ls.training import TrainConfig, train_all
+from vision_ls.train_config import TrainConfig
+from vision_ls.training import train_all
 
 SHORT_NAMES = {
     "ls": "loss.alpha",
@@ -53,6 +54,8 @@ def print_summary(outcome: Outcome, summary: Mapping[str, Any]) -> None:
         f"\nloss: smoothed; nll: nats an image, hard labels; ece: 15 bins; 98% and 99% of the final validation "
         f"accuracy at updates {summary['steps_to_98']:,} and {summary['steps_to_99']:,}"
     )
+    if "gamma" in summary:
+        print(taught(signature, summary["gamma"]))
     if "entropy" in summary:
         truth = summary["checkpoints"][summary["checkpoint"]]
         print(
@@ -63,6 +66,17 @@ def print_summary(outcome: Outcome, summary: Mapping[str, Any]) -> None:
             f"\nwhat the truth allows: NLL {truth['entropy']:.4f} nats an image, accuracy {truth['best_accuracy']:.4f}"
         )
     print(f"\nrecipe: {one_line(signature)}")
+
+
+def taught(signature: Mapping[str, Any], gamma: float) -> str:
+    """By whom a student was, and how, as a line."""
+    which = f"{signature['teacher_run']}, {signature['teacher_checkpoint']} checkpoint"
+    student = signature["student_temperature"]
+    at = f"T = {signature['teacher_temperature']:g}"
+    if student != signature["teacher_temperature"]:
+        at += f", its own {student:g}"
+    how = f"at {at}, β = {signature['beta']:g}"
+    return f"taught by {which} (α = {signature['teacher_alpha']:g}), {how}; smoothness γ of its targets {gamma:.4f}"
 
 
 def print_over_seeds(summaries: Sequence[Mapping[str, Any]]) -> None:

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,6 +26,8 @@ from nmt_ls.experiment.atomic import fsync
 from nmt_ls.experiment.command_line import UserError
 
 WEIGHTS, STATE, CHECKSUMS = "weights.safetensors", "state.pt", "checksums.json"
+CheckpointName = Literal["last", "best", "averaged"]
+"""Those of a run, by which its weights are asked for."""
 _TIED = "tied"  # metadata of weights.safetensors: JSON, {name: the name under which the same tensor is stored}
 T = TypeVar("T")
 

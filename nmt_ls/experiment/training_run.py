@@ -110,13 +110,18 @@ def follow(team: Team, build: Callable[[int, dict[str, Any]], Task]) -> None:
 
 
 def train_in(
-    path: Path, config: Mapping[str, Any], manifest: Mapping[str, Any], work: Callable[[RunDirectory], Outcome]
+    path: Path,
+    config: Mapping[str, Any],
+    manifest: Mapping[str, Any],
+    work: Callable[[RunDirectory], Outcome],
+    *,
+    must_match: Sequence[str] = ("corpus_checksum",),
 ) -> Outcome:
-    """Do the work in a run's directory, opened for it, or leave a finished run alone.
+    """Do the work in a run's directory, opened for it, or leave a finished run alone; must_match: of the manifest.
 
     Raises UserError where the directory does not fit; a new one in which the work raises it is forgotten.
     """
-    run, state = RunDirectory.open(path, dict(config), dict(manifest), may_differ=("threads",))
+    run, state = RunDirectory.open(path, dict(config), dict(manifest), must_match=must_match, may_differ=("threads",))
     with run:
         if state == "finished":
             return Outcome(run=run, summary=run.read_summary(), already_finished=True)

@@ -29,15 +29,8 @@ from vision_ls.models import ModelConfig
 from vision_ls.penalty import L2Config
 from vision_ls.scoring import predict, score_logits, training_accuracy
 from vision_ls.train import main as train_command
-from vision_ls.training import (
-    ClassificationTask,
-    TrainConfig,
-    compiled,
-    new_model,
-    steps_to_reach,
-    train,
-    train_all,
-)
+from vision_ls.train_config import TrainConfig, new_model
+from vision_ls.training import ClassificationTask, compiled, steps_to_reach, train, train_all
 
 
 def task_of(config: TrainConfig) -> ClassificationTask:

@@ -30,7 +30,8 @@ from vision_ls.evaluation import EvaluateConfig, diagrams, evaluate, evaluate_ru
 from vision_ls.penalty import L2Config
 from vision_ls.runs import Classifier, find_run
 from vision_ls.scoring import exact_figures, predict, score_logits
-from vision_ls.training import settings_of, train
+from vision_ls.train_config import settings_of
+from vision_ls.training import train
 
 
 def evaluated(run: RunDirectory, **settings: object) -> EvaluateConfig:

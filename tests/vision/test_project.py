@@ -35,7 +35,8 @@ from vision_ls.projecting import (
     spread_rows,
 )
 from vision_ls.runs import Classifier
-from vision_ls.training import FITTED_TO_TRAINING, train, training_images
+from vision_ls.train_config import FITTED_TO_TRAINING, training_images
+from vision_ls.training import train
 
 
 def of(*runs: RunDirectory, **settings: object) -> ProjectConfig:

@@ -27,7 +27,8 @@ from vision_ls.evaluate import main as evaluate_command
 from vision_ls.evaluation import EvaluateConfig
 from vision_ls.project import main as project_command
 from vision_ls.projecting import ProjectConfig
-from vision_ls.training import FITTED_TO_TRAINING, train
+from vision_ls.train_config import FITTED_TO_TRAINING
+from vision_ls.training import train
 
 CLAIMS = read_claims(Path(__file__).parents[2] / "configs" / "claims.yaml")
 VISION = [claim for claim in CLAIMS.claims if claim.name.startswith("vision-") and not claim.not_run]

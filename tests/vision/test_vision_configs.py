@@ -20,7 +20,8 @@ from vision_ls.models import build_model
 from vision_ls.penalty import penalised_weights
 from vision_ls.projecting import ProjectConfig
 from vision_ls.train import SHORT_NAMES
-from vision_ls.training import TrainConfig, train
+from vision_ls.train_config import TrainConfig
+from vision_ls.training import train
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs" / "vision").glob("*.yaml"))

@@ -1,0 +1,216 @@
+"""Distillation: the smoothness index, what teacher and student see, whole runs, and teachers that do not fit."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_classifiers import small_training
+from torch import Tensor
+
+from nmt_ls.experiment.checkpoint import load_weights
+from nmt_ls.experiment.command_line import UserError
+from nmt_ls.experiment.precision import Precision
+from nmt_ls.experiment.run_directory import RunDirectory
+from nmt_ls.losses import LossConfig, distillation_loss
+from vision_ls.augment import AugmentConfig
+from vision_ls.data import EmbeddedSizes, embedded_images
+from vision_ls.distill import DistillConfig
+from vision_ls.distill import main as distill_command
+from vision_ls.distillation import DistillationConfig, Teacher, smoothness_index
+from vision_ls.evaluation import EvaluateConfig, evaluate
+from vision_ls.models import ModelConfig
+from vision_ls.train_config import TrainConfig
+from vision_ls.training import ClassificationTask, new_task, train
+
+STUDENT = ModelConfig(widths=(4, 4, 4))
+
+
+def student_training(
+    out: Path, teacher: Path | str, *, taught: dict[str, Any] | None = None, **changes: object
+) -> TrainConfig:
+    """Settings of a student that takes a second."""
+    distillation = DistillationConfig(teacher=str(teacher), checkpoint="last", **(taught or {}))
+    return small_training(
+        out, **{"loss": LossConfig(alpha=0.0), "model": STUDENT, "distillation": distillation, **changes}
+    )
+
+
+def task_of(config: TrainConfig) -> ClassificationTask:
+    data = embedded_images(config.embedded)
+    return new_task(config, data, {"precision": Precision().to_dict()}, torch.device("cpu"))
+
+
+def test_smoothness_index_of_smoothed_labels_is_alpha() -> None:
+    labels = torch.tensor([0, 3, 4, 1])
+    targets = 0.7 * F.one_hot(labels, 5).double() + 0.3 / 5
+    assert smoothness_index(targets.log(), labels) == pytest.approx(0.3)
+    assert smoothness_index(torch.zeros(4, 5), labels) == pytest.approx(1.0)
+    # at T = 2 of (4, 1)/5, which becomes (2, 1)/3; with two classes the factor K/(K - 1) is 2
+    assert smoothness_index(torch.tensor([[4.0, 1.0]]).log(), torch.tensor([0]), 2.0) == pytest.approx(2 / 3)
+
+
+def test_a_teacher_is_shown_its_students_views_in_eval_mode(small_classifier: RunDirectory, tmp_path: Path) -> None:
+    config = student_training(
+        tmp_path / "run", small_classifier.path, taught={"temperature": 3.0, "beta": 0.8}, loss_weight=2.0
+    )
+    task = task_of(config)
+    assert task.teacher is not None
+    rows = torch.tensor([3, 0, 50, 7, 20])
+    torch.manual_seed(5)
+    found = task.loss(task.model.train(), rows)
+    torch.manual_seed(5)
+    views = task.augmentation.train(task.training.images_NCHW[rows])
+    teacher = task.teacher.model.eval()(views)
+    mean = distillation_loss(task.model(views), teacher, task.training.labels_N[rows], 0.8, 3.0)
+    torch.testing.assert_close(found.total, 2 * 5 * mean)
+    torch.testing.assert_close(found.extras["distillation"], (5 * mean).detach())
+    assert "smoothed" not in found.extras
+    found.total.backward()
+    assert all(weight.grad is None for weight in task.teacher.model.parameters())
+    assert all(weight.grad is not None for weight in task.model.parameters())
+
+
+def test_what_is_always_shown_alike_is_asked_once(small_classifier: RunDirectory, tmp_path: Path) -> None:
+    fixed = task_of(student_training(tmp_path / "run", small_classifier.path, augment=AugmentConfig()))
+    moving = task_of(student_training(tmp_path / "run", small_classifier.path))
+    rows = torch.tensor([9, 4])
+    views = fixed.augmentation.evaluate(fixed.training.images_NCHW[rows])
+    shown = fixed.training.images_NCHW.new_zeros(views.shape).float()
+    for task, of_the_views in ((fixed, False), (moving, True)):
+        assert task.teacher is not None
+        expected = task.teacher.model(views if not of_the_views else shown).detach()
+        torch.testing.assert_close(task.teacher.logits(shown, rows), expected)
+
+
+def test_smoothness_index_is_of_the_students_views(small_classifier: RunDirectory, tmp_path: Path) -> None:
+    task = task_of(student_training(tmp_path / "run", small_classifier.path, taught={"temperature": 2.0}))
+    assert task.teacher is not None
+    state = torch.get_rng_state()
+    gamma = task.teacher.smoothness_index(task.training, task.augmentation)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert gamma == task.teacher.smoothness_index(task.training, task.augmentation)
+    labels = task.training.labels_N
+    of_each = [
+        smoothness_index(task.teacher.model(task.augmentation.train(task.training.images_NCHW)), labels, 2.0)
+        for _ in range(20)
+    ]
+    spread = max(of_each) - min(of_each)
+    assert spread > 0
+    assert min(of_each) - spread < gamma < max(of_each) + spread
+    plain = smoothness_index(task.teacher.model(task.augmentation.evaluate(task.training.images_NCHW)), labels, 2.0)
+    assert gamma != plain
+
+
+def test_without_the_teachers_part_a_student_learns_from_the_labels(
+    small_classifier: RunDirectory, tmp_path: Path
+) -> None:
+    taught = train(student_training(tmp_path / "taught", small_classifier.path, taught={"beta": 0.0}))
+    alone = train(small_training(tmp_path / "alone", loss=LossConfig(alpha=0.0), model=STUDENT))
+    weights = [load_weights(outcome.run.checkpoints / "last") for outcome in (taught, alone)]
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weight, weights[1][name], rtol=1e-3, atol=1e-4)
+
+
+def agreement(run: RunDirectory, teacher: Teacher, task: ClassificationTask) -> float:
+    """Mean cross-entropy of a student's outputs with its teacher's on the training images."""
+    model = task.model
+    model.load_state_dict(load_weights(run.checkpoints / "last"))
+    images = task.augmentation.evaluate(task.training.images_NCHW)
+    with torch.no_grad():
+        theirs: Tensor = teacher.model(images).softmax(1)
+        return float(-(theirs * model.eval()(images).log_softmax(1)).sum(1).mean())
+
+
+def test_a_whole_run(small_classifier: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    teacher_path = tmp_path / "teacher"
+    shutil.copytree(small_classifier.path, teacher_path)
+    settings = student_training(tmp_path / "student-s{seed}", teacher_path)
+    config = DistillConfig(**{**vars(settings), "seeds": (1, 2)})
+    assert distill_command(config) == 0
+    printed = capsys.readouterr().out
+    run = RunDirectory(tmp_path / "student-s1")
+    summary, manifest = run.read_summary(), run.read_manifest()
+    signature = summary["signature"]
+    how = "taught by teacher, last checkpoint (α = 0.1), at T = 1, β = 1"
+    assert f"{how}; smoothness γ of its targets {summary['gamma']:.4f}" in printed
+    assert 0 < summary["gamma"] < 1
+    assert (signature["teacher_alpha"], signature["alpha"]) == (0.1, 0.0)
+    assert (signature["teacher_temperature"], signature["student_temperature"], signature["beta"]) == (1.0, 1.0, 1.0)
+    assert signature["teacher_weights"] == manifest["teacher"]["weights"]
+    assert all("distillation" in line for line in run.read_metrics() if line["split"] == "train")
+    # with its teacher gone a finished student is left alone, and evaluated
+    shutil.rmtree(teacher_path)
+    assert train(settings.with_seed(1)).already_finished
+    evaluated = evaluate(EvaluateConfig(run=str(run.path), checkpoint="last"))
+    assert evaluated.plain.values["gamma"] == summary["gamma"]
+    assert evaluated.plain.recipe["teacher_weights"] == signature["teacher_weights"]
+
+
+def test_students_come_near_their_teacher(small_classifier: RunDirectory, tmp_path: Path) -> None:
+    config = student_training(tmp_path / "student", small_classifier.path)
+    task = task_of(config)
+    assert task.teacher is not None
+    images = task.augmentation.evaluate(task.training.images_NCHW)
+    with torch.no_grad():
+        theirs = task.teacher.model(images).softmax(1)
+        before = float(-(theirs * task.model.eval()(images).log_softmax(1)).sum(1).mean())
+    assert agreement(train(config).run, task.teacher, task) < before
+
+
+def test_a_run_does_not_go_on_with_another_teacher(small_classifier: RunDirectory, tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher"
+    shutil.copytree(small_classifier.path, teacher)
+    config = student_training(tmp_path / "student", teacher)
+    run = train(config).run
+    run.summary_file.unlink()
+    shutil.rmtree(teacher)
+    train(small_training(teacher, seed=7))
+    with pytest.raises(UserError, match=r"teacher was .*, now .*choose another --out"):
+        train(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"augment": AugmentConfig(crop=8)}, r"distillation.teacher: .* another kind \(shape \(3, 24, 24\)\)"),
+        ({"augment": AugmentConfig(normalise="none")}, r"another kind \(normalise data\) than .* \(normalise none\)"),
+        ({"embedded": EmbeddedSizes(train=90, validation=40, test=60)}, "drawn otherwise|other images"),
+    ],
+)
+def test_teachers_that_do_not_fit(
+    small_classifier: RunDirectory, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        train(student_training(tmp_path / "run", small_classifier.path, **changes))
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_a_teacher_that_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"distillation.teacher: .*nowhere is not a run"):
+        train(student_training(tmp_path / "run", tmp_path / "nowhere"))
+
+
+def test_settings_that_contradict_each_other() -> None:
+    taught = DistillationConfig(teacher="runs/X")
+    with pytest.raises(ValueError, match="a student's own labels are not smoothed"):
+        TrainConfig(distillation=taught)
+    with pytest.raises(ValueError, match="name a teacher"):
+        TrainConfig(distillation=DistillationConfig(temperature=2.0))
+    with pytest.raises(ValueError, match="with --teacher"):
+        DistillConfig()
+    for wrong in ({"temperature": 0.0}, {"student_temperature": -1.0}, {"temperature": float("inf")}):
+        with pytest.raises(ValueError, match="must be positive"):
+            DistillationConfig(teacher="runs/X", **wrong)
+    with pytest.raises(ValueError, match=r"beta must lie in \[0, 1\]"):
+        DistillationConfig(teacher="runs/X", beta=1.5)
+
+
+def test_a_seed_stands_in_the_teachers_name_too() -> None:
+    config = DistillConfig(distillation=DistillationConfig(teacher="runs/T-s{seed}"), out="runs/S-s{seed}")
+    assert config.with_seed(3).distillation.teacher == "runs/T-s3"
+    assert config.with_seed(3).out == "runs/S-s3"

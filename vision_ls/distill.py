@@ -1,0 +1,42 @@
+"""python -m vision_ls.distill: train a student on the targets of a trained classifier, and say what it is worth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from nmt_ls.experiment.command_line import run_command
+from nmt_ls.losses import LossConfig
+from vision_ls.train import SHORT_NAMES, main
+from vision_ls.train_config import TrainConfig
+
+OF_STUDENTS = {
+    "teacher": "distillation.teacher",
+    "temperature": "distillation.temperature",
+    "student_temperature": "distillation.student_temperature",
+    "beta": "distillation.beta",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig(TrainConfig):
+    """A training run like any other, with a teacher, which has to be named, and labels that are not smoothed.
+
+    Without data the student is the embedded shapes' network, and its teacher one of those.
+    """
+
+    loss: LossConfig = field(default_factory=lambda: LossConfig(alpha=0.0))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.distillation.teacher is None:
+            raise ValueError("distillation.teacher: name the run of a classifier with --teacher")
+
+
+if __name__ == "__main__":
+    run_command(
+        main,
+        DistillConfig,
+        program="python -m vision_ls.distill",
+        description="Train a student on a teacher's targets (Section 4), or go on with one, and score it.",
+        short_names={**SHORT_NAMES, **OF_STUDENTS},
+    )
