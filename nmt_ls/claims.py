@@ -31,6 +31,14 @@ ONE_SIDED = ("best_temperature_distance", "record_error")
 """Statistics of one recipe, without a baseline."""
 OF_RECORDS = ("record", "record_distance", "record_error")
 WITH_TARGET = ("record_distance", "record_error")
+TAUGHT = {
+    "teacher_alpha": "teacher's α",
+    "teacher_dropout": "its dropout",
+    "teacher_temperature": "T",
+    "student_temperature": "its own T",
+    "beta": "β",
+}
+"""Of signatures of students, what tells them apart, and what it is called."""
 EVERY_TEMPERATURE = ("nll_at_every_temperature", "best_temperature_distance")
 Part = TypeVar("Part")
 
@@ -63,7 +71,8 @@ class Setting:
     with, said even where it is 0. caution: what to remember when reading a figure of these runs. beam, length_penalty:
     of the translations that count, as records name them. seeds: how many are planned of every recipe that is compared;
     with fewer a verdict is provisional (0: none are planned). beside: another setting with the same recipes and seeds
-    in another precision, with which accuracy is compared.
+    in another precision, with which accuracy is compared. teachers: of students, the setting with their teachers, which
+    stand in their figure.
     """
 
     title: str
@@ -79,6 +88,7 @@ class Setting:
     length_penalty: str = "average:1"
     seeds: int = 0
     beside: str = ""
+    teachers: str = ""
 
     @property
     def name(self) -> str:
@@ -102,12 +112,19 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """A recipe at a temperature: a number, or the best by a figure on the split `choose_on`."""
+    """A recipe at a temperature: a number, or the best by a figure on the split `choose_on`.
+
+    taught: of students, by what teacher and how (teacher_alpha, teacher_temperature and the like, as signatures have
+    them; what is left out may be anything); left out, the runs that learnt from labels alone.
+    """
 
     alpha: float
     temperature: float | Chosen = 1.0
+    taught: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if unknown := sorted(set(self.taught) - set(TAUGHT)):
+            raise ValueError(f"taught: {unknown[0]} is none of {', '.join(TAUGHT)}")
         if not 0 <= self.alpha < 1:
             raise ValueError(f"alpha must be in [0, 1), got {self.alpha}")
         if isinstance(self.temperature, float):
@@ -115,6 +132,8 @@ class Side:
 
     def __str__(self) -> str:
         name = f"α = {self.alpha:g}"
+        if self.taught:
+            name = f"student ({', '.join(f'{TAUGHT[key]} = {value:g}' for key, value in self.taught.items())})"
         if isinstance(self.temperature, str):
             names = {"nll": "NLL", "squared_l2": "calibration error", "bleu": "BLEU"}
             return f"{name} at the best T by {names[self.temperature]}"
@@ -163,7 +182,11 @@ class Test:
     @property
     def within_runs(self) -> bool:
         """Whether both sides are of the same runs, at two temperatures."""
-        return self.baseline is not None and self.baseline.alpha == self.treated.alpha
+        return (
+            self.baseline is not None
+            and self.baseline.alpha == self.treated.alpha
+            and self.baseline.taught == self.treated.taught
+        )
 
     @property
     def sides(self) -> tuple[Side, ...]:
@@ -252,7 +275,8 @@ def read_claims(path: str | Path) -> Claims:
     regimes = reader.parts(Regime, whole.regimes, "regimes")
     settings = reader.parts(Setting, whole.settings, "settings")
     for name, setting in settings.items():
-        reader.known(f"settings.{name}.beside", [setting.beside] if setting.beside else [], settings)
+        for key, other in (("beside", setting.beside), ("teachers", setting.teachers)):
+            reader.known(f"settings.{name}.{key}", [other] if other else [], settings)
     claims = [
         reader.claim(name, text, settings, regimes)
         for name, text in reader.parts(_ClaimText, whole.claims, "claims").items()

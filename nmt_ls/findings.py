@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nmt_ls.claims import Side, Test
 from nmt_ls.metrics.distributions import student_t_quantile
@@ -66,18 +66,19 @@ class Finding:
         return self.interval[1]
 
 
-def side_runs(results: SettingResults, side: Side) -> list[Run]:
-    """The runs of a side's α. Raises NotMeasuredError where there are none."""
-    runs = results.runs(side.alpha)
-    if not runs:
-        raise NotMeasuredError(f"no run with α = {side.alpha:g}")
-    return runs
+def runs_of(results: SettingResults, side: Side) -> list[Run]:
+    """The runs of a side's recipe."""
+    runs = results.runs(side.alpha, taught=bool(side.taught))
+    return [run for run in runs if all(run.signature.get(key) == value for key, value in side.taught.items())]
 
 
 def compared_runs(test: Test, results: SettingResults) -> list[list[Run]]:
     """The runs of every side. Raises NotMeasuredError where there are none, or they cannot be compared."""
-    sides = [side_runs(results, side) for side in test.sides]
-    results.comparable(list({run.name: run for runs in sides for run in runs}.values()))
+    sides = [runs_of(results, side) for side in test.sides]
+    for side, runs in zip(test.sides, sides, strict=True):
+        if not runs:
+            raise NotMeasuredError(f"no run with {replace(side, temperature=1.0)}")
+    results.comparable(sides)
     return sides
 
 

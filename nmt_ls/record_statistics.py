@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -84,7 +85,7 @@ def _recorded(
     if not kept:
         how = " at a fitted temperature" if fitted else ""
         raise NotMeasuredError(
-            f"{' and '.join(names)} of α = {side.alpha:g} not recorded{how} on {results.setting.split}"
+            f"{' and '.join(names)} of {replace(side, temperature=1.0)} not recorded{how} on {results.setting.split}"
         )
     return kept, np.array([[run.scored[fitted][name] for name in names] for run in kept])
 

@@ -114,7 +114,7 @@ class Report:
                 name=name,
                 results=found,
                 tables=setting_tables(found, results.get(found.setting.beside)),
-                pictures=list(setting_pictures(name, found)),
+                pictures=list(setting_pictures(name, found, results.get(found.setting.teachers))),
                 regimes_missed=regimes_missed(claims, name, found),
             )
             for name, found in results.items()

@@ -12,6 +12,7 @@ import numpy as np
 from nmt_ls.accuracy_tables import ACCURACY_MATTERS, accuracy_rows, precision_rows
 from nmt_ls.claim_statistics import choose_temperature
 from nmt_ls.claims import Chosen
+from nmt_ls.distillation_report import student_rows
 from nmt_ls.findings import Finding, interval_text
 from nmt_ls.image_calibration import scaling_rows
 from nmt_ls.study_results import NotMeasuredError, Run, SettingResults, fitted_text, mean_and_sd, scored_values
@@ -151,6 +152,20 @@ PRECISIONS = [
     Column(key="difference", heading="difference [90%]"),
     Column(key="similar", heading=f"within {ACCURACY_MATTERS:g}"),
 ]
+STUDENTS = [
+    Column(key="teacher_alpha", heading="teacher's α", format="g"),
+    Column(key="teacher_dropout", heading="its dropout", format="g"),
+    Column(key="teacher_temperature", heading="T", format="g"),
+    Column(key="student_temperature", heading="the student's T", format="g"),
+    Column(key="beta", heading="β", format="g"),
+    RECIPE[3],
+    Column(key="gamma", heading="γ", format=".4f"),
+    Column(key="accuracy", heading="accuracy", format=".4f"),
+    Column(key="accuracy sd", heading="its sd over seeds", format=".4f"),
+    Column(key="difference", heading="difference from hard labels alone [95%]", format=".4f"),
+    *(column for column in FIGURES if column.key in ("train_accuracy", "nll", "ece", "exact_ece", "kl_to_truth")),
+]
+"""Of students (nmt_ls.distillation_report)."""
 GEOMETRY = [
     RECIPE[0],
     Column(key="split", heading="split"),
@@ -218,6 +233,11 @@ def setting_tables(results: SettingResults, beside: SettingResults | None = None
             title=f"As Table 3 of the paper: {_choice(results)}temperatures fitted to each run on {setting.choose_on}",
             columns=SCALING,
             rows=list(scaling_rows(results)),
+        ),
+        Table(
+            title="Section 4 of the paper: students by their teacher and the temperature of its targets",
+            columns=STUDENTS,
+            rows=list(student_rows(results)),
         ),
         Table(
             title="Beside Figure 1 of the paper: means over seeds", columns=GEOMETRY, rows=list(geometry_rows(results))

@@ -75,6 +75,11 @@ class Run:
     def seed(self) -> int:
         return int(self.signature["seed"])
 
+    @property
+    def taught(self) -> bool:
+        """Whether it is a student, which learnt from a teacher."""
+        return "teacher_weights" in self.signature
+
 
 class Estimate(NamedTuple):
     """What an estimator of ECE makes of samples of so many tokens; sd over samples, if there were several."""
@@ -188,11 +193,20 @@ class SettingResults:
         """Those that were measured on the reported split."""
         return [checkpoint for (split, checkpoint), runs in self._runs.items() if split == self.setting.split and runs]
 
-    def runs(self, alpha: float | None = None, *, split: str | None = None, checkpoint: str | None = None) -> list[Run]:
-        """Runs with any figure on a split (the reported one), by α and seed."""
+    def runs(
+        self,
+        alpha: float | None = None,
+        *,
+        split: str | None = None,
+        checkpoint: str | None = None,
+        taught: bool = False,
+    ) -> list[Run]:
+        """Runs with any figure on a split (the reported one), by α and seed: those that learnt from labels, or (taught)
+        from a teacher."""
         found = self._runs.get((split or self.setting.split, checkpoint or self.setting.checkpoint), {}).values()
         return sorted(
-            (run for run in found if alpha is None or run.alpha == alpha), key=lambda run: (run.alpha, run.seed)
+            (run for run in found if run.taught == taught and (alpha is None or run.alpha == alpha)),
+            key=lambda run: (run.alpha, run.seed),
         )
 
     @property
@@ -200,8 +214,9 @@ class SettingResults:
         """Those that were measured on the reported split."""
         return sorted({run.alpha for run in self.runs()})
 
-    def comparable(self, runs: Sequence[Run]) -> None:
-        """Raises NotMeasuredError where runs differ in what has to be the same, or two have one α and seed."""
+    def comparable(self, sides: Sequence[Sequence[Run]]) -> None:
+        """Raises NotMeasuredError where runs differ in what has to be the same, or two of a side have one seed."""
+        runs = list({run.name: run for side in sides for run in side}.values())
         for key in (*RECIPE, SETTINGS):
             values = {str(run.signature.get(key)) for run in runs if key in run.signature or key != SETTINGS}
             if len(values) > 1:
@@ -215,8 +230,9 @@ class SettingResults:
             for key in LOSS:
                 if len({str(run.signature.get(key)) for run in same}) > 1:
                     raise NotMeasuredError(f"the runs with α = {alpha:g} differ in {key}")
-            if len({run.seed for run in same}) < len(same):
-                raise NotMeasuredError(f"two runs have α = {alpha:g} and one seed")
+        for side in sides:
+            if len({(run.alpha, run.seed) for run in side}) < len(side):
+                raise NotMeasuredError(f"two runs have α = {side[0].alpha:g} and one seed")
 
     def sentences(self, run: Run, column: str, temperatures: Sequence[float]) -> FloatArray:
         """A column of the sentences of the reported split: [J, S, 1 or more].

@@ -10,7 +10,7 @@ from typing import Literal
 
 from nmt_ls.claim_statistics import evaluate
 from nmt_ls.claims import Claim, Claims, Expectation, Regime, Setting, Test
-from nmt_ls.findings import LEAST_SEEDS, Finding
+from nmt_ls.findings import LEAST_SEEDS, Finding, runs_of
 from nmt_ls.metrics.statistics import seeds_needed
 from nmt_ls.study_results import NotMeasuredError, SettingResults, scored_values
 
@@ -112,7 +112,7 @@ def judge(name: str, test: Test, results: SettingResults) -> Outcome:
     if test.premise and word == "not reproduced":
         why = f"{test.premise}: {why}"
     used = {run.name for run in finding.runs}
-    lacking = [run.name for side in test.sides for run in results.runs(side.alpha) if run.name not in used]
+    lacking = [run.name for side in test.sides for run in runs_of(results, side) if run.name not in used]
     if lacking:
         why += f"; without {', '.join(dict.fromkeys(lacking))}, which lack figures or {results.unit}s"
     if test.added:

@@ -117,7 +117,7 @@ def test_projections_of_other_classes_are_not_compared(tmp_path: Path) -> None:
     with pytest.raises(
         NotMeasuredError, match=r"scatter_ratio is not of the same classes.*cat, dog, bird; cat, dog, d"
     ):
-        results.comparable(results.runs())
+        results.comparable([results.runs()])
 
 
 def test_what_a_study_drew_is_shown_with_its_setting(tmp_path: Path) -> None:

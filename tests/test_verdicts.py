@@ -420,7 +420,7 @@ def test_claims_in_order(tmp_path: Path) -> None:
     write_study(tmp_path / "fake", [hard_like(), smooth_like()])
     elsewhere = dataclasses.replace(SETTING, results="nothing")
     tested = dataclasses.replace(shipped("nmt-bleu"), settings=("fake", "elsewhere"))
-    (untested,) = (claim for claim in SHIPPED.claims if claim.name == "distillation-mnist")
+    (untested,) = (claim for claim in SHIPPED.claims if claim.name == "distillation-cifar10")
     claims = Claims(settings={"fake": SETTING, "elsewhere": elsewhere}, claims=(untested, tested))
     results = {name: read_results(setting, tmp_path) for name, setting in claims.settings.items()}
     found = list(verdicts_of(claims, results))

@@ -22,8 +22,9 @@ from vision_ls.train_config import new_model
 
 __all__ = ["mutual_information"]
 
+SHORT_NAMES = {key: f"information.{key}" for key in ("classes", "images", "views", "sigma")}
 HEAD = ("run", "alpha", "updates")
-NATS = ("initial", "mutual_information", "mutual_information_error", "mutual_information_reused")
+NATS = ("initial", "peak", "mutual_information", "mutual_information_error", "mutual_information_reused")
 COURSE = "mutual_information_course"
 
 
@@ -81,12 +82,21 @@ class Measured:
     @property
     def row(self) -> dict[str, Any]:
         """Of the table."""
-        return {key: self.recipe[key] for key in HEAD} | {"initial": self.initial.value, **self.found.figures()}
+        recipe = self.recipe
+        peak = {} if self.peak is None else {"peak": self.peak}
+        return {key: recipe[key] for key in HEAD} | {"initial": self.initial.value, **peak, **self.found.figures()}
+
+    @property
+    def peak(self) -> float | None:
+        """The most that its course ever showed."""
+        return max((value for _, value in self.course), default=None)
 
     def records(self) -> list[Record]:
         """One a figure, and one a point of the course."""
         recipe = self.recipe
         values = {**self.found.figures(), "mutual_information_initial": self.initial.value}
+        if self.peak is not None:
+            values["mutual_information_peak"] = self.peak
         points = [records_of({COURSE: value}, {**recipe, "update": step}) for step, value in self.course]
         return [*records_of(values, recipe), *(record for point in points for record in point)]
 
@@ -102,8 +112,10 @@ def main(config: MeasureConfig) -> None:
     print(f"{names} of {data}, {images} training images, {how} of each, {config.checkpoint} checkpoint\n")
     print(format_table([each.row for each in measured], [*HEAD, *NATS]))
     print(f"\nnats; log 2 = {math.log(2):.4f} says which class, log N = {math.log(images):.4f} which image;")
-    print("initial: before the first update; error: of the draws of views; reused: as in the paper, of the views that")
-    print("are fitted too, so too high\n")
+    print(
+        "initial: before the first update; peak: of the course; error: of the draws of views; reused: as in the paper,"
+    )
+    print("paper, of the views that are fitted too, so too high\n")
     for each in measured:
         print(f"recipe: {one_line(each.recipe)}")
     if config.results is not None:
@@ -154,7 +166,7 @@ def store(config: MeasureConfig, measured: Sequence[Measured]) -> None:
 
         recipe = measured[0].recipe
         title = ", ".join([f"{' and '.join(recipe['classes'])}", recipe["model"], *filter(None, [recipe.get("note")])])
-        stem = "-".join(["information", *(each.recipe["run"] for each in measured)])
+        stem = "-".join(["information", *(each.recipe["run"] for each in measured), config.checkpoint, "train"])
         drawn = {stem: information_figure(courses, recipe["images"], title)}
     store_records(Path(str(config.results)), [record for each in measured for record in each.records()], drawn)
 
@@ -165,5 +177,5 @@ if __name__ == "__main__":
         MeasureConfig,
         program="python -m vision_ls.information",
         description="Mutual information between training images and the difference of two logits, as in Figure 6.",
-        short_names={"classes": "information.classes", "images": "information.images", "views": "information.views"},
+        short_names=SHORT_NAMES,
     )

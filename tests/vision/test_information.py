@@ -200,8 +200,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     # the last checkpoint is that of the last validation, and the first point that of the first weights
     assert values["mutual_information"] == pytest.approx(course[-1][1], abs=1e-5)
     assert values["mutual_information_initial"] == course[0][1]
+    assert values["mutual_information_peak"] == max(value for _, value in course)
     assert of_first[0]["signature"]["classes"] == [str(k) for k in measure_all(config)[0].recipe["classes"]]
-    assert (tmp_path / "found" / "figures" / "information-run-s1-run-s2.svg").exists()
+    assert (tmp_path / "found" / "figures" / "information-run-s1-run-s2-last-train.svg").exists()
 
 
 def test_a_checkpoint_without_a_course(small_classifier: RunDirectory) -> None:

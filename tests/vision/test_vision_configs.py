@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from made_images import made_folder
@@ -15,7 +16,10 @@ from nmt_ls.experiment.engine import EngineConfig
 from nmt_ls.experiment.schedule import ScheduleConfig
 from nmt_ls.experiment.study import load_study
 from vision_ls.augment import AugmentConfig
+from vision_ls.distill import OF_STUDENTS, DistillConfig
 from vision_ls.evaluation import EvaluateConfig
+from vision_ls.information import SHORT_NAMES as OF_INFORMATION
+from vision_ls.information import MeasureConfig
 from vision_ls.models import build_model
 from vision_ls.penalty import penalised_weights
 from vision_ls.projecting import ProjectConfig
@@ -25,7 +29,17 @@ from vision_ls.training import train
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs" / "vision").glob("*.yaml"))
-STUDIES = sorted((ROOT / "configs" / "studies").glob("vision-*.yaml"))
+STUDIES = sorted(
+    path for kind in ("vision", "distillation") for path in (ROOT / "configs" / "studies").glob(f"{kind}-*.yaml")
+)
+COMMANDS: dict[str, Any] = {
+    "train": TrainConfig,
+    "distill": DistillConfig,
+    "evaluate": EvaluateConfig,
+    "project": ProjectConfig,
+    "information": MeasureConfig,
+}
+NAMES = {"train": SHORT_NAMES, "distill": {**SHORT_NAMES, **OF_STUDENTS}, "information": OF_INFORMATION}
 SIDES = {"mnist": 28, "cifar10": 32, "cifar100": 32, "tiny_imagenet_20": 64, "imagenet": 331}
 
 
@@ -99,19 +113,22 @@ def test_tiers_are_so_many_epochs_in_the_same_proportions(recipe: str, tier: str
 def test_every_command_of_a_study_is_understood(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     study = load_study(path.relative_to(ROOT))
-    commands = {"train": TrainConfig, "evaluate": EvaluateConfig, "project": ProjectConfig}
-    trained = {f"runs/{cell.name}" for cell in study.cells}
+    trained: set[str] = set()
     for cell in study.cells:
         for step in cell.steps:
             interpreter, flag, module, *arguments = step.argv
             assert (interpreter, flag) == ("python", "-m")
             package, command = module.split(".")
             assert package == "vision_ls"
-            names = SHORT_NAMES if command == "train" else {}
-            config = parse(commands[command], arguments, program="", description="", short_names=names)
+            names = NAMES.get(command, {})
+            config = parse(COMMANDS[command], arguments, program="", description="", short_names=names)
             if isinstance(config, TrainConfig):
-                assert config.out == f"runs/{cell.name}"
+                trained.add(str(config.out))
+                # of a teacher's cell, which trains several: the cell is called after the recipe of the first
+                assert config.out == f"runs/{cell.name}" or "taught" in cell.block
                 assert config.checkpoints == ("last",)
+                teacher = config.distillation
+                assert teacher.teacher is None or (teacher.teacher in trained and teacher.checkpoint == "last")
             else:  # `best` stands beside it on the test split, and is in no claim
                 assert config.checkpoint == "last" or (isinstance(config, EvaluateConfig) and config.split == "test")
                 assert config.results == str(step.scratch)

@@ -1,0 +1,159 @@
+"""Section 4 in a report: the table of students, Figure 5, and accuracy by teacher's α and temperature."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from nmt_ls.claims import TAUGHT, Side, Test
+from nmt_ls.metrics.inputs import FloatArray
+from nmt_ls.metrics.plots import BLUE, DASHES, MARKERS, RED, SKY, look, new_figure
+from nmt_ls.study_results import Run, SettingResults, mean_and_sd, scored_values
+from nmt_ls.verdicts import judge
+
+FIGURES = ("gamma", "accuracy", "nll", "ece", "train_accuracy", "exact_ece", "kl_to_truth", "tv_to_truth")
+MATTERS = 0.001
+"""A tenth of a per cent of accuracy: of no weight here, where differences are shown and not judged."""
+Recipe = tuple[float, ...]  # values of TAUGHT, in that order
+
+
+def recipes(results: SettingResults) -> dict[Recipe, list[Run]]:
+    """The students by what they were taught with: teacher's α and dropout, temperatures and β."""
+    found: dict[Recipe, list[Run]] = {}
+    for run in results.runs(taught=True):
+        found.setdefault(tuple(float(run.signature[key]) for key in TAUGHT), []).append(run)
+    return dict(sorted(found.items()))
+
+
+def student_rows(results: SettingResults) -> Iterator[dict[str, Any]]:
+    """Of every recipe: figures, means over seeds, and the difference of accuracy from students that learnt from hard
+    labels alone, with images and seeds resampled."""
+    for recipe, runs in recipes(results).items():
+        row: dict[str, Any] = {**dict(zip(TAUGHT, recipe, strict=True)), "seeds": len(runs)}
+        for name in FIGURES:
+            if values := scored_values(runs, name):
+                row |= mean_and_sd(name, values)
+        if results.runs(0.0):
+            taught = Side(alpha=0.0, taught=dict(zip(TAUGHT, recipe, strict=True)))
+            test = Test(statistic="accuracy", expect="higher", effect=MATTERS, baseline=Side(alpha=0.0), treated=taught)
+            row["difference"] = judge("accuracy", test, results).finding
+        yield row
+
+
+def curves(results: SettingResults, teachers: SettingResults | None) -> dict[str, dict[float, list[float]]]:
+    """The four curves of Figure 5, those that were measured: accuracies of the seeds by the smoothness γ.
+
+    Of students at β = 1 whose teachers had no dropout, with the student's temperature the teacher's.
+    """
+    found = {
+        "teacher, label smoothing": _by_alpha(teachers) if teachers is not None else {},
+        "student, label smoothing": _by_alpha(results),
+        "student of the hard-target teacher, by T": {},
+        "student of smoothed teachers, T = 1": {},
+    }
+    _, from_hard, of_smoothed = list(found)[1:]
+    for (alpha, dropout, temperature, own, beta), runs in recipes(results).items():
+        gammas, accuracies = scored_values(runs, "gamma"), scored_values(runs, "accuracy")
+        if dropout or beta != 1 or own != temperature or not gammas:
+            continue
+        place = float(np.mean(gammas))
+        if alpha == 0:
+            found[from_hard][place] = accuracies
+        elif temperature == 1:
+            found[of_smoothed][place] = accuracies
+    return {name: dict(sorted(curve.items())) for name, curve in found.items() if curve}
+
+
+def _by_alpha(results: SettingResults) -> dict[float, list[float]]:
+    values = {alpha: scored_values(results.runs(alpha), "accuracy") for alpha in results.alphas}
+    return {alpha: accuracies for alpha, accuracies in values.items() if accuracies}
+
+
+def students_figures(results: SettingResults, teachers: SettingResults | None) -> Iterator[tuple[str, str, Figure]]:
+    """What can be drawn of a setting's students: (short name, caption, figure)."""
+    if not recipes(results):
+        return
+    setting = results.setting
+    found = curves(results, teachers)
+    yield (
+        "distillation",
+        f"{setting.name}, {setting.split} split, as Figure 5 of the paper: accuracy by the mass that targets put on "
+        "wrong classes (γ; of label smoothing, α). Means over seeds, bands from the least to the greatest. β = 1.",
+        smoothness_figure(found, title=setting.title),
+    )
+    grid = accuracy_grid(results)
+    if min(grid[2].shape) > 1:
+        yield (
+            "distillation-grid",
+            f"{setting.name}, {setting.split} split: accuracy of students by the α of their teacher and the "
+            "temperature of its targets, means over seeds. The paper varied one at a time.",
+            grid_figure(*grid, title=setting.title),
+        )
+
+
+def accuracy_grid(results: SettingResults) -> tuple[list[float], list[float], FloatArray]:
+    """Teachers' α, temperatures, and the mean accuracy of students [α, T]; nan where none was trained.
+
+    Of students at β = 1 with the teacher's temperature whose teachers had no dropout.
+    """
+    means: dict[tuple[float, float], float] = {}
+    for (alpha, dropout, temperature, own, beta), runs in recipes(results).items():
+        accuracies = scored_values(runs, "accuracy")
+        if not dropout and beta == 1 and own == temperature and accuracies:
+            means[alpha, temperature] = float(np.mean(accuracies))
+    alphas, temperatures = (sorted({key[axis] for key in means}) for axis in (0, 1))
+    values = [[means.get((alpha, temperature), np.nan) for temperature in temperatures] for alpha in alphas]
+    return alphas, temperatures, np.array(values, dtype=np.float64).reshape(len(alphas), len(temperatures))
+
+
+def smoothness_figure(found: dict[str, dict[float, list[float]]], title: str = "") -> Figure:
+    """Accuracy against γ: a line through the means of every curve, with its seeds' range. Figure 5's colours."""
+    looks = {
+        "teacher, label smoothing": (BLUE, DASHES[0]),
+        "student, label smoothing": (SKY, DASHES[0]),
+        "student of the hard-target teacher, by T": (RED, DASHES[1]),
+        "student of smoothed teachers, T = 1": (BLUE, DASHES[1]),
+    }
+    with look():
+        figure = new_figure(5.6, 4.2)
+        axes = figure.subplots()
+        for index, (name, curve) in enumerate(found.items()):
+            colour, dashes = looks[name]
+            _band(axes, curve, colour)
+            axes.plot(
+                list(curve), [np.mean(values) for values in curve.values()], color=colour, linestyle=dashes,
+                marker=MARKERS[index], label=name, zorder=3,
+            )  # fmt: skip
+        axes.set(xlabel="smoothness γ of the targets", ylabel="accuracy", title=title)
+        figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+def _band(axes: Axes, curve: dict[float, list[float]], colour: str) -> None:
+    low, high = ([extreme(values) for values in curve.values()] for extreme in (min, max))
+    axes.fill_between(list(curve), low, high, color=colour, alpha=0.15, linewidth=0, zorder=1)
+
+
+def grid_figure(alphas: Sequence[float], temperatures: Sequence[float], values: FloatArray, title: str = "") -> Figure:
+    """A heat map with a number in every cell; blank where nothing was measured."""
+    with look():
+        figure = new_figure(1.0 + 0.9 * len(temperatures), 1.5 + 0.55 * len(alphas))
+        axes = figure.subplots()
+        shown = axes.imshow(values, cmap="cividis", aspect="auto")
+        middle = (np.nanmin(values) + np.nanmax(values)) / 2
+        for (row, column), value in np.ndenumerate(values):
+            if np.isfinite(value):
+                axes.text(
+                    column, row, f"{100 * value:.2f}", ha="center", va="center", fontsize=8,
+                    color="white" if value < middle else "black",
+                )  # fmt: skip
+        axes.set_xticks(range(len(temperatures)), [f"{temperature:g}" for temperature in temperatures])
+        axes.set_yticks(range(len(alphas)), [f"{alpha:g}" for alpha in alphas])
+        axes.set(xlabel="temperature T", ylabel="teacher's α", title=title)
+        axes.grid(visible=False)
+        figure.colorbar(shown, ax=axes, format=lambda value, _: f"{100 * value:.1f}", label="accuracy, %")
+    return figure
