@@ -27,7 +27,8 @@ MORE = [
 OVER_RUNS = ("accuracy", "nll", "ece", "debiased_ece", "train_accuracy", "exact_ece")
 ALIKE = (
     *("data", "model", "train_size", "updates", "dropout", "prior", "spread", "training_precision", "settings"),
-    *("alpha", "temperature_is"),
+    *("alpha", "teacher_alpha", "teacher_dropout", "teacher_temperature", "student_temperature", "beta"),
+    "temperature_is",
 )
 ALWAYS = ("alpha", "temperature_is")  # of these, in the table even where all runs have the same
 Measured = tuple[Mapping[str, Any], Mapping[str, float]]  # the recipe of a run's figures, and the figures
@@ -89,10 +90,10 @@ def least_loss(evaluated: Evaluated) -> str:
 
 def print_over_runs(found: Sequence[Measured]) -> None:
     """Mean and standard deviation over runs that differ in nothing but their seeds, apart for each temperature."""
-    columns = [key for key in ALIKE if key in ALWAYS or len({recipe[key] for recipe, _ in found}) > 1]
+    columns = [key for key in ALIKE if key in ALWAYS or len({recipe.get(key) for recipe, _ in found}) > 1]
     groups: dict[tuple[Any, ...], list[Mapping[str, float]]] = {}
     for recipe, values in found:
-        groups.setdefault(tuple(recipe[key] for key in ALIKE), []).append(values)
+        groups.setdefault(tuple(recipe.get(key) for key in ALIKE), []).append(values)
     rows = [
         {**dict(zip(ALIKE, group, strict=True)), **row}
         for group, values in groups.items()

@@ -112,9 +112,7 @@ def main(config: MeasureConfig) -> None:
     print(f"{names} of {data}, {images} training images, {how} of each, {config.checkpoint} checkpoint\n")
     print(format_table([each.row for each in measured], [*HEAD, *NATS]))
     print(f"\nnats; log 2 = {math.log(2):.4f} says which class, log N = {math.log(images):.4f} which image;")
-    print(
-        "initial: before the first update; peak: of the course; error: of the draws of views; reused: as in the paper,"
-    )
+    print("initial: before the first update; peak: of the course; error: of the draws of views; reused: as in the")
     print("paper, of the views that are fitted too, so too high\n")
     for each in measured:
         print(f"recipe: {one_line(each.recipe)}")

@@ -34,7 +34,10 @@ def information_figure(courses: Mapping[str, Course], images: int, title: str = 
             )  # fmt: skip
         for level, what in ((math.log(2), "log 2"), (math.log(images), "log N")):
             axes.axhline(level, color=_INK, linewidth=0.8, linestyle=(0, (3, 2)))
-            axes.annotate(what, (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
+            axes.annotate(
+                what, (1, level), xycoords=("axes fraction", "data"), xytext=(3, 0), textcoords="offset points",
+                ha="left", va="center", fontsize=8,
+            )  # fmt: skip
         first = next((update for update in updates if update), 1)
         axes.set_xscale("symlog", linthresh=first)
         axes.set(xlabel="updates", ylabel="mutual information (nats)", xlim=(0, updates[-1]))

@@ -197,8 +197,14 @@ class Pair:
     """
 
     def __init__(self, config: InformationConfig, data: ImageData, training: ImageSplit, augmentation: Augmentation):
-        """Raises UserError for a class that there is not, one class twice, or one with too few images."""
+        """Raises UserError for a class that there is not, one class twice, one with too few images, and where an image
+        has one outcome only."""
         self.config, self.augmentation = config, augmentation
+        if augmentation.fixed:
+            raise UserError(
+                "information: images are always shown alike here, so that every one is told from all others; "
+                "train with augment.pad, augment.flip or another change"
+            )
         first, second = (data.class_index(name) for name in config.classes)
         if first == second:
             raise UserError(f"information.classes: {' and '.join(config.classes)} are one class")

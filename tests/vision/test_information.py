@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -221,6 +222,8 @@ def test_input_that_does_not_fit(small_classifier: RunDirectory, tmp_path: Path)
     name = embedded_images(config.embedded).classes[0]
     with pytest.raises(UserError, match="are one class"):
         pair_of(config, InformationConfig(classes=("0", name), images=4))
+    with pytest.raises(UserError, match="always shown alike"):
+        pair_of(dataclasses.replace(config, augment=AugmentConfig()), TWO)
     for wrong in ({"classes": ("a",)}, {"classes": ("a", "a")}, {"images": 7}, {"images": 0}, {"views": 5}):
         with pytest.raises(ValueError, match=r"classes|images|views"):
             InformationConfig(**wrong)  # type: ignore[arg-type]
