@@ -227,11 +227,8 @@ def test_input_that_does_not_fit(small_classifier: RunDirectory, tmp_path: Path)
     for wrong in ({"classes": ("a",)}, {"classes": ("a", "a")}, {"images": 7}, {"images": 0}, {"views": 5}):
         with pytest.raises(ValueError, match=r"classes|images|views"):
             InformationConfig(**wrong)  # type: ignore[arg-type]
-    other = train(
-        small_training(
-            tmp_path / "other", augment=AugmentConfig(), embedded=EmbeddedSizes(train=90, validation=40, test=60)
-        )
-    ).run
+    others = EmbeddedSizes(train=90, validation=40, test=60)
+    other = train(small_training(tmp_path / "other", embedded=others)).run
     with pytest.raises(UserError, match="other images"):
         measure_all(MeasureConfig(runs=(str(small_classifier.path), str(other.path)), information=TWO))
 
