@@ -48,12 +48,14 @@ class Regime:
     """Where a claim applies: to hard-target models whose `figure`, on the reported split, is at least `at_least`.
 
     over, under: names of two figures, where the first also has to be the larger (over- and under-confidence).
+    of_teachers: the models are the teachers with hard targets, of which records of their students say the figure.
     """
 
     figure: str
     at_least: float
     over: str = ""
     under: str = ""
+    of_teachers: bool = False
 
     def __post_init__(self) -> None:
         if bool(self.over) != bool(self.under):
@@ -114,8 +116,9 @@ class Setting:
 class Side:
     """A recipe at a temperature: a number, or the best by a figure on the split `choose_on`.
 
-    taught: of students, by what teacher and how (teacher_alpha, teacher_temperature and the like, as signatures have
-    them; what is left out may be anything); left out, the runs that learnt from labels alone.
+    taught: of students, by what teacher and how, as signatures have it; left out, the runs that learnt from labels
+    alone. What it does not say of teacher_alpha, teacher_dropout and teacher_temperature may be anything; else it is as
+    in the paper: β = 1, and the student's temperature the teacher's.
     """
 
     alpha: float

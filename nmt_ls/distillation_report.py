@@ -10,61 +10,83 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nmt_ls.claims import TAUGHT, Side, Test
+from nmt_ls.findings import runs_of
 from nmt_ls.metrics.inputs import FloatArray
-from nmt_ls.metrics.plots import BLUE, DASHES, MARKERS, RED, SKY, look, new_figure
+from nmt_ls.metrics.plots import BLUE, DASHES, GREEN, MARKERS, RED, SKY, look, new_figure
 from nmt_ls.study_results import Run, SettingResults, mean_and_sd, scored_values
 from nmt_ls.verdicts import judge
 
 FIGURES = ("gamma", "accuracy", "nll", "ece", "train_accuracy", "exact_ece", "kl_to_truth", "tv_to_truth")
 MATTERS = 0.001
 """A tenth of a per cent of accuracy: of no weight here, where differences are shown and not judged."""
+APART = (
+    "squared_temperature_factor",
+    *(f"teacher_{key}" for key in ("checkpoint", "model", "settings", "train_size", "spread", "prior", "updates")),
+)
+"""Of signatures of students, what else tells recipes apart."""
 Recipe = tuple[float, ...]  # values of TAUGHT, in that order
 
 
-def recipes(results: SettingResults) -> dict[Recipe, list[Run]]:
-    """The students by what they were taught with: teacher's α and dropout, temperatures and β."""
-    found: dict[Recipe, list[Run]] = {}
+def recipes(results: SettingResults) -> dict[tuple[Recipe, tuple[str, ...]], list[Run]]:
+    """The students by what they were taught with: teacher's α and dropout, temperatures and β; and by what else tells
+    them apart."""
+    found: dict[tuple[Recipe, tuple[str, ...]], list[Run]] = {}
     for run in results.runs(taught=True):
-        found.setdefault(tuple(float(run.signature[key]) for key in TAUGHT), []).append(run)
+        recipe = tuple(float(run.signature[key]) for key in TAUGHT)
+        found.setdefault((recipe, tuple(str(run.signature[key]) for key in APART)), []).append(run)
     return dict(sorted(found.items()))
+
+
+def usual(results: SettingResults) -> Iterator[tuple[float, float, float, list[Run]]]:
+    """Teacher's α and dropout, the temperature, and the students taught with them as in the paper: β = 1, the student's
+    temperature the teacher's, no factor; of several kinds of teachers, the first."""
+    seen = set[Recipe]()
+    for (recipe, apart), runs in recipes(results).items():
+        alpha, dropout, temperature, own, beta = recipe
+        if beta == 1 and own == temperature and apart[0] == "False" and recipe not in seen:
+            seen.add(recipe)
+            yield alpha, dropout, temperature, runs
 
 
 def student_rows(results: SettingResults) -> Iterator[dict[str, Any]]:
     """Of every recipe: figures, means over seeds, and the difference of accuracy from students that learnt from hard
     labels alone, with images and seeds resampled."""
-    for recipe, runs in recipes(results).items():
+    for (recipe, _), runs in recipes(results).items():
         row: dict[str, Any] = {**dict(zip(TAUGHT, recipe, strict=True)), "seeds": len(runs)}
         for name in FIGURES:
             if values := scored_values(runs, name):
                 row |= mean_and_sd(name, values)
-        if results.runs(0.0):
-            taught = Side(alpha=0.0, taught=dict(zip(TAUGHT, recipe, strict=True)))
+        taught = Side(alpha=0.0, taught={**dict(zip(TAUGHT, recipe, strict=True))})
+        if results.runs(0.0) and runs_of(results, taught) == runs:
             test = Test(statistic="accuracy", expect="higher", effect=MATTERS, baseline=Side(alpha=0.0), treated=taught)
-            row["difference"] = judge("accuracy", test, results).finding
+            row["accuracy difference"] = judge("accuracy", test, results).finding
         yield row
 
 
-def curves(results: SettingResults, teachers: SettingResults | None) -> dict[str, dict[float, list[float]]]:
-    """The four curves of Figure 5, those that were measured: accuracies of the seeds by the smoothness γ.
+CURVES = {
+    "teacher, label smoothing": (BLUE, DASHES[0]),
+    "student, label smoothing": (SKY, DASHES[0]),
+    "student of the hard-target teacher, by T": (RED, DASHES[1]),
+    "student of smoothed teachers, T = 1": (BLUE, DASHES[1]),
+    "student of the hard-target teacher with dropout, by T": (GREEN, DASHES[2]),
+}
+"""Curves of Figure 5 in its colours, and one that it has not."""
 
-    Of students at β = 1 whose teachers had no dropout, with the student's temperature the teacher's.
-    """
-    found = {
-        "teacher, label smoothing": _by_alpha(teachers) if teachers is not None else {},
-        "student, label smoothing": _by_alpha(results),
-        "student of the hard-target teacher, by T": {},
-        "student of smoothed teachers, T = 1": {},
-    }
-    _, from_hard, of_smoothed = list(found)[1:]
-    for (alpha, dropout, temperature, own, beta), runs in recipes(results).items():
+
+def curves(results: SettingResults, teachers: SettingResults | None) -> dict[str, dict[float, list[float]]]:
+    """Those of CURVES that were measured: accuracies of the seeds by the smoothness γ; none without students."""
+    found: dict[str, dict[float, list[float]]] = {name: {} for name in CURVES}
+    _, _, from_hard, of_smoothed, with_dropout = found
+    for alpha, dropout, temperature, runs in usual(results):
+        name = with_dropout if dropout else from_hard if alpha == 0 else of_smoothed
         gammas, accuracies = scored_values(runs, "gamma"), scored_values(runs, "accuracy")
-        if dropout or beta != 1 or own != temperature or not gammas:
-            continue
-        place = float(np.mean(gammas))
-        if alpha == 0:
-            found[from_hard][place] = accuracies
-        elif temperature == 1:
-            found[of_smoothed][place] = accuracies
+        if gammas and accuracies and (alpha == 0 or (temperature == 1 and not dropout)):
+            found[name][float(np.mean(gammas))] = accuracies
+    if not any(found.values()):
+        return {}
+    teacher, student, *_ = found
+    found[teacher] = _by_alpha(teachers) if teachers is not None else {}
+    found[student] = _by_alpha(results)
     return {name: dict(sorted(curve.items())) for name, curve in found.items() if curve}
 
 
@@ -75,22 +97,22 @@ def _by_alpha(results: SettingResults) -> dict[float, list[float]]:
 
 def students_figures(results: SettingResults, teachers: SettingResults | None) -> Iterator[tuple[str, str, Figure]]:
     """What can be drawn of a setting's students: (short name, caption, figure)."""
-    if not recipes(results):
-        return
     setting = results.setting
-    found = curves(results, teachers)
-    yield (
-        "distillation",
-        f"{setting.name}, {setting.split} split, as Figure 5 of the paper: accuracy by the mass that targets put on "
-        "wrong classes (γ; of label smoothing, α). Means over seeds, bands from the least to the greatest. β = 1.",
-        smoothness_figure(found, title=setting.title),
-    )
+    if found := curves(results, teachers):
+        yield (
+            "distillation",
+            f"{setting.name}, {setting.split} split, as Figure 5 of the paper: accuracy by the mass that targets "
+            "put on wrong classes (γ; of label smoothing, α). Means over seeds, bands from the least to the greatest. "
+            "β is 1 and the student's temperature the teacher's.",
+            smoothness_figure(found, title=setting.title),
+        )
     grid = accuracy_grid(results)
     if min(grid[2].shape) > 1:
         yield (
             "distillation-grid",
             f"{setting.name}, {setting.split} split: accuracy of students by the α of their teacher and the "
-            "temperature of its targets, means over seeds. The paper varied one at a time.",
+            "temperature of its targets, means over seeds; teachers with dropout are left out. The paper varied one "
+            "at a time.",
             grid_figure(*grid, title=setting.title),
         )
 
@@ -98,12 +120,11 @@ def students_figures(results: SettingResults, teachers: SettingResults | None) -
 def accuracy_grid(results: SettingResults) -> tuple[list[float], list[float], FloatArray]:
     """Teachers' α, temperatures, and the mean accuracy of students [α, T]; nan where none was trained.
 
-    Of students at β = 1 with the teacher's temperature whose teachers had no dropout.
+    Of the usual students whose teachers had no dropout.
     """
     means: dict[tuple[float, float], float] = {}
-    for (alpha, dropout, temperature, own, beta), runs in recipes(results).items():
-        accuracies = scored_values(runs, "accuracy")
-        if not dropout and beta == 1 and own == temperature and accuracies:
+    for alpha, dropout, temperature, runs in usual(results):
+        if not dropout and (accuracies := scored_values(runs, "accuracy")):
             means[alpha, temperature] = float(np.mean(accuracies))
     alphas, temperatures = (sorted({key[axis] for key in means}) for axis in (0, 1))
     values = [[means.get((alpha, temperature), np.nan) for temperature in temperatures] for alpha in alphas]
@@ -112,17 +133,11 @@ def accuracy_grid(results: SettingResults) -> tuple[list[float], list[float], Fl
 
 def smoothness_figure(found: dict[str, dict[float, list[float]]], title: str = "") -> Figure:
     """Accuracy against γ: a line through the means of every curve, with its seeds' range. Figure 5's colours."""
-    looks = {
-        "teacher, label smoothing": (BLUE, DASHES[0]),
-        "student, label smoothing": (SKY, DASHES[0]),
-        "student of the hard-target teacher, by T": (RED, DASHES[1]),
-        "student of smoothed teachers, T = 1": (BLUE, DASHES[1]),
-    }
     with look():
         figure = new_figure(5.6, 4.2)
         axes = figure.subplots()
         for index, (name, curve) in enumerate(found.items()):
-            colour, dashes = looks[name]
+            colour, dashes = CURVES[name]
             _band(axes, curve, colour)
             axes.plot(
                 list(curve), [np.mean(values) for values in curve.values()], color=colour, linestyle=dashes,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from nmt_ls.claims import Side, Test
 from nmt_ls.metrics.distributions import student_t_quantile
@@ -67,9 +69,16 @@ class Finding:
 
 
 def runs_of(results: SettingResults, side: Side) -> list[Run]:
-    """The runs of a side's recipe."""
-    runs = results.runs(side.alpha, taught=bool(side.taught))
-    return [run for run in runs if all(run.signature.get(key) == value for key, value in side.taught.items())]
+    """The runs of a side's recipe; of students see Side."""
+    if not side.taught:
+        return results.runs(side.alpha)
+
+    def meant(signature: Mapping[str, Any]) -> bool:
+        usual = {"beta": 1.0, "student_temperature": signature["teacher_temperature"]}
+        wanted = {**usual, "squared_temperature_factor": False, **side.taught}
+        return all(signature[key] == value for key, value in wanted.items())
+
+    return [run for run in results.runs(side.alpha, taught=True) if meant(run.signature)]
 
 
 def compared_runs(test: Test, results: SettingResults) -> list[list[Run]]:

@@ -142,9 +142,10 @@ def distillation_loss(
 ) -> Tensor:
     """Mean of (1 - β)·H(y, p(T_s)) + β·H(p_teacher(T_t), p(T_s)) in nats: Müller et al. 2019, section 4.
 
-    There both terms are at the teacher's temperature, which is the default; `student_temperature=1` is a common other
-    choice. The second term's gradient shrinks with 1/(T_t·T_s); the factor undoes that (T² where they are equal:
-    Hinton et al. 2015, section 2). No gradient reaches the teacher. Computed in float32, or float64 for float64.
+    There the student is at the teacher's temperature, which is the default; `student_temperature=1` is a common other
+    choice. The labels' term, of which nothing is left at the paper's β = 1, is at the student's temperature too. The
+    second term's gradient shrinks with 1/(T_t·T_s); the factor undoes that (T² where they are equal: Hinton et al.
+    2015, section 2). No gradient reaches the teacher. Computed in float32, or float64 for float64.
 
     Raises:
         ValueError: beta outside [0, 1], a temperature that is not positive, shapes that do not fit each other.

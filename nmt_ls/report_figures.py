@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from nmt_ls.claim_statistics import readable
 from nmt_ls.distillation_report import students_figures
 from nmt_ls.image_calibration import reliabilities
+from nmt_ls.information_report import information_figures
 from nmt_ls.metrics.calibration import MOMENTS, Calibration, calibration_from_sums
 from nmt_ls.metrics.inputs import FloatArray
 from nmt_ls.metrics.null import null_distribution_from_sums
@@ -51,8 +52,6 @@ SHOWN = {
     "of least loss",
     "risk-coverage-*-T1.0": "selective prediction: the error among those that are most certain, by their share",
     "risk-coverage-*-test": "selective prediction: the error among those that are most certain, by their share",
-    "information-*": "as Figure 6 of the paper: mutual information between training images of two classes and the "
-    "difference of their logits, estimated from views that were not fitted",
     "inference-*-T1.0": "calibration on the model's own translations (is a piece right by alignment with the "
     "reference?), beside that on the reference's prefixes",
 }
@@ -84,7 +83,7 @@ class Picture:
 
 def setting_pictures(name: str, results: SettingResults, teachers: SettingResults | None = None) -> Iterator[Picture]:
     """What can be drawn of a setting of this name, and what its study drew of it; teachers: of its students."""
-    drawn = [*setting_figures(results), *students_figures(results, teachers)]
+    drawn = [*setting_figures(results), *students_figures(results, teachers), *information_figures(results)]
     for kind, caption, figure in drawn:
         yield Picture(name=f"report-{name}-{kind}", caption=caption, figure=figure)
     before = f"report-{name}-reliability"

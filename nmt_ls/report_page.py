@@ -14,6 +14,7 @@ from typing import Any, Self
 import pandas as pd
 
 from nmt_ls.claims import Claims, Setting
+from nmt_ls.distillation_report import recipes
 from nmt_ls.experiment.atomic import atomic_write
 from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.records import provenance
@@ -61,23 +62,21 @@ class Part:
     def signature(self) -> dict[str, str]:
         """What the recipes of all runs have in common, and the values of what differs."""
         said: dict[str, dict[str, None]] = {}
-        for run in self.results.runs():
+        for run in self.results.runs(taught=None):
             for key, value in (*_flat(run.signature), *run.search.items()):
                 said.setdefault(key, {})[value] = None
         return {key: ", ".join(values) for key, values in said.items() if key not in _NOT_SHOWN}
 
     def searches(self) -> dict[str, str]:
         """Of the signature, what belongs to translations: beam, length penalty, and sacrebleu's own signatures."""
-        return {
-            key: value for key, value in self.signature().items() if any(key in r.search for r in self.results.runs())
-        }
+        runs = self.results.runs(taught=None)
+        return {key: value for key, value in self.signature().items() if any(key in run.search for run in runs)}
 
     def commands(self) -> list[str]:
-        """Those that made the figures of the first run of every α."""
-        found: dict[str, None] = {}
-        for alpha in self.results.alphas:
-            found |= self.results.runs(alpha)[0].commands
-        return list(found)
+        """Those that made the figures of the first run of every α, and of every recipe of students."""
+        firsts = [self.results.runs(alpha)[0] for alpha in self.results.alphas]
+        firsts += [runs[0] for runs in recipes(self.results).values()]
+        return list({command: None for run in firsts for command in run.commands})
 
 
 _NOT_SHOWN = ("temperature", "temperature_is", "cell", "study", "slice", "sacrebleu", "tokens")
@@ -118,7 +117,7 @@ class Report:
                 regimes_missed=regimes_missed(claims, name, found),
             )
             for name, found in results.items()
-            if found.runs()
+            if found.runs(taught=None)
         ]
         return cls(claims=claims, root=root, verdicts=list(verdicts_of(claims, results)), parts=parts)
 

@@ -15,6 +15,7 @@ from nmt_ls.claims import Chosen
 from nmt_ls.distillation_report import student_rows
 from nmt_ls.findings import Finding, interval_text
 from nmt_ls.image_calibration import scaling_rows
+from nmt_ls.information_report import information_rows
 from nmt_ls.study_results import NotMeasuredError, Run, SettingResults, fitted_text, mean_and_sd, scored_values
 from nmt_ls.translation_tables import estimator_rows, translation_rows
 
@@ -162,10 +163,23 @@ STUDENTS = [
     Column(key="gamma", heading="γ", format=".4f"),
     Column(key="accuracy", heading="accuracy", format=".4f"),
     Column(key="accuracy sd", heading="its sd over seeds", format=".4f"),
-    Column(key="difference", heading="difference from hard labels alone [95%]", format=".4f"),
+    Column(key="accuracy difference", heading="difference from hard labels alone [95%]", format=".4f"),
     *(column for column in FIGURES if column.key in ("train_accuracy", "nll", "ece", "exact_ece", "kl_to_truth")),
 ]
 """Of students (nmt_ls.distillation_report)."""
+INFORMATION = [
+    RECIPE[0],
+    RECIPE[3],
+    Column(key="classes", heading="of the classes"),
+    Column(key="mutual_information_initial", heading="before training", format=".3f"),
+    Column(key="mutual_information_peak", heading="at its peak", format=".3f"),
+    Column(key="mutual_information", heading="at the end", format=".3f"),
+    Column(key="mutual_information sd", heading="its sd over seeds", format=".3f"),
+    Column(key="mutual_information_fall", heading="less than at its peak by", format=".3f"),
+    Column(key="mutual_information_reused", heading="as the paper estimates it", format=".3f"),
+    Column(key="log N", heading="log N", format=".3f"),
+]
+"""Of nmt_ls.information_report."""
 GEOMETRY = [
     RECIPE[0],
     Column(key="split", heading="split"),
@@ -238,6 +252,11 @@ def setting_tables(results: SettingResults, beside: SettingResults | None = None
             title="Section 4 of the paper: students by their teacher and the temperature of its targets",
             columns=STUDENTS,
             rows=list(student_rows(results)),
+        ),
+        Table(
+            title="Beside Figure 6 of the paper: mutual information in nats, means over seeds",
+            columns=INFORMATION,
+            rows=list(information_rows(results)),
         ),
         Table(
             title="Beside Figure 1 of the paper: means over seeds", columns=GEOMETRY, rows=list(geometry_rows(results))

@@ -35,10 +35,14 @@ SETTINGS = "settings"
 """Likewise, of runs whose records have it: a name for the rest of an image classifier's training configuration."""
 FRESH = "fresh"
 """The split of figures on targets drawn afresh from a known distribution: they stand beside those of the test split."""
+COURSE = "update"
+"""In a signature: the figure is one of many, at this update of a run's training."""
 APART = ("slice", "estimator", "sample_tokens")
 """What tells figures of one name apart: it becomes part of the name."""
 EXAMPLES = "examples.parquet"
 """The folder in which the evaluation of classifiers leaves what belongs to each image."""
+OF_TEACHERS = tuple(f"teacher_{key}" for key in ("checkpoint", "model", "updates", "train_size"))
+"""Likewise, of students."""
 LOSS = ("spread", "prior")
 """What has to be the same in all runs of one α."""
 
@@ -65,6 +69,8 @@ class Run:
     search: dict[str, str] = field(default_factory=dict)
     samples: dict[str, int] = field(default_factory=dict)  # of which a figure of this name is the mean
     classes: dict[str, str] = field(default_factory=dict)  # that a figure of this name is of, where it is not of all
+    images: dict[str, int] = field(default_factory=dict)  # of how many a figure of this name is, where it is not of all
+    course: dict[str, dict[int, float]] = field(default_factory=dict)  # values by update, of what training recorded
     commands: dict[str, None] = field(default_factory=dict)
 
     @property
@@ -161,6 +167,9 @@ class SettingResults:
         signature = record.signature
         temperature = round(float(signature.get("temperature", 1.0)), DIGITS)
         name = " ".join([record.name, *(str(signature[key]) for key in APART if key in signature)])
+        if COURSE in signature:
+            run.course.setdefault(record.name, {})[int(signature[COURSE])] = record.value
+            return
         search = (
             signature.get("beam", self.setting.beam),
             signature.get("length_penalty", self.setting.length_penalty),
@@ -177,6 +186,8 @@ class SettingResults:
         else:
             swept = run.decoded if "beam" in signature else run.swept
             swept.setdefault(temperature, {})[name] = record.value
+        if "images" in signature:
+            run.images[name] = int(signature["images"])
         if "classes" in signature:
             run.classes[name] = ", ".join(map(str, signature["classes"]))
         if "samples" in signature:
@@ -199,13 +210,13 @@ class SettingResults:
         *,
         split: str | None = None,
         checkpoint: str | None = None,
-        taught: bool = False,
+        taught: bool | None = False,
     ) -> list[Run]:
-        """Runs with any figure on a split (the reported one), by α and seed: those that learnt from labels, or (taught)
-        from a teacher."""
+        """Runs with any figure on a split (the reported one), by α and seed: those that learnt from labels, (taught)
+        from a teacher, or (None) both."""
         found = self._runs.get((split or self.setting.split, checkpoint or self.setting.checkpoint), {}).values()
         return sorted(
-            (run for run in found if run.taught == taught and (alpha is None or run.alpha == alpha)),
+            (run for run in found if taught in (None, run.taught) and (alpha is None or run.alpha == alpha)),
             key=lambda run: (run.alpha, run.seed),
         )
 
@@ -217,8 +228,8 @@ class SettingResults:
     def comparable(self, sides: Sequence[Sequence[Run]]) -> None:
         """Raises NotMeasuredError where runs differ in what has to be the same, or two of a side have one seed."""
         runs = list({run.name: run for side in sides for run in side}.values())
-        for key in (*RECIPE, SETTINGS):
-            values = {str(run.signature.get(key)) for run in runs if key in run.signature or key != SETTINGS}
+        for key in (*RECIPE, SETTINGS, *OF_TEACHERS):
+            values = {str(run.signature.get(key)) for run in runs if key in run.signature or key in RECIPE}
             if len(values) > 1:
                 shown = ", ".join(sorted(value[:12] for value in values))
                 raise NotMeasuredError(f"the runs differ in {key} ({shown}), so that nothing can be compared")

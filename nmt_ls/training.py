@@ -182,7 +182,9 @@ def train(config: TrainConfig, team: Team | None = None) -> Outcome:
             start_from(task.model, corpus, Path(config.init_from), config.init_checkpoint)
         return fit_and_summarise(task, run, lambda: summarise(run, task), unit="tokens", team=team)
 
-    return train_in(path, config_to_dict(config_of(config, corpus)), manifest, work)
+    return train_in(
+        path, config_to_dict(config_of(config, corpus)), manifest, work, defaults=config_to_dict(TrainConfig())
+    )
 
 
 def config_of(config: TrainConfig, corpus: Corpus) -> TrainConfig:

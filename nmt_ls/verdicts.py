@@ -12,7 +12,7 @@ from nmt_ls.claim_statistics import evaluate
 from nmt_ls.claims import Claim, Claims, Expectation, Regime, Setting, Test
 from nmt_ls.findings import LEAST_SEEDS, Finding, runs_of
 from nmt_ls.metrics.statistics import seeds_needed
-from nmt_ls.study_results import NotMeasuredError, SettingResults, scored_values
+from nmt_ls.study_results import NotMeasuredError, Run, SettingResults, scored_values
 
 Word = Literal["reproduced", "not reproduced", "unresolved", "regime not reached", "not run here"]
 ANSWERS: dict[Word, str] = {"reproduced": "yes", "not reproduced": "no"}
@@ -152,11 +152,18 @@ def combine(outcomes: Sequence[Outcome]) -> Word:
 
 def regime_value(regime: Regime, results: SettingResults) -> float:
     """The regime's figure, mean over the hard-target runs at temperature 1 on the reported split."""
-    return _hard_mean(regime.figure, str(regime), results)
+    return _hard_mean(regime, regime.figure, str(regime), results)
 
 
-def _hard_mean(figure: str, title: str, results: SettingResults) -> float:
-    values = scored_values(results.runs(0.0), figure)
+def hard_runs(regime: Regime, results: SettingResults) -> list[Run]:
+    """Those whose records say whether the regime is reached: with hard targets, or the students of such teachers."""
+    if not regime.of_teachers:
+        return results.runs(0.0)
+    return [run for run in results.runs(taught=True) if run.signature["teacher_alpha"] == 0]
+
+
+def _hard_mean(regime: Regime, figure: str, title: str, results: SettingResults) -> float:
+    values = scored_values(hard_runs(regime, results), figure)
     if not values:
         raise NotMeasuredError(f"{title} of hard targets, which says whether the regime is reached, is not recorded")
     return sum(values) / len(values)
@@ -167,7 +174,9 @@ def outside(regime: Regime, value: float, results: SettingResults) -> str:
     if value < regime.at_least:
         return f"{regime} of hard targets is {value:.4f}, below {regime.at_least:g}"
     if regime.over:
-        over, under = (_hard_mean(name, name.replace("_", "-"), results) for name in (regime.over, regime.under))
+        over, under = (
+            _hard_mean(regime, name, name.replace("_", "-"), results) for name in (regime.over, regime.under)
+        )
         if over <= under:
             names = regime.over.replace("_", "-"), regime.under.replace("_", "-")
             return f"{names[0]} of hard targets is {over:.4f}, no more than {names[1]}, {under:.4f}"
@@ -187,7 +196,10 @@ def regimes_missed(claims: Claims, name: str, results: SettingResults) -> list[s
 def seeds_missing(claim: Claim, setting: Setting, results: SettingResults, outcomes: Sequence[Outcome]) -> str:
     """'3 of 5 seeds' where fewer were found than are planned, by a test or of the hard targets of a regime."""
     found = [min(outcome.finding.seeds) for outcome in outcomes if outcome.finding is not None]
-    found += [len(scored_values(results.runs(0.0), regime.figure)) for regime in claim.regimes]
+    for regime in claim.regimes:
+        found.append(
+            len({run.seed for run in hard_runs(regime, results) if regime.figure in run.scored.get(False, {})})
+        )
     return f"{min(found)} of {setting.seeds} seeds" if found and min(found) < setting.seeds else ""
 
 
@@ -209,7 +221,7 @@ def verdict(claim: Claim, setting_name: str, setting: Setting, results: SettingR
             regime_values=tuple(values),
         )
 
-    if not results.runs():
+    if not results.runs(taught=None):
         silent = f"; {', '.join(results.silent)} do not say their dropout" if results.silent else ""
         return said("not run here", f"no records of {setting.runs} in {results.folder}{silent}")
     outcomes = [judge(name, test, results) for name, test in claim.tests.items()]

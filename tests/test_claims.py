@@ -12,7 +12,7 @@ import yaml
 
 from nmt_ls.claims import Claims, Setting, Side, Test, read_claims
 from nmt_ls.experiment.command_line import UserError
-from nmt_ls.experiment.study import Cell, load_study
+from nmt_ls.experiment.study import Cell, Study, load_study
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ROOT / "configs" / "claims.yaml"
@@ -79,9 +79,38 @@ def test_settings_find_the_cells_of_their_study(shipped: Claims) -> None:
         alphas = {cell.values["alpha"] for cell in found}
         compared = (0.0,) if name == "mnist-dropout" else (0.0, 0.1)
         assert set(compared) <= alphas
-        assert {cell.values.get("dropout", 0.0) for cell in found} == {setting.dropout}
+        if name != "mnist-taught":  # where it is the teacher's
+            assert {cell.values.get("dropout", 0.0) for cell in found} == {setting.dropout}
         for alpha in compared:
             assert len({cell.values["seed"] for cell in found if cell.values["alpha"] == alpha}) == setting.seeds
+
+
+def taught_in(study: Study) -> set[tuple[float, float, float, int]]:
+    """Teacher's α and dropout, temperature and seed of the students that a study trains."""
+    found = set()
+    for cell in study.cells:
+        for words in (step.line.split() for step in cell.steps):
+            if "--teacher" in words:
+                alpha, dropout = cell.values["alpha"], cell.values.get("dropout", 0.0)
+                found.add((alpha, dropout, float(words[words.index("--temperature") + 1]), cell.values["seed"]))
+    return found
+
+
+def test_students_of_claims_are_those_of_their_study(shipped: Claims) -> None:
+    asked = [
+        (shipped.settings[name], side.taught)
+        for claim in shipped.claims
+        for name in claim.settings
+        for test in claim.tests.values()
+        for side in test.sides
+        if side.taught
+    ]
+    assert asked
+    for setting, taught in asked:
+        (file,) = [word for word in setting.command.split() if word.endswith(".yaml")]
+        teachers = (taught["teacher_alpha"], taught.get("teacher_dropout", 0.0), taught["teacher_temperature"])
+        trained_by = taught_in(load_study(ROOT / file))
+        assert len([recipe for recipe in trained_by if recipe[:3] == teachers]) == setting.seeds
 
 
 GOOD: dict[str, Any] = {

@@ -33,7 +33,8 @@ class DistillationConfig:
     checkpoint: which weights of it.
     temperature: divides the teacher's logits.
     student_temperature: divides the student's while it learns; left out, the teacher's, as Section 4 has it.
-    beta: weight of the teacher's targets, against that of the labels; with 1, the paper's, labels are not looked at.
+    beta: weight of the teacher's targets, against that of the labels (at the student's temperature too); with 1, the
+        paper's, labels are not looked at.
     squared_temperature_factor: the teacher's part is multiplied by both temperatures, so that its gradient keeps its
         size (Hinton et al. 2015, section 2); at high ones student's logits are then matched to teacher's (eq. 4).
     """
@@ -68,7 +69,10 @@ class DistillationConfig:
 class Teacher:
     """A trained classifier that says of views what it makes of them, and a student's loss against that.
 
-    facts: which run and weights these are and how they were trained, for manifests and signatures.
+    facts: which run and weights these are and how they were trained, for manifests and signatures. train_accuracy: on
+    what it was trained on, which says whether it is over-confident.
+
+    Where images are never shown otherwise its logits are computed once, in fp32; else in the arithmetic of training.
     """
 
     def __init__(
@@ -76,10 +80,13 @@ class Teacher:
         model: ImageModel,
         config: DistillationConfig,
         facts: Mapping[str, Any],
+        *,
+        train_accuracy: float,
         forward: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         """forward: the model's, where it is compiled."""
         self.model, self.config, self.facts = model.eval().requires_grad_(False), config, dict(facts)
+        self.train_accuracy = train_accuracy
         self._forward = forward or self.model
         self._known_NK: Tensor | None = None
 
@@ -106,6 +113,10 @@ class Teacher:
             config.squared_temperature_factor,
         )
 
+    def figures(self, images: ImageSplit, augmentation: Augmentation) -> dict[str, float]:
+        """What a student's summary has of it, by name."""
+        return {"gamma": self.smoothness_index(images, augmentation), "teacher_train_accuracy": self.train_accuracy}
+
     def smoothness_index(self, images: ImageSplit, augmentation: Augmentation) -> float:
         """γ of its targets, at its temperature: over all training images, each in one view of those that students see.
 
@@ -113,7 +124,7 @@ class Teacher:
         """
         device, parts = next(self.model.parameters()).device, []
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(VIEWS_SEED)
+            torch.default_generator.manual_seed(VIEWS_SEED)  # of the CPU, where augmentation draws
             for rows_B in torch.split(torch.arange(len(images)), EVALUATION_BATCH):
                 views_BCHW = augmentation.train(images.images_NCHW[rows_B].to(device))
                 parts.append(self.model(views_BCHW))  # not as compiled, for which these batches have other shapes

@@ -28,6 +28,7 @@ OVER_RUNS = ("accuracy", "nll", "ece", "debiased_ece", "train_accuracy", "exact_
 ALIKE = (
     *("data", "model", "train_size", "updates", "dropout", "prior", "spread", "training_precision", "settings"),
     *("alpha", "teacher_alpha", "teacher_dropout", "teacher_temperature", "student_temperature", "beta"),
+    *("squared_temperature_factor", "teacher_checkpoint", "teacher_model", "teacher_settings", "teacher_train_size"),
     "temperature_is",
 )
 ALWAYS = ("alpha", "temperature_is")  # of these, in the table even where all runs have the same

@@ -204,6 +204,8 @@ def evaluate(config: EvaluateConfig, known: Iterable[ImageData] = ()) -> Evaluat
     plain, fitted = figures(1.0, temperature_recipe(1.0)), None
     gaps = LogitGapAccumulator().update(logits_NK, split.labels_N).compute()
     plain.values.update(gaps.figures_of_loss(loss.alpha, loss.spread, loss.prior))
+    if classifier.taught:
+        plain.values.pop("logit_gap_ideal", None)  # its targets were not those of its loss.alpha
     plain.values.update(template_figures(classifier.model.templates))
     plain.values["train_accuracy"] = classifier.training_accuracy()
     plain.values.update(of_training(classifier.path))
@@ -237,10 +239,12 @@ def template_figures(templates_KD: Tensor) -> dict[str, float]:
 
 def of_training(path: Path) -> dict[str, float]:
     """What a run's summary has of its training: the updates at which validation accuracy had 98% and 99% of its final
-    value and, of a student, how smooth its teacher's targets were (γ). Empty for an unfinished run."""
+    value and, of a student, how smooth its teacher's targets were (γ) and how accurate that was on its
+    training images. Empty for an unfinished run."""
     run = RunDirectory(path)
     summary = run.read_summary() if run.summary_file.exists() else {}
-    return {key: float(summary[key]) for key in ("steps_to_98", "steps_to_99", "gamma") if key in summary}
+    names = ("steps_to_98", "steps_to_99", "gamma", "teacher_train_accuracy")
+    return {key: float(summary[key]) for key in names if key in summary}
 
 
 def diagrams(evaluated: Evaluated) -> dict[str, Figure]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,16 +16,17 @@ from nmt_ls.experiment.records import Record, one_line, prepare_results, records
 from nmt_ls.experiment.run_directory import RunDirectory
 from nmt_ls.experiment.tables import format_table
 from vision_ls.data import in_brackets
-from vision_ls.mutual_information import Information, InformationConfig, Pair, mutual_information
+from vision_ls.mutual_information import Information, InformationConfig, Pair, Sigma, mutual_information
 from vision_ls.runs import Classifier, find_run, find_runs
 from vision_ls.train_config import new_model
 
 __all__ = ["mutual_information"]
 
-SHORT_NAMES = {key: f"information.{key}" for key in ("classes", "images", "views", "sigma")}
 HEAD = ("run", "alpha", "updates")
 NATS = ("initial", "peak", "mutual_information", "mutual_information_error", "mutual_information_reused")
-COURSE = "mutual_information_course"
+NAME = "mutual_information"
+STEADY = 5
+"""Measurements of a course whose mean counts as one, where its peak is sought."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +34,10 @@ class MeasureConfig:
     """Whose information is measured, and of which images.
 
     runs: of classifiers, one or more; left out, the newest finished one under runs/. What they recorded while training
-        (`information.classes` there) is drawn as a course.
+        (`information.classes` there) is drawn as a course, where it is measured in the same way here.
     data: where their images lie, if no longer where they were when they were trained.
     checkpoint: which weights of the runs.
-    information: of what; left out, as the runs recorded it while training.
+    classes, images, views, sigma: as in training (information.*); what is left out is as each run was trained with.
     results: a directory to whose records.jsonl every figure is appended that is not there yet.
     figure: whether to draw the course there.
     device: auto takes CUDA where there is a GPU.
@@ -45,7 +46,10 @@ class MeasureConfig:
     runs: tuple[str, ...] = ()
     data: str | None = None
     checkpoint: CheckpointName = "best"
-    information: InformationConfig = field(default_factory=InformationConfig)
+    classes: tuple[str, ...] = ()
+    images: int | None = None
+    views: int | None = None
+    sigma: Sigma | None = None
     results: str | None = None
     figure: bool = True
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -53,6 +57,12 @@ class MeasureConfig:
     def __post_init__(self) -> None:
         if len(set(self.runs)) < len(self.runs):
             raise ValueError("runs: name each only once")
+        self.asked(InformationConfig())
+
+    def asked(self, trained: InformationConfig) -> InformationConfig:
+        """What is measured of a run that was trained with these."""
+        given = {"classes": self.classes or None, "images": self.images, "views": self.views, "sigma": self.sigma}
+        return replace(trained, **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,17 +98,22 @@ class Measured:
 
     @property
     def peak(self) -> float | None:
-        """The most that its course ever showed."""
-        return max((value for _, value in self.course), default=None)
+        """The most that its course ever showed: a mean of STEADY measurements in a row, so that none decides."""
+        values = [value for _, value in self.course]
+        rows = [values[start : start + STEADY] for start in range(max(len(values) - STEADY + 1, 1))]
+        return max((sum(row) / len(row) for row in rows if row), default=None)
 
     def records(self) -> list[Record]:
-        """One a figure, and one a point of the course."""
-        recipe = self.recipe
-        values = {**self.found.figures(), "mutual_information_initial": self.initial.value}
+        """One a figure, and one a point of the course; with another σ than the paper's they have names of their own."""
+        recipe, sigma = self.recipe, self.pair.config.sigma
+        values = {**self.found.figures(), f"{NAME}_initial": self.initial.value}
         if self.peak is not None:
-            values["mutual_information_peak"] = self.peak
-        points = [records_of({COURSE: value}, {**recipe, "update": step}) for step, value in self.course]
-        return [*records_of(values, recipe), *(record for point in points for record in point)]
+            values |= {f"{NAME}_peak": self.peak, f"{NAME}_fall": self.peak - self.found.value}
+        records = records_of(values, recipe)
+        for update, value in self.course:
+            records += records_of({f"{NAME}_course": value}, {**recipe, "update": update})
+        named = {"shared": ""}.get(sigma, f"{sigma}_")
+        return [replace(record, name=f"{named}{record.name}") for record in records]
 
 
 def main(config: MeasureConfig) -> None:
@@ -112,8 +127,10 @@ def main(config: MeasureConfig) -> None:
     print(f"{names} of {data}, {images} training images, {how} of each, {config.checkpoint} checkpoint\n")
     print(format_table([each.row for each in measured], [*HEAD, *NATS]))
     print(f"\nnats; log 2 = {math.log(2):.4f} says which class, log N = {math.log(images):.4f} which image;")
-    print("initial: before the first update; peak: of the course; error: of the draws of views; reused: as in the")
-    print("paper, of the views that are fitted too, so too high\n")
+    print(f"initial: before the first update; peak: of the course, {STEADY} measurements in a row")
+    if not first.pair.every_outcome:
+        print("error: of the draws of views; reused: as in the paper, of the views that are fitted too, so too high")
+    print()
     for each in measured:
         print(f"recipe: {one_line(each.recipe)}")
     if config.results is not None:
@@ -126,18 +143,19 @@ def measure_all(config: MeasureConfig) -> list[Measured]:
     for path in find_runs(config.runs) or [find_run(None)]:
         known = [classifier.data for classifier, _ in opened]
         run = Classifier.open(path, config.checkpoint, data=config.data, device=config.device, known=known)
-        asked = config.information
-        if asked == InformationConfig():
-            asked = run.config.information
+        asked = config.asked(run.config.information)
         if not asked.classes:
-            raise UserError(f"information.classes: {path} was trained without; name two with --classes")
+            raise UserError(f"classes: {path} was trained without; name two with --classes")
         opened.append((run, Pair(asked, run.data, run.images("train"), run.augmentation)))
     first, theirs = opened[0]
     for run, pair in opened[1:]:
         if run.data.checksum != first.data.checksum:
             raise UserError(f"runs: {run.path} was trained on other images than {first.path}; measure them apart")
-        if (pair.classes, len(pair.rows_N)) != (theirs.classes, len(theirs.rows_N)):
-            raise UserError(f"runs: {run.path} measured other classes than {first.path}; name two with --classes")
+        if (pair.config, run.config.augment) != (theirs.config, first.config.augment):
+            raise UserError(
+                f"runs: {run.path} was trained for another measure (information, augment) than {first.path}; say which "
+                "with --classes, --images, --views and --sigma, or measure them apart"
+            )
     return [measure(run, pair) for run, pair in opened]
 
 
@@ -156,11 +174,9 @@ def measure(run: Classifier, pair: Pair) -> Measured:
 def store(config: MeasureConfig, measured: Sequence[Measured]) -> None:
     """Append the records that are not there yet, and draw the courses, if any was recorded."""
     drawn: Mapping[str, Any] = {}
-    courses = {
-        f"α = {each.recipe['alpha']:g}, seed {each.recipe['seed']}": each.course for each in measured if each.course
-    }
+    courses = {each.recipe["run"]: [dict(each.course)] for each in measured if each.course}
     if config.figure and courses:
-        from vision_ls.information_figure import information_figure  # loads matplotlib
+        from nmt_ls.metrics.course_plot import information_figure  # loads matplotlib
 
         recipe = measured[0].recipe
         title = ", ".join([f"{' and '.join(recipe['classes'])}", recipe["model"], *filter(None, [recipe.get("note")])])
@@ -175,5 +191,4 @@ if __name__ == "__main__":
         MeasureConfig,
         program="python -m vision_ls.information",
         description="Mutual information between training images and the difference of two logits, as in Figure 6.",
-        short_names=SHORT_NAMES,
     )

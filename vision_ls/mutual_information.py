@@ -34,6 +34,8 @@ Sigma = Literal["shared", "each", "best"]
 VIEWS_SEED = 0
 """Of randomly drawn views: the same for every checkpoint and run, so that what differs is the network."""
 _NARROWEST = 1e-9  # of a normal distribution, as a share of the range of values: clusters may have shrunk to points
+_LEAST_OF_EACH = 0.1  # of an image's own σ, as a share of the shared one
+_PRIOR_VIEWS = 2  # all fitted views of an image may be alike by chance: its own σ is not 0 for that
 _WIDTHS = (0.1, 10.0)  # between which the best σ is sought, as multiples of the standard deviation within images
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -68,20 +70,17 @@ class InformationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Information:
-    """Nats: the estimate, its standard error over draws of views (0 where all outcomes were looked at; of these images
-    and fitted views), and the paper's form, which scores the views that it fits."""
+    """Nats: the estimate and, where views were drawn, its standard error over draws of the scored ones (of these images
+    and fitted views) and the paper's form, which scores the views that it fits."""
 
     value: float
-    standard_error: float
-    reused: float
+    standard_error: float | None = None
+    reused: float | None = None
 
     def figures(self) -> dict[str, float]:
         """By the names under which they are logged and recorded."""
-        return {
-            "mutual_information": self.value,
-            "mutual_information_error": self.standard_error,
-            "mutual_information_reused": self.reused,
-        }
+        found = {"": self.value, "_error": self.standard_error, "_reused": self.reused}
+        return {f"mutual_information{name}": value for name, value in found.items() if value is not None}
 
 
 def mutual_information(
@@ -92,7 +91,8 @@ def mutual_information(
     values_NL: Y of L views of each image, which give μ and σ. held_out_NL: of those that are scored, of the same
     images, as many as you like. Left out, `values_NL` is scored: right where it holds all outcomes, biased upwards
     where they were sampled.
-    sigma: "shared", the root of the mean variance within images; "each", every image its own; or a number.
+    sigma: "shared", the root of the mean variance within images; "each", every image its own (drawn towards the shared
+        one as by two views more, where other views are scored; else at least a tenth of it); or a number.
 
     Raises ValueError for shapes that do not fit, fewer than 2 views or images, values that are not finite, σ <= 0.
     """
@@ -126,15 +126,15 @@ def best_sigma(values_NL: Tensor, chosen_on_NL: Tensor) -> float:
 def information_of(values_NL: Tensor, *, every_outcome: bool, sigma: Sigma) -> Information:
     """The estimate from views in the order in which they were drawn; every_outcome: these are all there are."""
     views = values_NL.shape[1]
-    reused = mutual_information(values_NL)
     if every_outcome:
         width = best_sigma(values_NL, values_NL) if sigma == "best" else sigma
-        return Information(value=mutual_information(values_NL, sigma=width), standard_error=0.0, reused=reused)
+        return Information(value=mutual_information(values_NL, sigma=width))
     share = views // (3 if sigma == "best" else 2)
     fitted_NL, scored_NL = values_NL[:, :share], values_NL[:, -share:]
     width = best_sigma(fitted_NL, values_NL[:, share : 2 * share]) if sigma == "best" else sigma
     scores_NL = _scores(fitted_NL, scored_NL, width)
     error = math.sqrt(float(scores_NL.var(1).mean()) / scores_NL.numel())
+    reused = mutual_information(values_NL)
     return Information(value=float(scores_NL.mean()), standard_error=error, reused=reused)
 
 
@@ -169,14 +169,21 @@ def _sds(values_NL: Tensor, scored_NL: Tensor, sigma: str | float) -> Tensor:
             raise ValueError(f'sigma must be "shared", "each" or a number, not {sigma!r}')
         held_out = scored_NL is not values_NL
         widened = math.sqrt(1 + 1 / values_NL.shape[1]) if held_out else 1.0
-        if sigma == "shared":
-            sigma = widened * _within(values_NL, held_out)
-        else:
-            sds_N = widened * values_NL.std(1, correction=int(held_out))
-            return sds_N.clamp_min(_narrowest(values_NL))
+        shared = widened * _within(values_NL, held_out)
+        if sigma == "each":
+            return _own(values_NL, shared / widened, held_out) * widened
+        sigma = shared
     if not 0 < sigma < math.inf:
         raise ValueError(f"sigma must be positive, not {sigma}")
     return torch.full_like(values_NL[:, 0], sigma)
+
+
+def _own(values_NL: Tensor, shared: float, held_out: bool) -> Tensor:
+    """Every image's own standard deviation; of sampled views drawn towards the shared one, as by two views more."""
+    if not held_out:
+        return values_NL.std(1, correction=0).clamp_min(_LEAST_OF_EACH * shared)
+    degrees = values_NL.shape[1] - 1
+    return ((degrees * values_NL.var(1) + _PRIOR_VIEWS * shared**2) / (degrees + _PRIOR_VIEWS)).sqrt()
 
 
 def _within(values_NL: Tensor, held_out: bool | None) -> float:
@@ -242,7 +249,7 @@ class Pair:
         model.eval()
         parts = []
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(VIEWS_SEED)
+            torch.default_generator.manual_seed(VIEWS_SEED)  # of the CPU, where augmentation draws
             for images_BCHW in torch.split(self._images_NCHW, EVALUATION_BATCH):
                 logits = [model(view_BCHW) for view_BCHW in self._views(images_BCHW.to(device))]
                 parts.append(torch.stack([(each[:, first] - each[:, second]).float().cpu() for each in logits], 1))

@@ -162,13 +162,13 @@ def project_runs(config: ProjectConfig) -> tuple[list[Projected], tuple[str, ...
             looked_at(run, split, chosen, config.images)
         plane_of(run, chosen)
     names = tuple(runs[0].data.classes[k] for k in chosen)
-    alphas = [run.config.loss.alpha for run in runs]
+    targets = [run.learnt_from for run in runs]
     projected = []
     for run in runs:
-        which = f"α = {run.config.loss.alpha:g}"
-        if alphas.count(run.config.loss.alpha) > 1:
+        which = run.learnt_from
+        if targets.count(which) > 1:
             which += f", seed {run.config.seed}"
-        learnt = run.training_accuracy() if run.config.loss.alpha == 0 else None
+        learnt = run.training_accuracy() if run.config.loss.alpha == 0 and not run.taught else None
         projected += [measure(run, split, chosen, config, f"{which}, {split}", learnt) for split in config.splits]
     return projected, names
 

@@ -45,7 +45,8 @@ class TrainConfig:
     """A training run. Without data it is the embedded shapes', whose sizes and settings are the defaults here.
 
     data: prepared images (data_prep.images); left out, the embedded shapes.
-    out: the run's directory; left out, runs/DATA-MODEL-lsALPHA-sSEED. {seed} stands for the seed.
+    out: the run's directory; left out, runs/DATA-MODEL-lsALPHA-sSEED, of a student …-from-TEACHER-T4-sSEED
+        for T = 4. {seed} stands for the seed.
     seed: of the initial weights, the order of batches, dropout and augmentation.
     seeds: several runs one after the other, each with one of these; out then holds {seed}, or gets -sSEED at its end.
     train_size: train on a subset with equally many images of each class, the same for every seed; 0: on all.
@@ -57,7 +58,8 @@ class TrainConfig:
         ResNets train 1.25 times as fast on two threads (benchmarks), the others no faster. In bf16 they round less
         often, so that a run is another one than without them. Needs a C++ compiler, and a minute.
     loss_weight: the smoothed loss is multiplied by it before the penalty is added and gradients are clipped. The `loss`
-        of a training line in metrics.jsonl is that sum, its `smoothed` what validation lines call `loss`.
+        of a training line in metrics.jsonl is that sum, its `smoothed` what validation lines call `loss`. Training
+        lines of a student have `distillation` in its place, and the `loss` of its validation lines is NLL.
     checkpoints: which ones the summary scores on the test split; the first gives its top-level figures.
     """
 

@@ -156,18 +156,29 @@ def train(config: TrainConfig, data: ImageData | None = None, team: Team | None 
         "corpus_source": data.source,
         "classes": list(data.classes),
     }
+    teacher = None
     if config.distillation.teacher is not None:
-        finished = RunDirectory(path).summary_file.exists()  # then its teacher may be gone
-        manifest["teacher"] = begun["teacher"] if finished else open_teacher(config, data).facts
+        if "teacher" in begun and RunDirectory(path).summary_file.exists():
+            manifest["teacher"] = begun["teacher"]  # of a finished student the teacher may be gone
+        else:
+            teacher = open_teacher(config, data)
+            manifest["teacher"] = teacher.facts
 
     def work(run: RunDirectory) -> Outcome:
-        task = new_task(config, data, manifest, device)
+        task = new_task(config, data, manifest, device, teacher)
         print(f"{run.path}: {len(task.training):,} images of {data.place}; {precision.reason}", file=sys.stderr)
         return fit_and_summarise(
             task, run, lambda: {**summarise(run, task), **steps_to_reach(run)}, unit="images", team=team
         )
 
-    return train_in(path, config_to_dict(config), manifest, work, must_match=("corpus_checksum", "teacher"))
+    return train_in(
+        path,
+        config_to_dict(config),
+        manifest,
+        work,
+        defaults=config_to_dict(TrainConfig()),
+        must_match=("corpus_checksum", "teacher"),
+    )
 
 
 def default_out(config: TrainConfig, data: ImageData) -> str:
@@ -181,12 +192,22 @@ def default_out(config: TrainConfig, data: ImageData) -> str:
 
 
 def new_task(
-    config: TrainConfig, data: ImageData, manifest: Mapping[str, Any], device: torch.device
+    config: TrainConfig,
+    data: ImageData,
+    manifest: Mapping[str, Any],
+    device: torch.device,
+    teacher: Teacher | None = None,
 ) -> ClassificationTask:
-    """A run's task with freshly drawn weights; the precision is its manifest's."""
+    """A run's task with freshly drawn weights; the precision is its manifest's, and the teacher, where it is not given.
+
+    Raises UserError where the teacher is another than the manifest's.
+    """
     torch.manual_seed(config.seed)
     model = new_model(config, data).to(device)
-    teacher = None if config.distillation.teacher is None else open_teacher(config, data)
+    if teacher is None and config.distillation.teacher is not None:
+        teacher = open_teacher(config, data)
+    if teacher is not None and teacher.facts != manifest["teacher"]:
+        raise UserError(f"distillation.teacher: {config.distillation.teacher} has other weights than when this began")
     return ClassificationTask(config, data, model, Precision.from_manifest(manifest["precision"]), device, teacher)
 
 
@@ -198,11 +219,13 @@ def open_teacher(config: TrainConfig, data: ImageData) -> Teacher:
     """
     asked = config.distillation
     path = find_run(str(asked.teacher), option="distillation.teacher")
+    theirs_on = RunDirectory(path).read_manifest()
+    if theirs_on["corpus_checksum"] != data.checksum:
+        sizes = "; give the embedded shapes' sizes as its training did" if data.embedded else ""
+        raise UserError(f"distillation.teacher: {path} was trained on other images ({theirs_on['corpus']}){sizes}")
     place = None if data.embedded else data.place
     found = Classifier.open(path, asked.checkpoint, data=place, device=config.device, known=[data])
     ours, theirs = augmentation_of(config, data), found.augmentation
-    if found.data.checksum != data.checksum:
-        raise UserError(f"distillation.teacher: {path} was trained on other images ({found.data.place})")
     for what, mine, its in (
         ("shape", ours.output_shape, theirs.output_shape),
         ("normalise", ours.config.normalise, theirs.config.normalise),
@@ -212,7 +235,13 @@ def open_teacher(config: TrainConfig, data: ImageData) -> Teacher:
                 f"distillation.teacher: {path} has learnt from images of another kind ({what} {its}) than its student "
                 f"is to see ({what} {mine}); set augment alike"
             )
-    return Teacher(found.model, asked, teacher_facts(found), compiled(found.model) if config.compile else None)
+    return Teacher(
+        found.model,
+        asked,
+        teacher_facts(found),
+        train_accuracy=found.training_accuracy(),
+        forward=compiled(found.model) if config.compile else None,
+    )
 
 
 def teacher_facts(teacher: Classifier) -> dict[str, Any]:
@@ -266,7 +295,7 @@ def summarise(run: RunDirectory, task: ClassificationTask) -> dict[str, Any]:
     main = ("nll", "ece", "accuracy", "train_accuracy", "exact_ece", "entropy")
     return {
         **{key: figures[first][key] for key in main if key in figures[first]},
-        **({} if task.teacher is None else {"gamma": task.teacher.smoothness_index(task.training, task.augmentation)}),
+        **({} if task.teacher is None else task.teacher.figures(task.training, task.augmentation)),
         "checkpoint": first,
         "split": "test",
         "checkpoints": figures,

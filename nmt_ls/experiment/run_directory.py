@@ -53,14 +53,16 @@ class RunDirectory:
         may_differ: Sequence[str] = (),
         may_grow: Sequence[str] | None = None,
         must_match: Sequence[str] = ("corpus_checksum",),
+        defaults: Mapping[str, Any] | None = None,
     ) -> tuple[Self, RunState]:
         """Begin a run at `path`, or go on with the one that is there; holds its lock until `close` or garbage.
 
         A run that is there must have been asked the same: another value of any key is refused by name (UserError),
         but for the dotted keys in `may_differ` and for numbers that became larger in `may_grow` (None stands for
         engine.max_updates, where schedule.kind does not decay towards it). Keys of the manifest in `must_match` must
-        not differ either. A run with a summary is "finished" and nothing in it is touched, unless a key of `may_grow`
-        has grown: then it is taken up again and the summary is removed.
+        not differ either. What the run's config.yaml does not have yet was added since it was begun and counts as what
+        `defaults`, a whole configuration, says of it. A run with a summary is "finished" and nothing in it is touched,
+        unless a key of `may_grow` has grown: then it is taken up again and the summary is removed.
         """
         if may_grow is None:
             may_grow = () if _decays_to_the_end(config) else ("engine.max_updates",)
@@ -73,7 +75,7 @@ class RunDirectory:
             if not run.config_file.exists():
                 run._begin(config, manifest)
                 return run, "new"
-            grown = run._compare(config, manifest, may_differ, may_grow, must_match)
+            grown = run._compare(config, manifest, may_differ, may_grow, must_match, defaults or {})
             if run.summary_file.exists() and not grown:
                 run.close()
                 return run, "finished"
@@ -202,9 +204,10 @@ class RunDirectory:
         may_differ: Sequence[str],
         may_grow: Sequence[str],
         must_match: Sequence[str],
+        defaults: Mapping[str, Any],
     ) -> bool:
         """Refuse what may not differ; whether a key of may_grow has grown."""
-        was, now = flatten(self.read_config()), flatten(config)
+        was, now = {**flatten(_plain(defaults)), **flatten(self.read_config())}, flatten(config)
         refused, grown = [], False
         for key in dict.fromkeys([*was, *now]):
             old, new = was.get(key, _ABSENT), now.get(key, _ABSENT)
@@ -218,9 +221,10 @@ class RunDirectory:
             else:
                 refused.append(f"{key} was {_show(old)}, now {_show(new)}")
         kept = self.read_manifest()
-        for key in must_match:
-            if key in kept and key in manifest and kept[key] != manifest[key]:
-                refused.append(f"{key} was {_show(kept[key])}, now {_show(manifest[key])}")
+        matched, given = (flatten({key: each[key] for key in must_match if key in each}) for each in (kept, manifest))
+        for key in matched:
+            if key in given and matched[key] != given[key]:
+                refused.append(f"{key} was {_show(matched[key])}, now {_show(given[key])}")
         if refused:
             rest = f" (and {len(refused) - 4} more)" if len(refused) > 4 else ""
             what = "; ".join(refused[:4]) + rest

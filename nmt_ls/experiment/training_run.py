@@ -115,13 +115,18 @@ def train_in(
     manifest: Mapping[str, Any],
     work: Callable[[RunDirectory], Outcome],
     *,
+    defaults: Mapping[str, Any],
     must_match: Sequence[str] = ("corpus_checksum",),
 ) -> Outcome:
-    """Do the work in a run's directory, opened for it, or leave a finished run alone; must_match: of the manifest.
+    """Do the work in a run's directory, opened for it, or leave a finished run alone.
+
+    defaults, must_match: of the configuration and of the manifest, see RunDirectory.open.
 
     Raises UserError where the directory does not fit; a new one in which the work raises it is forgotten.
     """
-    run, state = RunDirectory.open(path, dict(config), dict(manifest), must_match=must_match, may_differ=("threads",))
+    run, state = RunDirectory.open(
+        path, dict(config), dict(manifest), must_match=must_match, may_differ=("threads",), defaults=defaults
+    )
     with run:
         if state == "finished":
             return Outcome(run=run, summary=run.read_summary(), already_finished=True)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from small_classifiers import small_training
 from torch import Tensor
 
-from nmt_ls.experiment.checkpoint import load_weights
+from nmt_ls.experiment.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from nmt_ls.experiment.command_line import UserError
+from nmt_ls.experiment.engine import EngineConfig
 from nmt_ls.experiment.precision import Precision
 from nmt_ls.experiment.run_directory import RunDirectory
+from nmt_ls.experiment.schedule import ScheduleConfig
 from nmt_ls.losses import LossConfig, distillation_loss
 from vision_ls.augment import AugmentConfig
 from vision_ls.data import EmbeddedSizes, embedded_images
@@ -24,8 +28,9 @@ from vision_ls.distill import main as distill_command
 from vision_ls.distillation import DistillationConfig, Teacher, smoothness_index
 from vision_ls.evaluation import EvaluateConfig, evaluate
 from vision_ls.models import ModelConfig
+from vision_ls.penalty import L2Config
 from vision_ls.train_config import TrainConfig
-from vision_ls.training import ClassificationTask, new_task, train
+from vision_ls.training import ClassificationTask, new_task, open_teacher, train
 
 STUDENT = ModelConfig(widths=(4, 4, 4))
 
@@ -42,7 +47,8 @@ def student_training(
 
 def task_of(config: TrainConfig) -> ClassificationTask:
     data = embedded_images(config.embedded)
-    return new_task(config, data, {"precision": Precision().to_dict()}, torch.device("cpu"))
+    manifest = {"precision": Precision().to_dict(), "teacher": open_teacher(config, data).facts}
+    return new_task(config, data, manifest, torch.device("cpu"))
 
 
 def test_smoothness_index_of_smoothed_labels_is_alpha() -> None:
@@ -54,9 +60,18 @@ def test_smoothness_index_of_smoothed_labels_is_alpha() -> None:
     assert smoothness_index(torch.tensor([[4.0, 1.0]]).log(), torch.tensor([0]), 2.0) == pytest.approx(2 / 3)
 
 
-def test_a_teacher_is_shown_its_students_views_in_eval_mode(small_classifier: RunDirectory, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "more", [{}, {"student_temperature": 1.5}, {"squared_temperature_factor": True}], ids=lambda more: " ".join(more)
+)
+def test_a_teacher_is_shown_its_students_views_in_eval_mode(
+    small_classifier: RunDirectory, tmp_path: Path, more: dict[str, Any]
+) -> None:
     config = student_training(
-        tmp_path / "run", small_classifier.path, taught={"temperature": 3.0, "beta": 0.8}, loss_weight=2.0
+        tmp_path / "run",
+        small_classifier.path,
+        taught={"temperature": 3.0, "beta": 0.8, **more},
+        loss_weight=2.0,
+        l2=L2Config(weight=0.04, layers=("last",)),
     )
     task = task_of(config)
     assert task.teacher is not None
@@ -66,8 +81,10 @@ def test_a_teacher_is_shown_its_students_views_in_eval_mode(small_classifier: Ru
     torch.manual_seed(5)
     views = task.augmentation.train(task.training.images_NCHW[rows])
     teacher = task.teacher.model.eval()(views)
-    mean = distillation_loss(task.model(views), teacher, task.training.labels_N[rows], 0.8, 3.0)
-    torch.testing.assert_close(found.total, 2 * 5 * mean)
+    labels = task.training.labels_N[rows]
+    mean = distillation_loss(task.model(views), teacher, labels, beta=0.8, teacher_temperature=3.0, **more)
+    penalty = 0.04 / 2 * task.model.last.weight.square().sum()
+    torch.testing.assert_close(found.total, 2 * 5 * mean + 5 * penalty)
     torch.testing.assert_close(found.extras["distillation"], (5 * mean).detach())
     assert "smoothed" not in found.extras
     found.total.backward()
@@ -151,15 +168,61 @@ def test_a_whole_run(small_classifier: RunDirectory, tmp_path: Path, capsys: pyt
     assert evaluated.plain.recipe["teacher_weights"] == signature["teacher_weights"]
 
 
-def test_students_come_near_their_teacher(small_classifier: RunDirectory, tmp_path: Path) -> None:
-    config = student_training(tmp_path / "student", small_classifier.path)
+def test_students_come_nearer_to_their_teacher_than_labels_bring_them(
+    small_classifier: RunDirectory, tmp_path: Path
+) -> None:
+    """A teacher that calls every class by the next one's name: nothing but its outputs can teach that."""
+    teacher_path = tmp_path / "teacher"
+    shutil.copytree(small_classifier.path, teacher_path)
+    for name in ("last", "best"):
+        weights, state = load_checkpoint(teacher_path / "checkpoints" / name)
+        weights = {key: 3 * value.roll(1, 0) if key.startswith("last.") else value for key, value in weights.items()}
+        save_checkpoint(teacher_path / "checkpoints" / name, weights, state)
+    engine = EngineConfig(max_updates=60, validate_every=30, log_every=30, monitor="accuracy", average_last=0)
+    config = student_training(tmp_path / "student", teacher_path, engine=engine)
     task = task_of(config)
     assert task.teacher is not None
-    images = task.augmentation.evaluate(task.training.images_NCHW)
-    with torch.no_grad():
-        theirs = task.teacher.model(images).softmax(1)
-        before = float(-(theirs * task.model.eval()(images).log_softmax(1)).sum(1).mean())
-    assert agreement(train(config).run, task.teacher, task) < before
+    taught = train(config).run
+    alone = train(small_training(tmp_path / "alone", loss=LossConfig(alpha=0.0), model=STUDENT, engine=engine)).run
+    assert agreement(taught, task.teacher, task) < agreement(alone, task.teacher, task) - 0.1
+
+
+def test_a_killed_student_goes_on_exactly(small_classifier: RunDirectory, tmp_path: Path) -> None:
+    def steps(updates: int) -> dict[str, Any]:
+        engine = EngineConfig(max_updates=updates, validate_every=4, log_every=2, monitor="accuracy", average_last=0)
+        return {"engine": engine, "schedule": ScheduleConfig(kind="steps", milestones=(8,))}
+
+    whole = train(student_training(tmp_path / "whole", small_classifier.path, **steps(12))).run
+    train(student_training(tmp_path / "parts", small_classifier.path, **steps(7)))
+    parts = train(student_training(tmp_path / "parts", small_classifier.path, **steps(12))).run
+    weights = [load_weights(run.checkpoints / "last") for run in (whole, parts)]
+    assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
+
+
+def test_a_student_that_grows_wants_its_teacher(small_classifier: RunDirectory, tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher"
+    shutil.copytree(small_classifier.path, teacher)
+    config = student_training(tmp_path / "student", teacher)
+    train(config)
+    shutil.rmtree(teacher)
+    train(small_training(teacher, seed=7))
+    longer = replace(config, engine=replace(config.engine, max_updates=16))
+    with pytest.raises(UserError, match="has other weights than when this began"):
+        train(longer)
+
+
+def test_a_run_that_learnt_from_labels_is_no_student(small_classifier: RunDirectory, tmp_path: Path) -> None:
+    train(small_training(tmp_path / "run", loss=LossConfig(alpha=0.0), model=STUDENT))
+    with pytest.raises(UserError, match=r"distillation.teacher was .*choose another --out"):
+        train(student_training(tmp_path / "run", small_classifier.path))
+
+
+def test_a_run_from_before_there_were_teachers_goes_on(tmp_path: Path) -> None:
+    config = small_training(tmp_path / "run")
+    run = train(config).run
+    old = {key: value for key, value in run.read_config().items() if key not in ("distillation", "information")}
+    run.config_file.write_text(yaml.safe_dump(old), encoding="utf-8")
+    assert train(config).already_finished
 
 
 def test_a_run_does_not_go_on_with_another_teacher(small_classifier: RunDirectory, tmp_path: Path) -> None:
@@ -170,7 +233,7 @@ def test_a_run_does_not_go_on_with_another_teacher(small_classifier: RunDirector
     run.summary_file.unlink()
     shutil.rmtree(teacher)
     train(small_training(teacher, seed=7))
-    with pytest.raises(UserError, match=r"teacher was .*, now .*choose another --out"):
+    with pytest.raises(UserError, match=r"teacher\.weights was .*, now .*choose another --out"):
         train(config)
 
 
@@ -179,7 +242,10 @@ def test_a_run_does_not_go_on_with_another_teacher(small_classifier: RunDirector
     [
         ({"augment": AugmentConfig(crop=8)}, r"distillation.teacher: .* another kind \(shape \(3, 24, 24\)\)"),
         ({"augment": AugmentConfig(normalise="none")}, r"another kind \(normalise data\) than .* \(normalise none\)"),
-        ({"embedded": EmbeddedSizes(train=90, validation=40, test=60)}, "drawn otherwise|other images"),
+        (
+            {"embedded": EmbeddedSizes(train=90, validation=40, test=60)},
+            "was trained on other images .*sizes",
+        ),
     ],
 )
 def test_teachers_that_do_not_fit(

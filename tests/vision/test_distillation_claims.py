@@ -12,14 +12,17 @@ from small_classifiers import small_training
 
 from data_prep.images import ImagesConfig
 from data_prep.images import main as prepare
-from nmt_ls.claims import TAUGHT, Claim, Side, Test, read_claims
-from nmt_ls.distillation_report import accuracy_grid, curves, recipes, student_rows, students_figures
+from nmt_ls.claims import TAUGHT, Claim, Claims, Side, Test, read_claims
+from nmt_ls.distillation_report import CURVES, accuracy_grid, curves, recipes, student_rows, students_figures
 from nmt_ls.experiment.engine import EngineConfig
-from nmt_ls.findings import compared_runs
+from nmt_ls.experiment.records import read_records
+from nmt_ls.findings import compared_runs, runs_of
+from nmt_ls.information_report import information_figures, information_rows
 from nmt_ls.losses import LossConfig
+from nmt_ls.report_page import Report, write_page
 from nmt_ls.report_tables import setting_tables
 from nmt_ls.study_results import NotMeasuredError, SettingResults, read_results
-from nmt_ls.verdicts import judge
+from nmt_ls.verdicts import hard_runs, judge, regime_value
 from vision_ls.distillation import DistillationConfig
 from vision_ls.evaluate import main as evaluate_command
 from vision_ls.evaluation import EvaluateConfig
@@ -83,8 +86,10 @@ def results_of(root: Path, setting_name: str, runs: str) -> SettingResults:
 @pytest.mark.parametrize("claim", OF_STUDENTS, ids=lambda claim: claim.name)
 def test_every_student_is_found(root: Path, claim: Claim) -> None:
     for setting_name in claim.settings:
-        results = results_of(root, setting_name, "student-*")
-        assert {regime.figure for regime in claim.regimes} <= set(results.runs(0.0)[0].scored[False])
+        results = results_of(root, setting_name, "teacher-d0.0-*" if "teacher" in setting_name else "student-*")
+        for regime in claim.regimes:
+            assert 0 < regime_value(regime, results) <= 1
+            assert {run.taught for run in hard_runs(regime, results)} == {regime.of_teachers}
         for name, test in claim.tests.items():
             if "teacher_dropout" not in {key for side in test.sides for key in side.taught}:
                 test = dataclasses.replace(  # both kinds of teacher are in this one study
@@ -137,19 +142,14 @@ def test_the_table_of_students(root: Path) -> None:
     for row in rows:
         assert row["student_temperature"] == row["teacher_temperature"]
         assert 0 < row["gamma"] < 1
-        assert row["difference"].difference == pytest.approx(row["accuracy"] - hard)
+        assert row["accuracy difference"].difference == pytest.approx(row["accuracy"] - hard)
 
 
 def test_curves_and_grid(root: Path) -> None:
     results = results_of(root, "shapes-student", "student-*")
     teachers = results_of(root, "shapes-teacher", "teacher-d0.0-*")
     found = curves(results, teachers)
-    assert list(found) == [
-        "teacher, label smoothing",
-        "student, label smoothing",
-        "student of the hard-target teacher, by T",
-        "student of smoothed teachers, T = 1",
-    ]
+    assert list(found) == list(CURVES)
     assert list(found["student, label smoothing"]) == DIRECT
     undropped = [(alpha, temperature) for alpha, dropout, temperature in TAUGHT_BY if dropout == 0]
     hard = found["student of the hard-target teacher, by T"]
@@ -157,7 +157,7 @@ def test_curves_and_grid(root: Path) -> None:
     assert list(hard) == sorted(hard)  # by γ, which rises with the temperature
     by_recipe = recipes(results)
     for gamma, accuracies in hard.items():
-        (runs,) = (runs for runs in by_recipe.values() if runs[0].scored[False]["gamma"] == gamma)
+        (runs,) = (runs for runs in by_recipe.values() if [run.scored[False]["gamma"] for run in runs] == [gamma])
         assert accuracies == [run.scored[False]["accuracy"] for run in runs]
     assert len(found["student of smoothed teachers, T = 1"]) == len([a for a, t in undropped if a > 0 and t == 1])
     alphas, temperatures, values = accuracy_grid(results)
@@ -175,6 +175,63 @@ def test_without_students_nothing_is_shown(root: Path) -> None:
     teachers = results_of(root, "shapes-teacher", "teacher-d0.0-*")
     assert list(students_figures(teachers, None)) == []
     assert list(student_rows(teachers)) == []
+    direct = results_of(root, "shapes-student", "student-ls*")
+    assert list(students_figures(direct, teachers)) == []
+
+
+def test_students_alone_are_shown_too(root: Path, tmp_path: Path) -> None:
+    """As a study leaves it that has not come to the students on labels alone."""
+    settings = {
+        name: dataclasses.replace(CLAIMS.settings[name], results="study", runs=runs)
+        for name, runs in (("shapes-student", "student-from-d0.0-*"), ("shapes-teacher", "teacher-d0.0-*"))
+    }
+    claims = [claim for claim in CLAIMS.claims if set(claim.settings) <= set(settings) and claim.settings]
+    report = Report.read(Claims(settings=settings, claims=tuple(claims)), root)
+    part = next(part for part in report.parts if part.name == "shapes-student")
+    assert part.signature()["teacher_temperature"]
+    assert part.commands()
+    (table,) = part.tables
+    assert len(table.rows) == len([dropout for _, dropout, _ in TAUGHT_BY if dropout == 0])
+    assert all("accuracy difference" not in row for row in table.rows)
+    verdicts = {verdict.claim.name: verdict for verdict in report.verdicts}
+    for outcome in verdicts["distillation-hard-teacher"].outcomes:
+        assert (outcome.word, outcome.why) == ("not run here", "no run with α = 0.1")
+    assert all(outcome.finding for outcome in verdicts["distillation-same-temperature"].outcomes)
+    page = write_page(report, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "as Figure 5 of the paper" in page
+
+
+def test_students_of_other_recipes_stand_apart(root: Path) -> None:
+    """A student with a temperature of its own, and one whose teacher was scaled: neither is meant by a claim."""
+    results = results_of(root, "shapes-student", "student-*")
+    (usual,) = (run for run in results.runs(taught=True) if run.name == "student-from-d0.0-ls0.0-T4-s1")
+    records = read_records(results.folder / "records.jsonl")
+    for name, change in (("own", {"student_temperature": 1.0}), ("factor", {"squared_temperature_factor": True})):
+        for record in [record for record in records if record.signature["run"] == usual.name]:
+            signature = {**record.signature, "run": f"student-{name}-s1", **change}
+            records.append(dataclasses.replace(record, signature=signature))
+    more = SettingResults(results.setting, results.folder, records)
+    assert len(more.runs(taught=True)) == len(TAUGHT_BY) + 2
+    assert len(recipes(more)) == len(recipes(results)) + 2
+    assert curves(more, None) == curves(results, None)
+    side = Side(alpha=0.0, taught={"teacher_alpha": 0.0, "teacher_dropout": 0.0, "teacher_temperature": 4.0})
+    assert [run.name for run in runs_of(more, side)] == [usual.name]
+    own = Side(alpha=0.0, taught={**side.taught, "student_temperature": 1.0})
+    assert [run.name for run in runs_of(more, own)] == ["student-own-s1"]
+
+
+def test_information_is_shown(root: Path) -> None:
+    results = results_of(root, "mnist-information-training", "information-*")
+    rows = list(information_rows(results))
+    assert [row["alpha"] for row in rows] == [0.0, 0.1]
+    for row, run in zip(rows, results.runs(), strict=True):
+        assert row["mutual_information"] == run.scored[False]["mutual_information"]
+        assert row["log N"] == pytest.approx(np.log(8))
+        assert list(run.course["mutual_information_course"]) == [0, 15, 30]
+    ((name, caption, figure),) = information_figures(results)
+    assert name == "information"
+    assert "8 training images" in caption
+    assert [line.get_label() for line in figure.axes[0].lines[:2]] == ["α = 0", "α = 0.1"]
 
 
 def test_a_side_of_students_that_there_are_not(root: Path) -> None:

@@ -17,7 +17,6 @@ from nmt_ls.experiment.run_directory import RunDirectory
 from vision_ls.augment import Augmentation, AugmentConfig
 from vision_ls.data import EmbeddedSizes, embedded_images
 from vision_ls.information import MeasureConfig, main, measure_all
-from vision_ls.information_figure import information_figure
 from vision_ls.mutual_information import InformationConfig, Pair, best_sigma, information_of, mutual_information
 from vision_ls.train_config import TrainConfig, new_model
 from vision_ls.training import train
@@ -101,6 +100,16 @@ def test_the_best_sigma_gives_no_less() -> None:
         assert mutual_information(fitted, third, best) > mutual_information(fitted, third, other)
 
 
+def test_images_whose_fitted_views_are_alike() -> None:
+    """Of few outcomes some are drawn twice: an image's own σ of 0 would call every other view impossible."""
+    generator = torch.Generator().manual_seed(0)
+    outcomes = torch.randn(N, 3, generator=generator, dtype=torch.float64) + torch.linspace(0, 9, N)[:, None]
+    drawn = outcomes.gather(1, torch.randint(3, (N, 12), generator=generator))
+    fitted, scored = drawn[:, :3], drawn[:, 3:]
+    assert (fitted.std(1) == 0).any()
+    assert 0 < mutual_information(fitted, scored, "each") < math.log(N)
+
+
 def test_shares_of_the_views_are_fitted_and_scored() -> None:
     values = views_round(torch.linspace(0, 9, N), 12)
     found = information_of(values, every_outcome=False, sigma="shared")
@@ -116,7 +125,9 @@ def test_shares_of_the_views_are_fitted_and_scored() -> None:
         mutual_information(values[:, :4], values[:, 8:], best_sigma(values[:, :4], values[:, 4:8]))
     )
     exact = information_of(values, every_outcome=True, sigma="shared")
-    assert (exact.value, exact.standard_error) == (exact.reused, 0.0)
+    assert exact.value == pytest.approx(mutual_information(values))
+    assert (exact.standard_error, exact.reused) == (None, None)
+    assert list(exact.figures()) == ["mutual_information"]
     assert information_of(values, every_outcome=True, sigma="best").value > exact.value - 1e-4
 
 
@@ -201,13 +212,20 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     # the last checkpoint is that of the last validation, and the first point that of the first weights
     assert values["mutual_information"] == pytest.approx(course[-1][1], abs=1e-5)
     assert values["mutual_information_initial"] == course[0][1]
-    assert values["mutual_information_peak"] == max(value for _, value in course)
+    assert values["mutual_information_peak"] == pytest.approx(sum(value for _, value in course) / 4)
     assert of_first[0]["signature"]["classes"] == [str(k) for k in measure_all(config)[0].recipe["classes"]]
+    assert values["mutual_information_fall"] == values["mutual_information_peak"] - values["mutual_information"]
+    main(dataclasses.replace(config, sigma="each", results=str(tmp_path / "each")))
+    lines = (tmp_path / "each" / "records.jsonl").read_text().splitlines()
+    assert {json.loads(line)["name"] for line in lines} >= {
+        "each_mutual_information",
+        "each_mutual_information_initial",
+    }
     assert (tmp_path / "found" / "figures" / "information-run-s1-run-s2-last-train.svg").exists()
 
 
 def test_a_checkpoint_without_a_course(small_classifier: RunDirectory) -> None:
-    measured = measure_all(MeasureConfig(runs=(str(small_classifier.path),), information=TWO))
+    measured = measure_all(MeasureConfig(runs=(str(small_classifier.path),), classes=("0", "1"), images=8, views=6))
     assert not measured[0].course
     with pytest.raises(UserError, match="trained without; name two with --classes"):
         measure_all(MeasureConfig(runs=(str(small_classifier.path),)))
@@ -229,15 +247,12 @@ def test_input_that_does_not_fit(small_classifier: RunDirectory, tmp_path: Path)
             InformationConfig(**wrong)  # type: ignore[arg-type]
     others = EmbeddedSizes(train=90, validation=40, test=60)
     other = train(small_training(tmp_path / "other", embedded=others)).run
+    finer = train(small_training(tmp_path / "finer", information=dataclasses.replace(TWO, views=8))).run
+    both = MeasureConfig(runs=(str(small_classifier.path), str(finer.path)), classes=("0", "1"), images=8)
+    with pytest.raises(UserError, match="another measure"):
+        measure_all(both)
+    assert measure_all(dataclasses.replace(both, views=6))[1].pair.views == 6
     with pytest.raises(UserError, match="other images"):
-        measure_all(MeasureConfig(runs=(str(small_classifier.path), str(other.path)), information=TWO))
-
-
-def test_the_figure() -> None:
-    figure = information_figure({"a": [(0, 0.1), (10, 2.0), (100, 1.0)], "b": [(0, 0.2), (10, 1.5)]}, 600, "title")
-    axes = figure.axes[0]
-    assert [line.get_label() for line in axes.lines[:2]] == ["a", "b"]
-    levels = sorted(float(line.get_ydata()[0]) for line in axes.lines[2:])  # type: ignore[arg-type, index]
-    assert levels == pytest.approx([math.log(2), math.log(600)])
-    with pytest.raises(ValueError, match="no course"):
-        information_figure({}, 600)
+        measure_all(
+            MeasureConfig(runs=(str(small_classifier.path), str(other.path)), classes=("0", "1"), images=8, views=6)
+        )

@@ -18,7 +18,6 @@ from nmt_ls.experiment.study import load_study
 from vision_ls.augment import AugmentConfig
 from vision_ls.distill import OF_STUDENTS, DistillConfig
 from vision_ls.evaluation import EvaluateConfig
-from vision_ls.information import SHORT_NAMES as OF_INFORMATION
 from vision_ls.information import MeasureConfig
 from vision_ls.models import build_model
 from vision_ls.penalty import penalised_weights
@@ -39,7 +38,7 @@ COMMANDS: dict[str, Any] = {
     "project": ProjectConfig,
     "information": MeasureConfig,
 }
-NAMES = {"train": SHORT_NAMES, "distill": {**SHORT_NAMES, **OF_STUDENTS}, "information": OF_INFORMATION}
+NAMES = {"train": SHORT_NAMES, "distill": {**SHORT_NAMES, **OF_STUDENTS}}
 SIDES = {"mnist": 28, "cifar10": 32, "cifar100": 32, "tiny_imagenet_20": 64, "imagenet": 331}
 
 
