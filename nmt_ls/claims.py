@@ -37,6 +37,7 @@ TAUGHT = {
     "teacher_temperature": "T",
     "student_temperature": "its own T",
     "beta": "β",
+    "squared_temperature_factor": "T² factor",
 }
 """Of signatures of students, what tells them apart, and what it is called."""
 EVERY_TEMPERATURE = ("nll_at_every_temperature", "best_temperature_distance")
@@ -117,8 +118,8 @@ class Side:
     """A recipe at a temperature: a number, or the best by a figure on the split `choose_on`.
 
     taught: of students, by what teacher and how, as signatures have it; left out, the runs that learnt from labels
-    alone. What it does not say of teacher_alpha, teacher_dropout and teacher_temperature may be anything; else it is as
-    in the paper: β = 1, and the student's temperature the teacher's.
+    alone. What it does not say of teacher_alpha, teacher_dropout and teacher_temperature may be anything; else β is 1,
+    the student's temperature the teacher's, and the loss has the factor T² where T is not 1.
     """
 
     alpha: float

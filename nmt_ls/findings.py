@@ -74,9 +74,11 @@ def runs_of(results: SettingResults, side: Side) -> list[Run]:
         return results.runs(side.alpha)
 
     def meant(signature: Mapping[str, Any]) -> bool:
-        usual = {"beta": 1.0, "student_temperature": signature["teacher_temperature"]}
-        wanted = {**usual, "squared_temperature_factor": False, **side.taught}
-        return all(signature[key] == value for key, value in wanted.items())
+        temperature = signature["teacher_temperature"]
+        wanted: dict[str, Any] = {"beta": 1.0, "student_temperature": temperature}
+        if temperature != 1:
+            wanted["squared_temperature_factor"] = True
+        return all(signature[key] == value for key, value in {**wanted, **side.taught}.items())
 
     return [run for run in results.runs(side.alpha, taught=True) if meant(run.signature)]
 

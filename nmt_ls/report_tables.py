@@ -62,6 +62,7 @@ FIGURES = [
     Column(key="aurc", heading="AURC", format=".4f"),
     Column(key="inference_ece", heading="inference ECE", format=".4f"),
     Column(key="empty_preferred", heading="empty preferred", format=".3f"),
+    Column(key="exact_accuracy", heading="exact accuracy", format=".4f"),
     Column(key="exact_ece", heading="exact ECE", format=".4f"),
     Column(key="kl_to_truth", heading="KL to truth", format=".4f"),
     Column(key="tv_to_truth", heading="TV to truth", format=".4f"),
@@ -159,12 +160,15 @@ STUDENTS = [
     Column(key="teacher_temperature", heading="T", format="g"),
     Column(key="student_temperature", heading="the student's T", format="g"),
     Column(key="beta", heading="β", format="g"),
+    Column(key="squared_temperature_factor", heading="factor T²", format="g"),
     RECIPE[3],
     Column(key="gamma", heading="γ", format=".4f"),
+    Column(key="teacher_accuracy", heading="the teacher's accuracy", format=".4f"),
     Column(key="accuracy", heading="accuracy", format=".4f"),
     Column(key="accuracy sd", heading="its sd over seeds", format=".4f"),
-    Column(key="accuracy difference", heading="difference from hard labels alone [95%]", format=".4f"),
-    *(column for column in FIGURES if column.key in ("train_accuracy", "nll", "ece", "exact_ece", "kl_to_truth")),
+    Column(key="accuracy difference", heading="difference from hard labels alone [95%, over seeds]", format=".4f"),
+    *(column for column in FIGURES if column.key in ("train_accuracy", "nll", "ece")),
+    *(column for column in FIGURES if column.key in ("exact_accuracy", "exact_ece", "kl_to_truth")),
 ]
 """Of students (nmt_ls.distillation_report)."""
 INFORMATION = [

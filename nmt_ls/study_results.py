@@ -325,7 +325,7 @@ def read_results(setting: Setting, root: Path) -> SettingResults:
     file = folder / "records.jsonl"
     records = last_of_each(read_records(file)) if file.exists() else []
     found = SettingResults(setting, folder, records)
-    notes = dict.fromkeys(str(run.signature["note"]) for run in found.runs() if run.signature.get("note"))
+    notes = dict.fromkeys(str(run.signature["note"]) for run in found.runs(taught=None) if run.signature.get("note"))
     more = [note for note in notes if note.lower() not in setting.caution.lower()]
     found.setting = replace(setting, caution="; ".join(filter(None, [setting.caution, *more])))
     return found

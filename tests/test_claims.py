@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def test_settings_find_the_cells_of_their_study(shipped: Claims) -> None:
         (file,) = [word for word in setting.command.split() if word.endswith(".yaml")]
         if not (ROOT / file).exists():
             continue
-        study = load_study(ROOT / file)
+        study = study_of(file)
         assert study.results == Path("results") / setting.results
         found = [cell for cell in study.cells if any(fnmatch(run, setting.runs) for run in trained(cell))]
         alphas = {cell.values["alpha"] for cell in found}
@@ -83,6 +84,11 @@ def test_settings_find_the_cells_of_their_study(shipped: Claims) -> None:
             assert {cell.values.get("dropout", 0.0) for cell in found} == {setting.dropout}
         for alpha in compared:
             assert len({cell.values["seed"] for cell in found if cell.values["alpha"] == alpha}) == setting.seeds
+
+
+@cache
+def study_of(file: str) -> Study:
+    return load_study(ROOT / file)
 
 
 def taught_in(study: Study) -> set[tuple[float, float, float, int]]:
@@ -109,7 +115,7 @@ def test_students_of_claims_are_those_of_their_study(shipped: Claims) -> None:
     for setting, taught in asked:
         (file,) = [word for word in setting.command.split() if word.endswith(".yaml")]
         teachers = (taught["teacher_alpha"], taught.get("teacher_dropout", 0.0), taught["teacher_temperature"])
-        trained_by = taught_in(load_study(ROOT / file))
+        trained_by = taught_in(study_of(file))
         assert len([recipe for recipe in trained_by if recipe[:3] == teachers]) == setting.seeds
 
 

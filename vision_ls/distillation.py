@@ -69,8 +69,9 @@ class DistillationConfig:
 class Teacher:
     """A trained classifier that says of views what it makes of them, and a student's loss against that.
 
-    facts: which run and weights these are and how they were trained, for manifests and signatures. train_accuracy: on
-    what it was trained on, which says whether it is over-confident.
+    facts: which run and weights these are and how they were trained, for manifests and signatures. figures: for
+    summaries of students, its accuracy on what it was trained on, which says whether it is over-confident, and on test
+    images (None where that is not known).
 
     Where images are never shown otherwise its logits are computed once, in fp32; else in the arithmetic of training.
     """
@@ -81,12 +82,12 @@ class Teacher:
         config: DistillationConfig,
         facts: Mapping[str, Any],
         *,
-        train_accuracy: float,
+        figures: Mapping[str, float | None],
         forward: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         """forward: the model's, where it is compiled."""
         self.model, self.config, self.facts = model.eval().requires_grad_(False), config, dict(facts)
-        self.train_accuracy = train_accuracy
+        self._figures = {name: value for name, value in figures.items() if value is not None}
         self._forward = forward or self.model
         self._known_NK: Tensor | None = None
 
@@ -115,7 +116,7 @@ class Teacher:
 
     def figures(self, images: ImageSplit, augmentation: Augmentation) -> dict[str, float]:
         """What a student's summary has of it, by name."""
-        return {"gamma": self.smoothness_index(images, augmentation), "teacher_train_accuracy": self.train_accuracy}
+        return {"gamma": self.smoothness_index(images, augmentation), **self._figures}
 
     def smoothness_index(self, images: ImageSplit, augmentation: Augmentation) -> float:
         """γ of its targets, at its temperature: over all training images, each in one view of those that students see.

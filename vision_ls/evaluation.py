@@ -239,11 +239,11 @@ def template_figures(templates_KD: Tensor) -> dict[str, float]:
 
 def of_training(path: Path) -> dict[str, float]:
     """What a run's summary has of its training: the updates at which validation accuracy had 98% and 99% of its final
-    value and, of a student, how smooth its teacher's targets were (γ) and how accurate that was on its
-    training images. Empty for an unfinished run."""
+    value and, of a student, how smooth its teacher's targets were (γ) and how accurate that was. Empty for an
+    unfinished run."""
     run = RunDirectory(path)
     summary = run.read_summary() if run.summary_file.exists() else {}
-    names = ("steps_to_98", "steps_to_99", "gamma", "teacher_train_accuracy")
+    names = ("steps_to_98", "steps_to_99", "gamma", "teacher_train_accuracy", "teacher_accuracy")
     return {key: float(summary[key]) for key in names if key in summary}
 
 

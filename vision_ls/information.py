@@ -25,6 +25,7 @@ __all__ = ["mutual_information"]
 HEAD = ("run", "alpha", "updates")
 NATS = ("initial", "peak", "mutual_information", "mutual_information_error", "mutual_information_reused")
 NAME = "mutual_information"
+DENSE = 20
 STEADY = 5
 """Measurements of a course whose mean counts as one, where its peak is sought."""
 
@@ -110,10 +111,17 @@ class Measured:
         if self.peak is not None:
             values |= {f"{NAME}_peak": self.peak, f"{NAME}_fall": self.peak - self.found.value}
         records = records_of(values, recipe)
-        for update, value in self.course:
+        for update, value in thinned(self.course):
             records += records_of({f"{NAME}_course": value}, {**recipe, "update": update})
         named = {"shared": ""}.get(sigma, f"{sigma}_")
         return [replace(record, name=f"{named}{record.name}") for record in records]
+
+
+def thinned(course: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Of a course of hundreds of measurements what a figure needs: the first, where all is quick, then every fifth, and
+    the last."""
+    last = len(course) - 1
+    return [point for index, point in enumerate(course) if index < DENSE or index % 5 == 0 or index == last]
 
 
 def main(config: MeasureConfig) -> None:

@@ -152,7 +152,8 @@ def score_logits(
 def exact_figures(scores: ImageScores, posteriors_NK: Tensor) -> dict[str, float]:
     """What only a known truth p(k | image) can say, nats where it applies.
 
-    exact_ece: ECE with the 0/1 correctness replaced by p(ŷ | image), and its signed gap. Apart from it, how far the
+    exact_accuracy: the mean of p(ŷ | image), what accuracy would be over all labels. exact_ece: ECE with the 0/1
+    correctness replaced by it, and its signed gap. Apart from it, how far the
     model is from the truth: the mean KL divergence and total variation. And what the truth allows: the mean of
     −log p of these labels (entropy), and the accuracy of its own best guess.
     """
@@ -163,6 +164,7 @@ def exact_figures(scores: ImageScores, posteriors_NK: Tensor) -> dict[str, float
     of_labels_N = posteriors_NK.gather(1, scores.labels_N[:, None])[:, 0]
     best: NDArray[np.float64] = posteriors_NK.max(1).values.numpy()
     return {
+        "exact_accuracy": float(chance_N.mean()),
         "exact_ece": exact.ece,
         "exact_signed_gap": exact.signed_gap,
         "kl_to_truth": float(kl_N.mean()),

@@ -158,9 +158,9 @@ def train(config: TrainConfig, data: ImageData | None = None, team: Team | None 
     }
     teacher = None
     if config.distillation.teacher is not None:
-        if "teacher" in begun and RunDirectory(path).summary_file.exists():
-            manifest["teacher"] = begun["teacher"]  # of a finished student the teacher may be gone
-        else:
+        if "teacher" in begun and is_finished(path, config.engine.max_updates):
+            manifest["teacher"] = begun["teacher"]  # it may be gone
+        else:  # before the run is opened: one that grows would lose its summary to a teacher that does not fit
             teacher = open_teacher(config, data)
             manifest["teacher"] = teacher.facts
 
@@ -179,6 +179,12 @@ def train(config: TrainConfig, data: ImageData | None = None, team: Team | None 
         defaults=config_to_dict(TrainConfig()),
         must_match=("corpus_checksum", "teacher"),
     )
+
+
+def is_finished(path: Path, updates: int) -> bool:
+    """Whether the run that was begun there has ended, after so many updates or more."""
+    run = RunDirectory(path)
+    return run.summary_file.exists() and int(run.read_config()["engine"]["max_updates"]) >= updates
 
 
 def default_out(config: TrainConfig, data: ImageData) -> str:
@@ -206,7 +212,7 @@ def new_task(
     model = new_model(config, data).to(device)
     if teacher is None and config.distillation.teacher is not None:
         teacher = open_teacher(config, data)
-    if teacher is not None and teacher.facts != manifest["teacher"]:
+    if teacher is not None and teacher.facts["weights"] != manifest["teacher"]["weights"]:
         raise UserError(f"distillation.teacher: {config.distillation.teacher} has other weights than when this began")
     return ClassificationTask(config, data, model, Precision.from_manifest(manifest["precision"]), device, teacher)
 
@@ -219,7 +225,10 @@ def open_teacher(config: TrainConfig, data: ImageData) -> Teacher:
     """
     asked = config.distillation
     path = find_run(str(asked.teacher), option="distillation.teacher")
-    theirs_on = RunDirectory(path).read_manifest()
+    run = RunDirectory(path)
+    if not run.summary_file.exists():
+        raise UserError(f"distillation.teacher: {path} has not been trained to its end; finish it first")
+    theirs_on = run.read_manifest()
     if theirs_on["corpus_checksum"] != data.checksum:
         sizes = "; give the embedded shapes' sizes as its training did" if data.embedded else ""
         raise UserError(f"distillation.teacher: {path} was trained on other images ({theirs_on['corpus']}){sizes}")
@@ -239,7 +248,10 @@ def open_teacher(config: TrainConfig, data: ImageData) -> Teacher:
         found.model,
         asked,
         teacher_facts(found),
-        train_accuracy=found.training_accuracy(),
+        figures={
+            "teacher_train_accuracy": found.training_accuracy(),
+            "teacher_accuracy": run.read_summary()["checkpoints"].get(asked.checkpoint, {}).get("accuracy"),
+        },
         forward=compiled(found.model) if config.compile else None,
     )
 

@@ -56,6 +56,33 @@ def test_new_resume_finished(tmp_path):
     assert {path: path.read_bytes() for path in before} == before
 
 
+def test_options_that_a_run_was_begun_before(tmp_path):
+    """What config.yaml lacks counts as the default: the same goes on, and gets the option; another value is refused."""
+    begin(tmp_path / "a", altered("loss.prior", KeyError))
+    usual = {"loss": {"prior": "uniform", "alpha": 0.9}}
+    with pytest.raises(UserError, match=r'loss.prior was absent, now "uniform"'):
+        begin(tmp_path / "a", altered("loss.alpha", 0.1))
+    with pytest.raises(UserError, match=r'loss.prior was "uniform", now "unigram"'):
+        begin(tmp_path / "a", altered("loss.prior", "unigram"), defaults=usual)
+    with pytest.raises(UserError, match=r"loss\.alpha was 0\.1, now 0\.9"):  # it has one of its own
+        begin(tmp_path / "a", altered("loss.alpha", 0.9), defaults=usual)
+    assert begin(tmp_path / "a", defaults=usual) == "resume"
+    assert RunDirectory(tmp_path / "a").read_config()["loss"] == CONFIG["loss"]
+    assert begin(tmp_path / "a") == "resume"
+
+
+def test_facts_of_the_manifest_are_refused_by_key(tmp_path):
+    def manifest(**teacher):
+        return {**MANIFEST, "teacher": teacher}
+
+    match = ("corpus_checksum", "teacher")
+    begin(tmp_path / "a", manifest=manifest(run="t", weights="w"), must_match=match)
+    with pytest.raises(UserError, match=r'teacher\.weights was "w", now "v"') as refused:
+        begin(tmp_path / "a", manifest=manifest(run="t", weights="v"), must_match=match)
+    assert "teacher.run" not in str(refused.value)
+    assert begin(tmp_path / "a", manifest=manifest(run="t", weights="w", more=1), must_match=match) == "resume"
+
+
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [

@@ -156,6 +156,9 @@ def test_a_whole_run(small_classifier: RunDirectory, tmp_path: Path, capsys: pyt
     how = "taught by teacher, last checkpoint (α = 0.1), at T = 1, β = 1"
     assert f"{how}; smoothness γ of its targets {summary['gamma']:.4f}" in printed
     assert 0 < summary["gamma"] < 1
+    of_teacher = RunDirectory(small_classifier.path).read_summary()["checkpoints"]["last"]
+    assert summary["teacher_train_accuracy"] == of_teacher["train_accuracy"]
+    assert summary["teacher_accuracy"] == of_teacher["accuracy"]
     assert (signature["teacher_alpha"], signature["alpha"]) == (0.1, 0.0)
     assert (signature["teacher_temperature"], signature["student_temperature"], signature["beta"]) == (1.0, 1.0, 1.0)
     assert signature["teacher_weights"] == manifest["teacher"]["weights"]
@@ -203,24 +206,30 @@ def test_a_student_that_grows_wants_its_teacher(small_classifier: RunDirectory, 
     teacher = tmp_path / "teacher"
     shutil.copytree(small_classifier.path, teacher)
     config = student_training(tmp_path / "student", teacher)
-    train(config)
+    run = train(config).run
+    before = (run.summary_file.read_bytes(), run.config_file.read_bytes())
     shutil.rmtree(teacher)
-    train(small_training(teacher, seed=7))
     longer = replace(config, engine=replace(config.engine, max_updates=16))
-    with pytest.raises(UserError, match="has other weights than when this began"):
+    with pytest.raises(UserError, match=r"distillation.teacher: .* is not a run"):
         train(longer)
+    train(small_training(teacher, seed=7))
+    with pytest.raises(UserError, match=r"teacher\.weights was"):
+        train(longer)
+    assert (run.summary_file.read_bytes(), run.config_file.read_bytes()) == before
+    assert train(config).already_finished
 
 
 def test_a_run_that_learnt_from_labels_is_no_student(small_classifier: RunDirectory, tmp_path: Path) -> None:
-    train(small_training(tmp_path / "run", loss=LossConfig(alpha=0.0), model=STUDENT))
+    shutil.copytree(small_classifier.path, tmp_path / "run")
     with pytest.raises(UserError, match=r"distillation.teacher was .*choose another --out"):
         train(student_training(tmp_path / "run", small_classifier.path))
 
 
-def test_a_run_from_before_there_were_teachers_goes_on(tmp_path: Path) -> None:
+def test_a_run_from_before_there_were_teachers_is_known(small_classifier: RunDirectory, tmp_path: Path) -> None:
     config = small_training(tmp_path / "run")
-    run = train(config).run
+    run = RunDirectory(shutil.copytree(small_classifier.path, tmp_path / "run"))
     old = {key: value for key, value in run.read_config().items() if key not in ("distillation", "information")}
+    old["out"] = config.out
     run.config_file.write_text(yaml.safe_dump(old), encoding="utf-8")
     assert train(config).already_finished
 
@@ -254,6 +263,13 @@ def test_teachers_that_do_not_fit(
     with pytest.raises(UserError, match=message):
         train(student_training(tmp_path / "run", small_classifier.path, **changes))
     assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_a_teacher_that_is_not_finished(small_classifier: RunDirectory, tmp_path: Path) -> None:
+    shutil.copytree(small_classifier.path, tmp_path / "teacher")
+    (tmp_path / "teacher" / "summary.json").unlink()
+    with pytest.raises(UserError, match="has not been trained to its end"):
+        train(student_training(tmp_path / "run", tmp_path / "teacher"))
 
 
 def test_a_teacher_that_is_no_run(tmp_path: Path) -> None:

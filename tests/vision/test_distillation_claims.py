@@ -7,11 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_images import telling_folder
 from small_classifiers import small_training
 
-from data_prep.images import ImagesConfig
-from data_prep.images import main as prepare
 from nmt_ls.claims import TAUGHT, Claim, Claims, Side, Test, read_claims
 from nmt_ls.distillation_report import CURVES, accuracy_grid, curves, recipes, student_rows, students_figures
 from nmt_ls.experiment.engine import EngineConfig
@@ -51,12 +48,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study of one seed of all that claims ask for, as its cells would leave it."""
     place = tmp_path_factory.mktemp("study")
     results = str(place / "results" / "study")
-    prepare(ImagesConfig(source=str(telling_folder(place / "made")), out=str(place / "images")))
-    data = str(place / "images")
     engine = EngineConfig(max_updates=30, validate_every=15, log_every=15, monitor="accuracy", average_last=0)
 
     def evaluated(run: Path, **changes: object) -> None:
-        train(small_training(run, data=data, engine=engine, **changes))
+        train(small_training(run, engine=engine, **changes))
         evaluate_command(EvaluateConfig(run=str(run), checkpoint="last", results=results, figure=False))
 
     for alpha, dropout in sorted({(alpha, dropout) for alpha, dropout, _ in TAUGHT_BY}):
@@ -67,13 +62,15 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         evaluated(place / f"student-ls{alpha}-s1", loss=LossConfig(alpha=alpha), model=narrow)
     for alpha, dropout, temperature in TAUGHT_BY:
         teacher = str(place / f"teacher-d{dropout}-ls{alpha}-s1")
-        taught = DistillationConfig(teacher=teacher, checkpoint="last", temperature=temperature)
+        taught = DistillationConfig(
+            teacher=teacher, checkpoint="last", temperature=temperature, squared_temperature_factor=True
+        )
         name = f"student-from-d{dropout}-ls{alpha}-T{temperature:g}-s1"
         evaluated(place / name, loss=LossConfig(alpha=0.0), model=narrow, distillation=taught)
     asked = InformationConfig(classes=("0", "1"), images=8, views=6)
     for alpha in (0.0, 0.1):
         run = place / f"information-ls{alpha}-s1"
-        train(small_training(run, data=data, engine=engine, loss=LossConfig(alpha=alpha), information=asked))
+        train(small_training(run, engine=engine, loss=LossConfig(alpha=alpha), information=asked))
         evaluate_command(EvaluateConfig(run=str(run), checkpoint="last", split="train", results=results, figure=False))
         information_command(MeasureConfig(runs=(str(run),), checkpoint="last", results=results, figure=False))
     return place / "results"
@@ -104,8 +101,8 @@ def test_every_student_is_found(root: Path, claim: Claim) -> None:
             assert outcome.finding.seeds == (1, 1)
             assert "without" not in outcome.why
             (before,), (after,) = compared_runs(test, results)
-            accuracies = [run.scored[False]["accuracy"] for run in (before, after)]
-            assert outcome.finding.difference == pytest.approx(accuracies[1] - accuracies[0], abs=1e-9)
+            values = [run.scored[False][test.figure or "accuracy"] for run in (before, after)]
+            assert outcome.finding.difference == pytest.approx(values[1] - values[0], abs=1e-9)
             assert before.taught == bool(test.sides[0].taught)
             for key, value in test.treated.taught.items():
                 assert after.signature[key] == value
@@ -202,11 +199,11 @@ def test_students_alone_are_shown_too(root: Path, tmp_path: Path) -> None:
 
 
 def test_students_of_other_recipes_stand_apart(root: Path) -> None:
-    """A student with a temperature of its own, and one whose teacher was scaled: neither is meant by a claim."""
+    """A student with a temperature of its own, and one without the factor T²: neither is meant by a claim."""
     results = results_of(root, "shapes-student", "student-*")
     (usual,) = (run for run in results.runs(taught=True) if run.name == "student-from-d0.0-ls0.0-T4-s1")
     records = read_records(results.folder / "records.jsonl")
-    for name, change in (("own", {"student_temperature": 1.0}), ("factor", {"squared_temperature_factor": True})):
+    for name, change in (("own", {"student_temperature": 1.0}), ("plain", {"squared_temperature_factor": False})):
         for record in [record for record in records if record.signature["run"] == usual.name]:
             signature = {**record.signature, "run": f"student-{name}-s1", **change}
             records.append(dataclasses.replace(record, signature=signature))

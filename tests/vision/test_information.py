@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from small_classifiers import small_training
 from torch import Tensor
 
@@ -16,7 +18,7 @@ from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.run_directory import RunDirectory
 from vision_ls.augment import Augmentation, AugmentConfig
 from vision_ls.data import EmbeddedSizes, embedded_images
-from vision_ls.information import MeasureConfig, main, measure_all
+from vision_ls.information import MeasureConfig, main, measure_all, thinned
 from vision_ls.mutual_information import InformationConfig, Pair, best_sigma, information_of, mutual_information
 from vision_ls.train_config import TrainConfig, new_model
 from vision_ls.training import train
@@ -179,6 +181,11 @@ def test_differences_of_the_two_classes_logits(tmp_path: Path) -> None:
         assert (drawn[image, :, None] - differences[image]).abs().min(1).values.max() < 1e-5
 
 
+def rewrite(run: RunDirectory, **changes: object) -> None:
+    """Let a run have been trained with other settings."""
+    run.config_file.write_text(yaml.safe_dump({**run.read_config(), **changes}), encoding="utf-8")
+
+
 def test_measuring_while_training_changes_nothing_else(tmp_path: Path) -> None:
     plain = train(small_training(tmp_path / "plain")).run
     measured = train(small_training(tmp_path / "measured", information=TWO)).run
@@ -213,7 +220,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert values["mutual_information"] == pytest.approx(course[-1][1], abs=1e-5)
     assert values["mutual_information_initial"] == course[0][1]
     assert values["mutual_information_peak"] == pytest.approx(sum(value for _, value in course) / 4)
-    assert of_first[0]["signature"]["classes"] == [str(k) for k in measure_all(config)[0].recipe["classes"]]
+    assert of_first[0]["signature"]["classes"] == list(embedded_images(small_training(tmp_path).embedded).classes[:2])
     assert values["mutual_information_fall"] == values["mutual_information_peak"] - values["mutual_information"]
     main(dataclasses.replace(config, sigma="each", results=str(tmp_path / "each")))
     lines = (tmp_path / "each" / "records.jsonl").read_text().splitlines()
@@ -222,6 +229,13 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         "each_mutual_information_initial",
     }
     assert (tmp_path / "found" / "figures" / "information-run-s1-run-s2-last-train.svg").exists()
+
+
+def test_a_long_course_is_thinned() -> None:
+    course = [(78 * index, float(index)) for index in range(302)]
+    found = [int(value) for _, value in thinned(course)]
+    assert found[:20] == list(range(20))
+    assert found[20:] == [*range(20, 301, 5), 301]
 
 
 def test_a_checkpoint_without_a_course(small_classifier: RunDirectory) -> None:
@@ -246,8 +260,12 @@ def test_input_that_does_not_fit(small_classifier: RunDirectory, tmp_path: Path)
         with pytest.raises(ValueError, match=r"classes|images|views"):
             InformationConfig(**wrong)  # type: ignore[arg-type]
     others = EmbeddedSizes(train=90, validation=40, test=60)
-    other = train(small_training(tmp_path / "other", embedded=others)).run
-    finer = train(small_training(tmp_path / "finer", information=dataclasses.replace(TWO, views=8))).run
+    other = RunDirectory(shutil.copytree(small_classifier.path, tmp_path / "other"))
+    rewrite(other, embedded=dataclasses.asdict(others))
+    manifest = {**other.read_manifest(), "corpus_checksum": embedded_images(others).checksum}
+    other.manifest_file.write_text(json.dumps(manifest), encoding="utf-8")
+    finer = RunDirectory(shutil.copytree(small_classifier.path, tmp_path / "finer"))
+    rewrite(finer, information={**dataclasses.asdict(TWO), "classes": ["0", "1"], "views": 8})
     both = MeasureConfig(runs=(str(small_classifier.path), str(finer.path)), classes=("0", "1"), images=8)
     with pytest.raises(UserError, match="another measure"):
         measure_all(both)
