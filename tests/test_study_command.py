@@ -25,7 +25,9 @@ from nmt_ls.sweeping import SweepConfig
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = [  # those of images: tests/vision/test_vision_configs.py
-    path for path in sorted((ROOT / "configs" / "studies").glob("*.yaml")) if not path.stem.startswith("vision-")
+    path
+    for path in sorted((ROOT / "configs" / "studies").glob("*.yaml"))
+    if path.stem.split("-")[0] not in ("vision", "distillation")
 ]
 TRAIN = (
     "python -m nmt_ls.train --data {corpus} --ls {alpha} --seed 1 --threads {threads} --precision {precision} "
