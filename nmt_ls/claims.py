@@ -75,7 +75,7 @@ class Setting:
     of the translations that count, as records name them. seeds: how many are planned of every recipe that is compared;
     with fewer a verdict is provisional (0: none are planned). beside: another setting with the same recipes and seeds
     in another precision, with which accuracy is compared. teachers: of students, the setting with their teachers, which
-    stand in their figure.
+    stand in their figure. students: whether only what is of students is shown, as another setting shows the rest.
     """
 
     title: str
@@ -92,6 +92,7 @@ class Setting:
     seeds: int = 0
     beside: str = ""
     teachers: str = ""
+    students: bool = False
 
     @property
     def name(self) -> str:

@@ -83,6 +83,10 @@ class Picture:
 
 def setting_pictures(name: str, results: SettingResults, teachers: SettingResults | None = None) -> Iterator[Picture]:
     """What can be drawn of a setting of this name, and what its study drew of it; teachers: of its students."""
+    if results.setting.students:
+        for kind, caption, figure in students_figures(results, teachers):
+            yield Picture(name=f"report-{name}-{kind}", caption=caption, figure=figure)
+        return
     drawn = [*setting_figures(results), *students_figures(results, teachers), *information_figures(results)]
     for kind, caption, figure in drawn:
         yield Picture(name=f"report-{name}-{kind}", caption=caption, figure=figure)

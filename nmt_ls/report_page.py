@@ -117,7 +117,7 @@ class Report:
                 regimes_missed=regimes_missed(claims, name, found),
             )
             for name, found in results.items()
-            if found.runs(taught=None)
+            if found.runs(taught=True if found.setting.students else None)
         ]
         return cls(claims=claims, root=root, verdicts=list(verdicts_of(claims, results)), parts=parts)
 

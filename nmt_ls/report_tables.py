@@ -229,6 +229,13 @@ class Table:
 def setting_tables(results: SettingResults, beside: SettingResults | None = None) -> list[Table]:
     """All tables of a setting that have rows. beside: of a setting with the same recipes in another precision."""
     setting = results.setting
+    of_students = Table(
+        title="Section 4 of the paper: students by their teacher and the temperature of its targets",
+        columns=STUDENTS,
+        rows=list(student_rows(results)),
+    )
+    if setting.students:
+        return [of_students] if of_students.rows else []
     tables = [
         Table(title=RECIPES, columns=[*RECIPE, *FIGURES], rows=list(recipe_rows(results))),
         Table(
@@ -252,11 +259,7 @@ def setting_tables(results: SettingResults, beside: SettingResults | None = None
             columns=SCALING,
             rows=list(scaling_rows(results)),
         ),
-        Table(
-            title="Section 4 of the paper: students by their teacher and the temperature of its targets",
-            columns=STUDENTS,
-            rows=list(student_rows(results)),
-        ),
+        of_students,
         Table(
             title="Beside Figure 6 of the paper: mutual information in nats, means over seeds",
             columns=INFORMATION,

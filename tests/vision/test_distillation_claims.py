@@ -168,6 +168,18 @@ def test_curves_and_grid(root: Path) -> None:
     assert sorted(numbers) == sorted(f"{100 * value:.2f}" for value in values[np.isfinite(values)])
 
 
+def test_a_setting_may_show_students_alone(root: Path) -> None:
+    shown = [dataclasses.replace(CLAIMS.settings["mnist-taught"], results="study", runs=runs) for runs in (
+        "student-*", "student-ls*"
+    )]  # fmt: skip
+    claims = Claims(settings=dict(zip(("taught", "direct"), shown, strict=True)), claims=())
+    (part,) = Report.read(claims, root).parts
+    assert (part.name, len(part.tables)) == ("taught", 1)
+    assert [picture.name for picture in part.pictures] == [
+        "report-taught-distillation", "report-taught-distillation-grid"
+    ]  # fmt: skip
+
+
 def test_without_students_nothing_is_shown(root: Path) -> None:
     teachers = results_of(root, "shapes-teacher", "teacher-d0.0-*")
     assert list(students_figures(teachers, None)) == []
