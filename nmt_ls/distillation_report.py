@@ -13,19 +13,12 @@ from nmt_ls.claims import TAUGHT, Side, Test
 from nmt_ls.findings import runs_of
 from nmt_ls.metrics.inputs import FloatArray
 from nmt_ls.metrics.plots import BLUE, DASHES, GREEN, MARKERS, RED, SKY, look, new_figure
-from nmt_ls.study_results import Run, SettingResults, mean_and_sd, scored_values
+from nmt_ls.study_results import Run, SettingResults, means_of, scored_values
 from nmt_ls.verdicts import judge
 
 FIGURES = (
-    "gamma",
-    "accuracy",
-    "exact_accuracy",
-    "nll",
-    "ece",
-    "train_accuracy",
-    "exact_ece",
-    "kl_to_truth",
-    "tv_to_truth",
+    *("gamma", "teacher_accuracy", "accuracy", "train_accuracy", "nll", "ece"),
+    *("exact_accuracy", "exact_ece", "kl_to_truth"),
 )
 MATTERS = 0.001
 """A tenth of a per cent of accuracy: of no weight here, where differences are shown and not judged."""
@@ -61,11 +54,9 @@ def student_rows(results: SettingResults) -> Iterator[dict[str, Any]]:
     """Of every recipe: figures, means over seeds, and the difference of accuracy from students that learnt from hard
     labels alone, over seeds (Welch)."""
     for (recipe, _), runs in recipes(results).items():
-        row: dict[str, Any] = {**dict(zip(TAUGHT, recipe, strict=True)), "seeds": len(runs)}
-        for name in FIGURES:
-            if values := scored_values(runs, name):
-                row |= mean_and_sd(name, values)
-        taught = Side(alpha=0.0, taught={**dict(zip(TAUGHT, recipe, strict=True))})
+        how = dict(zip(TAUGHT, recipe, strict=True))
+        row: dict[str, Any] = {**how, "seeds": len(runs), **means_of(runs, FIGURES)}
+        taught = Side(alpha=0.0, taught=how)
         if results.runs(0.0) and runs_of(results, taught) == runs:
             test = Test(
                 statistic="record", figure="accuracy", expect="higher", effect=MATTERS,
@@ -97,14 +88,9 @@ def curves(results: SettingResults, teachers: SettingResults | None) -> dict[str
     if not any(found.values()):
         return {}
     teacher, student, *_ = found
-    found[teacher] = _by_alpha(teachers) if teachers is not None else {}
-    found[student] = _by_alpha(results)
+    found[teacher] = teachers.by_alpha("accuracy") if teachers is not None else {}
+    found[student] = results.by_alpha("accuracy")
     return {name: dict(sorted(curve.items())) for name, curve in found.items() if curve}
-
-
-def _by_alpha(results: SettingResults) -> dict[float, list[float]]:
-    values = {alpha: scored_values(results.runs(alpha), "accuracy") for alpha in results.alphas}
-    return {alpha: accuracies for alpha, accuracies in values.items() if accuracies}
 
 
 def students_figures(results: SettingResults, teachers: SettingResults | None) -> Iterator[tuple[str, str, Figure]]:

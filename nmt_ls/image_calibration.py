@@ -16,7 +16,7 @@ import numpy as np
 from nmt_ls.metrics.calibration import Calibration, CalibrationAccumulator
 from nmt_ls.metrics.inputs import FloatArray
 from nmt_ls.metrics.null import null_distribution_from_sums
-from nmt_ls.study_results import NotMeasuredError, Run, SettingResults, fitted_text, mean_and_sd, scored_values
+from nmt_ls.study_results import NotMeasuredError, Run, SettingResults, fitted_text, means_of, scored_values
 
 Band = tuple[FloatArray, FloatArray]
 FIGURES = ("accuracy", "nll", "ece", "debiased_ece", "squared_l2")
@@ -73,10 +73,7 @@ def scaling_rows(results: SettingResults) -> Iterator[dict[str, Any]]:
             "temperature": fitted_text(system.runs) if system.fitted else "1",
             "seeds": len(system.runs),
         }
-        for name in FIGURES:
-            if values := scored_values(system.runs, name, fitted=system.fitted):
-                row |= mean_and_sd(name, values)
-        yield row
+        yield row | means_of(system.runs, FIGURES, fitted=system.fitted)
 
 
 def reliabilities(results: SettingResults) -> tuple[dict[str, Calibration], Band | None]:

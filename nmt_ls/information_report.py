@@ -9,16 +9,10 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from nmt_ls.metrics.course_plot import information_figure
-from nmt_ls.study_results import SettingResults, mean_and_sd, scored_values
+from nmt_ls.study_results import SettingResults, means_of
 
 COURSE = "mutual_information_course"
-KINDS = ("initial", "peak", "fall")
-INFORMATION = (
-    *(f"mutual_information_{kind}" for kind in KINDS),
-    "mutual_information",
-    "mutual_information_error",
-    "mutual_information_reused",
-)
+FIGURES = ("mutual_information", *(f"mutual_information_{kind}" for kind in ("initial", "peak", "fall", "reused")))
 
 
 def information_rows(results: SettingResults) -> Iterator[dict[str, Any]]:
@@ -33,10 +27,7 @@ def information_rows(results: SettingResults) -> Iterator[dict[str, Any]]:
             "classes": runs[0].classes["mutual_information"],
             "log N": math.log(runs[0].images["mutual_information"]),
         }
-        for name in INFORMATION:
-            if values := scored_values(runs, name):
-                row |= mean_and_sd(name, values)
-        yield row
+        yield row | means_of(runs, FIGURES)
 
 
 def information_figures(results: SettingResults) -> Iterator[tuple[str, str, Figure]]:

@@ -27,7 +27,7 @@ from nmt_ls.metrics.plots import (
     reliability_diagram,
     sweep_figure,
 )
-from nmt_ls.study_results import NotMeasuredError, Run, SettingResults, estimates, scored_values
+from nmt_ls.study_results import NotMeasuredError, Run, SettingResults, estimates
 
 SMOOTHED = 0.1
 AGAINST_ALPHA = {
@@ -241,8 +241,7 @@ def _against_alpha(results: SettingResults) -> dict[str, dict[float, list[float]
         return {}
     panels = {}
     for title, name in AGAINST_ALPHA.items():
-        values = {alpha: scored_values(results.runs(alpha), name) for alpha in results.alphas}
-        measured = {alpha: seeds for alpha, seeds in values.items() if seeds}
+        measured = results.by_alpha(name)
         if len(measured) >= 3 and not (name == "accuracy" and "BLEU" in panels):
             panels[title] = measured
     return panels

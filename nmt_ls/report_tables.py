@@ -154,6 +154,7 @@ PRECISIONS = [
     Column(key="difference", heading="difference [90%]"),
     Column(key="similar", heading=f"within {ACCURACY_MATTERS:g}"),
 ]
+EXACT = ("exact_accuracy", "exact_ece", "kl_to_truth")
 STUDENTS = [
     Column(key="teacher_alpha", heading="teacher's α", format="g"),
     Column(key="teacher_dropout", heading="its dropout", format="g"),
@@ -167,8 +168,7 @@ STUDENTS = [
     Column(key="accuracy", heading="accuracy", format=".4f"),
     Column(key="accuracy sd", heading="its sd over seeds", format=".4f"),
     Column(key="accuracy difference", heading="difference from hard labels alone [95%, over seeds]", format=".4f"),
-    *(column for column in FIGURES if column.key in ("train_accuracy", "nll", "ece")),
-    *(column for column in FIGURES if column.key in ("exact_accuracy", "exact_ece", "kl_to_truth")),
+    *(column for column in FIGURES if column.key in ("train_accuracy", "nll", "ece", *EXACT)),
 ]
 """Of students (nmt_ls.distillation_report)."""
 INFORMATION = [

@@ -116,6 +116,15 @@ def fitted_text(runs: Sequence[Run]) -> str:
     return f"fitted, {np.mean([run.fitted_temperature[0] for run in runs]):.3f}"
 
 
+def means_of(runs: Sequence[Run], names: Iterable[str], *, fitted: bool = False) -> dict[str, float]:
+    """`mean_and_sd` of each of these figures that some run has."""
+    found: dict[str, float] = {}
+    for name in names:
+        if values := scored_values(runs, name, fitted=fitted):
+            found |= mean_and_sd(name, values)
+    return found
+
+
 def mean_and_sd(name: str, values: Sequence[float]) -> dict[str, float]:
     """`name` and, of two seeds or more, `name sd`."""
     found = {name: float(np.mean(values))}
@@ -224,6 +233,11 @@ class SettingResults:
     def alphas(self) -> list[float]:
         """Those that were measured on the reported split."""
         return sorted({run.alpha for run in self.runs()})
+
+    def by_alpha(self, name: str) -> dict[float, list[float]]:
+        """A figure of the runs of every α that has it, at temperature 1."""
+        values = {alpha: scored_values(self.runs(alpha), name) for alpha in self.alphas}
+        return {alpha: seeds for alpha, seeds in values.items() if seeds}
 
     def comparable(self, sides: Sequence[Sequence[Run]]) -> None:
         """Raises NotMeasuredError where runs differ in what has to be the same, or two of a side have one seed."""

@@ -123,14 +123,18 @@ class Teacher:
 
         Views are drawn from VIEWS_SEED; the global random numbers stay where they are.
         """
+        logits_NK = self._of_views(images, augmentation) if self._known_NK is None else self._known_NK
+        return smoothness_index(logits_NK, images.labels_N.to(logits_NK.device), self.config.temperature)
+
+    @torch.no_grad()
+    def _of_views(self, images: ImageSplit, augmentation: Augmentation) -> Tensor:
+        """The logits of one random view of every image; not as compiled, for which these batches have other shapes."""
         device, parts = next(self.model.parameters()).device, []
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(VIEWS_SEED)  # of the CPU, where augmentation draws
             for rows_B in torch.split(torch.arange(len(images)), EVALUATION_BATCH):
-                views_BCHW = augmentation.train(images.images_NCHW[rows_B].to(device))
-                parts.append(self.model(views_BCHW))  # not as compiled, for which these batches have other shapes
-        logits_NK = torch.cat(parts)
-        return smoothness_index(logits_NK, images.labels_N.to(logits_NK.device), self.config.temperature)
+                parts.append(self.model(augmentation.train(images.images_NCHW[rows_B].to(device))))
+        return torch.cat(parts)
 
 
 def smoothness_index(logits_NK: Tensor, labels_N: Tensor, temperature: float = 1.0) -> float:

@@ -68,34 +68,21 @@ class MeasureConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One run: at its checkpoint, before its first update, and its course (update, nats) where it recorded one."""
+    """One run: at its checkpoint, before its first update, and its course (update, nats) where it recorded one; recipe:
+    the signature of these figures."""
 
     classifier: Classifier
     pair: Pair
     found: Information
     initial: Information
     course: Sequence[tuple[int, float]]
-
-    @property
-    def recipe(self) -> dict[str, Any]:
-        """The signature of these figures."""
-        names = self.classifier.data.classes
-        return {
-            **self.classifier.recipe("train"),
-            "temperature_is": "given",
-            "classes": [names[k] for k in self.pair.classes],
-            "images": len(self.pair.rows_N),
-            "views": self.pair.views,
-            "every_outcome": self.pair.every_outcome,
-            "sigma": self.pair.config.sigma,
-        }
+    recipe: Mapping[str, Any]
 
     @property
     def row(self) -> dict[str, Any]:
         """Of the table."""
-        recipe = self.recipe
         peak = {} if self.peak is None else {"peak": self.peak}
-        return {key: recipe[key] for key in HEAD} | {"initial": self.initial.value, **peak, **self.found.figures()}
+        return {key: self.recipe[key] for key in HEAD} | {"initial": self.initial.value, **peak, **self.found.figures()}
 
     @property
     def peak(self) -> float | None:
@@ -113,7 +100,7 @@ class Measured:
         records = records_of(values, recipe)
         for update, value in thinned(self.course):
             records += records_of({f"{NAME}_course": value}, {**recipe, "update": update})
-        named = {"shared": ""}.get(sigma, f"{sigma}_")
+        named = "" if sigma == "shared" else f"{sigma}_"
         return [replace(record, name=f"{named}{record.name}") for record in records]
 
 
@@ -174,9 +161,19 @@ def measure(run: Classifier, pair: Pair) -> Measured:
     initial = pair.information(untrained)
     points: list[tuple[int, float]] = []
     if run.config.information == pair.config:
-        lines = [line for line in RunDirectory(run.path).read_metrics() if "mutual_information" in line]
-        points = [(0, initial.value), *((line["step"], line["mutual_information"]) for line in lines)]
-    return Measured(classifier=run, pair=pair, found=pair.information(run.model), initial=initial, course=points)
+        lines = [line for line in RunDirectory(run.path).read_metrics() if NAME in line]
+        points = [(0, initial.value), *((line["step"], line[NAME]) for line in lines)]
+    recipe = {
+        **run.recipe("train"),
+        "temperature_is": "given",
+        "classes": [run.data.classes[k] for k in pair.classes],
+        "images": len(pair.rows_N),
+        "views": pair.views,
+        "every_outcome": pair.every_outcome,
+        "sigma": pair.config.sigma,
+    }
+    found = pair.information(run.model)
+    return Measured(classifier=run, pair=pair, found=found, initial=initial, course=points, recipe=recipe)
 
 
 def store(config: MeasureConfig, measured: Sequence[Measured]) -> None:

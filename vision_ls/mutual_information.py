@@ -105,7 +105,7 @@ def best_sigma(values_NL: Tensor, chosen_on_NL: Tensor) -> float:
     Sought by golden section between 0.1 and 10 times the standard deviation within images. What is scored with it
     should be neither of these views, unless they are all outcomes. Raises ValueError as `mutual_information`.
     """
-    within = _within(values_NL.double(), None)
+    within = _within(values_NL.double(), correction=1)
     low, high = (math.log(width * within) for width in _WIDTHS)
     found: dict[float, float] = {}
 
@@ -153,7 +153,7 @@ def _scores(values_NL: Tensor, held_out_NL: Tensor | None, sigma: str | float) -
     scored_NL = values_NL if held_out_NL is None else held_out_NL.double()
     if len(scored_NL) != len(values_NL):
         raise ValueError(f"values are of {len(values_NL)} images, held-out ones of {len(scored_NL)}")
-    means_N, sds_N = values_NL.mean(1), _sds(values_NL, scored_NL, sigma)
+    means_N, sds_N = values_NL.mean(1), _sds(values_NL, sigma, held_out=held_out_NL is not None)
     scores_NL = torch.empty_like(scored_NL)
     for view in range(scored_NL.shape[1]):  # one at a time: N x N densities each
         z_NN = (scored_NL[:, view, None] - means_N) / sds_N
@@ -162,20 +162,17 @@ def _scores(values_NL: Tensor, held_out_NL: Tensor | None, sigma: str | float) -
     return scores_NL + math.log(len(values_NL))
 
 
-def _sds(values_NL: Tensor, scored_NL: Tensor, sigma: str | float) -> Tensor:
+def _sds(values_NL: Tensor, sigma: str | float, *, held_out: bool) -> Tensor:
     """σ of every image; of held-out views, of how they lie round a mean of L others."""
-    if isinstance(sigma, str):
-        if sigma not in ("shared", "each"):
-            raise ValueError(f'sigma must be "shared", "each" or a number, not {sigma!r}')
-        held_out = scored_NL is not values_NL
-        widened = math.sqrt(1 + 1 / values_NL.shape[1]) if held_out else 1.0
-        shared = widened * _within(values_NL, held_out)
-        if sigma == "each":
-            return _own(values_NL, shared / widened, held_out) * widened
-        sigma = shared
-    if not 0 < sigma < math.inf:
-        raise ValueError(f"sigma must be positive, not {sigma}")
-    return torch.full_like(values_NL[:, 0], sigma)
+    if not isinstance(sigma, str):
+        if not 0 < sigma < math.inf:
+            raise ValueError(f"sigma must be positive, not {sigma}")
+        return torch.full_like(values_NL[:, 0], sigma)
+    if sigma not in ("shared", "each"):
+        raise ValueError(f'sigma must be "shared", "each" or a number, not {sigma!r}')
+    shared = _within(values_NL, correction=int(held_out))
+    sds_N = _own(values_NL, shared, held_out) if sigma == "each" else torch.full_like(values_NL[:, 0], shared)
+    return sds_N * math.sqrt(1 + 1 / values_NL.shape[1]) if held_out else sds_N
 
 
 def _own(values_NL: Tensor, shared: float, held_out: bool) -> Tensor:
@@ -186,10 +183,9 @@ def _own(values_NL: Tensor, shared: float, held_out: bool) -> Tensor:
     return ((degrees * values_NL.var(1) + _PRIOR_VIEWS * shared**2) / (degrees + _PRIOR_VIEWS)).sqrt()
 
 
-def _within(values_NL: Tensor, held_out: bool | None) -> float:
+def _within(values_NL: Tensor, *, correction: int) -> float:
     """The standard deviation within images, never 0."""
-    variance = values_NL.var(1, correction=int(held_out is not False)).mean()
-    return max(float(variance.sqrt()), _narrowest(values_NL))
+    return max(float(values_NL.var(1, correction=correction).mean().sqrt()), _narrowest(values_NL))
 
 
 def _narrowest(values_NL: Tensor) -> float:
