@@ -37,6 +37,8 @@ NAMES = {
     "arc_ratio_near": "arc ratio",
     "steps_to_98": "updates to 98% of the final accuracy",
     "steps_to_99": "updates to 99% of the final accuracy",
+    "teacher_accuracy": "the teacher's accuracy",
+    "teacher_steps_to_99": "the teacher's updates to 99% of its final accuracy",
 }
 """What records are called in the report; others by their own names."""
 

@@ -71,7 +71,7 @@ class Teacher:
 
     facts: which run and weights these are and how they were trained, for manifests and signatures. figures: for
     summaries of students, its accuracy on what it was trained on, which says whether it is over-confident, and on test
-    images (None where that is not known).
+    images, and how soon it had learnt (None where that is not known).
 
     Where images are never shown otherwise its logits are computed once, in fp32; else in the arithmetic of training.
     """

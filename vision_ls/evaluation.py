@@ -39,7 +39,7 @@ from nmt_ls.metrics.temperature import fit_temperature
 from vision_ls.data import ImageData, in_brackets
 from vision_ls.runs import Classifier, find_run, find_runs
 from vision_ls.scoring import BINS, ImageScores, exact_figures, score_logits
-from vision_ls.train_config import label_prior
+from vision_ls.train_config import STEPS_TO_REACH, label_prior
 
 MOST_TOGETHER = 4
 """Runs in one diagram of logit gaps."""
@@ -239,11 +239,12 @@ def template_figures(templates_KD: Tensor) -> dict[str, float]:
 
 def of_training(path: Path) -> dict[str, float]:
     """What a run's summary has of its training: the updates at which validation accuracy had 98% and 99% of its final
-    value and, of a student, how smooth its teacher's targets were (γ) and how accurate that was. Empty for an
-    unfinished run."""
+    value and, of a student, how smooth its teacher's targets were (γ), how accurate that was and how soon. Empty for
+    an unfinished run."""
     run = RunDirectory(path)
     summary = run.read_summary() if run.summary_file.exists() else {}
-    names = ("steps_to_98", "steps_to_99", "gamma", "teacher_train_accuracy", "teacher_accuracy")
+    of_teacher = ("teacher_train_accuracy", "teacher_accuracy", *(f"teacher_{key}" for key in STEPS_TO_REACH))
+    names = (*STEPS_TO_REACH, "gamma", *of_teacher)
     return {key: float(summary[key]) for key in names if key in summary}
 
 

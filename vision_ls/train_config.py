@@ -30,6 +30,8 @@ from vision_ls.scoring import BINS
 SUBSET_SEED = 0  # one subset of a size, for every run
 FITTED_TO_TRAINING = 0.95
 """Training accuracy from which on a hard-target network counts as over-confident; that of configs/claims.yaml."""
+STEPS_TO_REACH = {"steps_to_98": 0.98, "steps_to_99": 0.99}
+"""In summaries: the updates at which validation accuracy first had such a share of its final value."""
 VALIDATED = ("loss", "nll", "accuracy", "ece")
 """Figures of a validation while training, among which `engine.monitor` chooses."""
 SETTINGS = (

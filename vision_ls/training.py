@@ -33,6 +33,7 @@ from vision_ls.penalty import SumOfSquares, penalised_weights
 from vision_ls.runs import Classifier, find_run
 from vision_ls.scoring import exact_figures, predict, score_logits, training_accuracy
 from vision_ls.train_config import (
+    STEPS_TO_REACH,
     VALIDATED,
     TrainConfig,
     augmentation_of,
@@ -244,13 +245,15 @@ def open_teacher(config: TrainConfig, data: ImageData) -> Teacher:
                 f"distillation.teacher: {path} has learnt from images of another kind ({what} {its}) than its student "
                 f"is to see ({what} {mine}); set augment alike"
             )
+    summary = run.read_summary()
     return Teacher(
         found.model,
         asked,
         teacher_facts(found),
         figures={
             "teacher_train_accuracy": found.training_accuracy(),
-            "teacher_accuracy": run.read_summary()["checkpoints"].get(asked.checkpoint, {}).get("accuracy"),
+            "teacher_accuracy": summary["checkpoints"].get(asked.checkpoint, {}).get("accuracy"),
+            **{f"teacher_{key}": summary.get(key) for key in STEPS_TO_REACH},
         },
         forward=compiled(found.model) if config.compile else None,
     )
@@ -328,6 +331,6 @@ def steps_to_reach(run: RunDirectory) -> dict[str, int]:
     seen = [line for line in run.read_metrics() if line["split"] == "validation"]
     final = seen[-1]["accuracy"]
     return {
-        f"steps_to_{percent}": next(line["step"] for line in seen if line["accuracy"] >= percent / 100 * final)
-        for percent in (98, 99)
+        name: next(line["step"] for line in seen if line["accuracy"] >= share * final)
+        for name, share in STEPS_TO_REACH.items()
     }

@@ -159,6 +159,7 @@ def test_a_whole_run(small_classifier: RunDirectory, tmp_path: Path, capsys: pyt
     of_teacher = RunDirectory(small_classifier.path).read_summary()["checkpoints"]["last"]
     assert summary["teacher_train_accuracy"] == of_teacher["train_accuracy"]
     assert summary["teacher_accuracy"] == of_teacher["accuracy"]
+    assert summary["teacher_steps_to_99"] == RunDirectory(small_classifier.path).read_summary()["steps_to_99"]
     assert (signature["teacher_alpha"], signature["alpha"]) == (0.1, 0.0)
     assert (signature["teacher_temperature"], signature["student_temperature"], signature["beta"]) == (1.0, 1.0, 1.0)
     assert signature["teacher_weights"] == manifest["teacher"]["weights"]
@@ -167,7 +168,8 @@ def test_a_whole_run(small_classifier: RunDirectory, tmp_path: Path, capsys: pyt
     shutil.rmtree(teacher_path)
     assert train(settings.with_seed(1)).already_finished
     evaluated = evaluate(EvaluateConfig(run=str(run.path), checkpoint="last"))
-    assert evaluated.plain.values["gamma"] == summary["gamma"]
+    for figure in ("gamma", "teacher_accuracy", "teacher_steps_to_98", "teacher_steps_to_99"):
+        assert evaluated.plain.values[figure] == summary[figure]
     assert evaluated.plain.recipe["teacher_weights"] == signature["teacher_weights"]
 
 
