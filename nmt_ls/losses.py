@@ -16,13 +16,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from nmt_ls.losses_fused import FusedLoss, Problem, solve
 
 Prior = Tensor | Literal["uniform"]
 Spread = Literal["all", "others"]
 Reduction = Literal["mean", "sum"]
+_DISTILLED_LOGITS = 1 << 22
+"""Of student and of teacher, how many exist at a time (16 MiB in fp32)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +170,70 @@ def distillation_loss(
     soft = -(teacher_NK * log_probs_NK).sum(1).mean()
     factor = teacher_temperature * student_temperature if squared_temperature_factor else 1.0
     return (1 - beta) * hard + beta * factor * soft
+
+
+def projected_distillation_loss(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    teacher_hidden_NE: Tensor,
+    teacher_weight_VE: Tensor,
+    targets_N: Tensor,
+    beta: float,
+    teacher_temperature: float,
+    student_temperature: float | None = None,
+    squared_temperature_factor: bool = False,
+    ignore_index: int = -100,
+) -> tuple[Tensor, Tensor]:
+    """The sum of `distillation_loss` over rows, of two projections, and beside it the hard-label NLL at temperature 1.
+
+    Rows whose target is `ignore_index` add nothing. The logits of a few rows exist at a time, of student and teacher;
+    the student's are made again in the backward pass. Products are in the dtype of the inputs, or in autocast's. The
+    negative log-likelihood carries no gradient, nor does anything of the teacher. E is the teacher's width.
+
+    Raises:
+        ValueError: as `distillation_loss`, and where hidden and weight do not fit each other.
+    """
+    for hidden, weight in ((hidden_ND, weight_VD), (teacher_hidden_NE, teacher_weight_VE)):
+        _check_projection(hidden, weight)
+    _check_targets(targets_N, len(hidden_ND), len(weight_VD), ignore_index)
+    if (ours := len(hidden_ND)) != (theirs := len(teacher_hidden_NE)):
+        raise ValueError(f"hidden has {ours} rows of the student's, but {theirs} of the teacher's")
+    rows_M = torch.nonzero(targets_N != ignore_index)[:, 0]
+    hidden_MD, teacher_ME, targets_M = hidden_ND[rows_M], teacher_hidden_NE[rows_M].detach(), targets_N[rows_M]
+    teacher_weight_VE = teacher_weight_VE.detach()
+
+    def of_chunk(hidden_mD: Tensor, weight_VD: Tensor, teacher_mE: Tensor, targets_m: Tensor) -> tuple[Tensor, Tensor]:
+        logits_mV = hidden_mD @ weight_VD.T
+        mean = distillation_loss(
+            logits_mV,
+            teacher_mE @ teacher_weight_VE.T,
+            targets_m,
+            beta,
+            teacher_temperature,
+            student_temperature,
+            squared_temperature_factor,
+        )
+        nll = F.cross_entropy(logits_mV.detach().to(mean.dtype), targets_m.long(), reduction="sum")
+        return mean * len(targets_m), nll
+
+    total = nll = hidden_ND.new_zeros((), dtype=torch.promote_types(hidden_ND.dtype, torch.float32))
+    count = max(_DISTILLED_LOGITS // len(weight_VD), 1)
+    for start in range(0, len(rows_M), count):
+        part = slice(start, start + count)
+        chunk = (hidden_MD[part], weight_VD, teacher_ME[part], targets_M[part])
+        losses = checkpoint(of_chunk, *chunk, use_reentrant=False, preserve_rng_state=False)
+        total, nll = total + losses[0], nll + losses[1]
+    return total, nll
+
+
+def smoothness_index(logits_NK: Tensor, labels_N: Tensor, temperature: float = 1.0) -> float:
+    """γ = E[Σ_k (1 − y_k) p_k(T) · K/(K − 1)]: the mass on wrong classes, as the α that would put as much there.
+
+    Müller et al. 2019, section 4. Targets smoothed with α have γ = α; what is uniform has γ = 1. Computed in float64.
+    """
+    wrong_N = 1 - torch.softmax(logits_NK.double() / temperature, 1).gather(1, labels_N[:, None])[:, 0]
+    classes = logits_NK.shape[1]
+    return float(wrong_N.mean()) * classes / (classes - 1)
 
 
 def _masses(label_prior_N: Tensor, alpha: float, spread: Spread) -> tuple[Tensor, Tensor]:

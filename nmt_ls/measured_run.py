@@ -63,6 +63,13 @@ class MeasuredRun:
         ]
         return int(min(lines, key=lambda line: float(line["nll"]))["step"]) if lines else None
 
+    def of_teaching(self) -> dict[str, float]:
+        """Of a student, what its summary has of its teacher: how smooth its targets were (γ), how good and how
+        calibrated it was. Empty for an unfinished run, and for one that learnt from labels alone."""
+        run = RunDirectory(self.path)
+        summary = run.read_summary() if "teacher" in self.manifest and run.summary_file.exists() else {}
+        return {key: float(value) for key, value in summary.items() if key == "gamma" or key.startswith("teacher_")}
+
     def identity(self, split: str) -> dict[str, Any]:
         """What tells the figures of this run on a split from those of any other."""
         return {"run": self.path.name, "checkpoint": self.checkpoint, "weights": self.weights, "split": split}
@@ -94,9 +101,15 @@ def figure_signature(
     """
     plain = replace(search, samples=0)  # a run's own search draws none; search_keys says how many
     signature = run_signature(
-        replace(trained, search=plain), manifest["corpus_checksum"], precision, split=split, device=device
+        replace(trained, search=plain),
+        manifest["corpus_checksum"],
+        precision,
+        split=split,
+        device=device,
+        teacher=manifest.get("teacher"),
     )
     extras = {
+        **signature.extras,
         "search": shared_keys(search).get("search"),  # None where all is usual, and then left out
         "dropout": trained.model.dropout,
         "training_commit": manifest["commit"],

@@ -290,6 +290,7 @@ class Found:
                 if (step := self.run.best_validation_step()) is None
                 else [Figures(values={"best_validation_step": step})]
             ),
+            *([Figures(values=taught)] if (taught := self.run.of_teaching()) else []),
             translation_figures(evaluation),
             gap_figures(self.gaps, self.run.config.loss),
             *([self.outputs.figures()] if len(self.outputs.confidences) else []),

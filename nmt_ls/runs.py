@@ -9,11 +9,21 @@ from nmt_ls.corpus import MANIFEST, Corpus, Split
 from nmt_ls.experiment import run_directory
 from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.run_directory import RunDirectory
+from nmt_ls.vocabulary import load_vocabularies
 
 
 def find_run(run: str | None, option: str = "run") -> Path:
     """The run that was named, or the newest finished translator's; see experiment.run_directory.find_run."""
     return run_directory.find_run(run, kind="translator", key="search", trainer="nmt_ls.train", option=option)
+
+
+def check_vocabularies(run: Path, corpus: Corpus) -> None:
+    """Raises UserError where there is no run, or it was trained with other vocabularies than the corpus has."""
+    ours = corpus.source_vocabulary, corpus.target_vocabulary
+    if [vocabulary.checksum() for vocabulary in load_vocabularies(run)] != [each.checksum() for each in ours]:
+        raise UserError(
+            f"{run} was trained with another vocabulary than {corpus.directory}; prepare the corpus with its"
+        )
 
 
 class VerifiedCorpus(Corpus):

@@ -40,10 +40,11 @@ def label_prior(loss: LossConfig, corpus: Corpus, device: torch.device) -> Prior
     return corpus.unigram_prior().to(device) if loss.prior == "unigram" else "uniform"
 
 
-def split_batches(split: Pairs) -> Iterable[Batch]:
-    """A split, or pairs encoded on the spot, in batches by length, each sentence once."""
+def split_batches(split: Pairs, *, shuffle: bool = False) -> Iterable[Batch]:
+    """A split, or pairs encoded on the spot, in batches by length (shuffled: in an order that is always the same), each
+    sentence once."""
     longest = int(max(split.source.lengths_N.max(initial=0), split.target.lengths_N.max(initial=0))) + 1
-    return epoch_batches(split, max_tokens=max(MAX_TOKENS, longest), seed=0, epoch=0, shuffle=False)
+    return epoch_batches(split, max_tokens=max(MAX_TOKENS, longest), seed=0, epoch=0, shuffle=shuffle)
 
 
 @dataclass(frozen=True, kw_only=True)

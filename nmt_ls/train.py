@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nmt_ls.experiment.command_line import run_command
+from nmt_ls.experiment.distillation import taught_line
 from nmt_ls.experiment.records import one_line
 from nmt_ls.experiment.tables import format_table
 from nmt_ls.experiment.training_run import Outcome
@@ -45,6 +46,8 @@ def print_summary(outcome: Outcome, summary: dict[str, Any]) -> None:
             f"  BLEU {summary['bleu']:.2f}; the grammar's most probable translations "
             f"{summary['bleu_most_probable']:.2f}, samples from it {summary['bleu_sample']:.2f}"
         )
+    if "gamma" in summary:
+        print(f"\n{taught_line(summary['signature'], summary['gamma'])}")
     for example in summary["examples"]:
         print(f"\n  source       {example['source']}")
         print(f"  reference    {example['reference']}")

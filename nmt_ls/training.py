@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from nmt_ls.batching import Batch, epoch_batches
 from nmt_ls.corpus import Corpus, Split
+from nmt_ls.distillation import Teacher, open_teacher
 from nmt_ls.embedded import EmbeddedSizes, embedded_directory, prepare_embedded
 from nmt_ls.experiment.checkpoint import CheckpointName, checkpoint_exists, load_weights
 from nmt_ls.experiment.command_line import UserError, config_to_dict
+from nmt_ls.experiment.distillation import DistillationConfig, check_weights, is_finished
 from nmt_ls.experiment.distributed import Team
 from nmt_ls.experiment.engine import EngineConfig, StepLoss
 from nmt_ls.experiment.precision import Precision
@@ -25,12 +27,13 @@ from nmt_ls.experiment.run_directory import RunDirectory
 from nmt_ls.experiment.schedule import OptimizerConfig, ScheduleConfig
 from nmt_ls.experiment.training_run import Outcome, fit_and_summarise, follow, settle, train_in
 from nmt_ls.losses import LossConfig, fused_loss_and_nll
+from nmt_ls.runs import check_vocabularies
 from nmt_ls.scoring import BINS, evaluate, label_prior, score_batches, split_batches, translate_split
 from nmt_ls.search import SearchConfig
 from nmt_ls.transformer import Transformer, TransformerConfig
 from nmt_ls.translator import Hypothesis, Translator, with_vocabularies
 from nmt_ls.truth import bleu_ceilings, is_embedded, true_entropy
-from nmt_ls.vocabulary import PAD, load_vocabularies
+from nmt_ls.vocabulary import PAD
 
 EMBEDDED_ROOT = Path("data")
 GRAMMAR_SEED = 0
@@ -42,7 +45,7 @@ class TrainConfig:
     """A training run. Without a corpus it is the embedded one's, whose sizes and settings are the defaults here.
 
     data: a prepared corpus; left out, the embedded one, prepared on first use under data/.
-    out: the run's directory; left out, runs/CORPUS-lsALPHA-sSEED.
+    out: the run's directory; left out, runs/CORPUS-lsALPHA-sSEED, of a student …-from-TEACHER-T4-sSEED for T = 4.
     seed: of the initial weights, the order of batches and dropout.
     precision: fp32, bf16, or auto: what this processor does fastest, measured.
     device: auto takes CUDA where there is a GPU.
@@ -66,6 +69,7 @@ class TrainConfig:
     checkpoints: tuple[CheckpointName, ...] = ("best", "averaged", "last")
     embedded: EmbeddedSizes = field(default_factory=EmbeddedSizes)
     loss: LossConfig = field(default_factory=LossConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
     model: TransformerConfig = field(default_factory=lambda: TransformerConfig(preset="mini"))
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=4e-3))
     schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(kind="linear", warmup_updates=300))
@@ -86,6 +90,7 @@ class TrainConfig:
             raise ValueError("checkpoints: name at least one of best, averaged, last")
         if "averaged" in self.checkpoints and self.engine.average_last == 0:
             raise ValueError("checkpoints: averaged needs engine.average_last above 0")
+        self.distillation.check(self.loss.alpha)
         if self.search.samples:
             raise ValueError("search.samples: validation and the summary translate by search; samples belong to decode")
         if self.schedule.needs_total:
@@ -95,7 +100,15 @@ class TrainConfig:
 class TranslationTask:
     """Corpus, model and settings of a run, as the engine wants to see them."""
 
-    def __init__(self, config: TrainConfig, corpus: Corpus, model: Transformer, precision: Precision) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        corpus: Corpus,
+        model: Transformer,
+        precision: Precision,
+        teacher: Teacher | None = None,
+    ) -> None:
+        self.teacher = teacher
         self.config, self.corpus, self.model, self.precision = config, corpus, model, precision
         self.training, self.validation = corpus.split("train"), corpus.split("validation")
         self.prior = label_prior(config.loss, corpus, model.output_weight.device)
@@ -110,9 +123,13 @@ class TranslationTask:
         return epoch_batches(self.training, max_tokens=config.max_tokens, seed=config.seed, epoch=epoch)
 
     def loss(self, model: nn.Module, batch: Batch) -> StepLoss:
-        """Smoothed loss of a batch, summed over its tokens, and beside it the hard-label NLL."""
+        """Loss of a batch against smoothed labels, or a teacher's targets, summed over its tokens, and beside it the
+        hard-label NLL."""
         batch = batch.to(self.translator.device)
         hidden_BTD: Tensor = model(batch.source_BS, batch.target_in_BT)
+        if self.teacher is not None:
+            total, nll = self.teacher.loss(hidden_BTD, self.model.output_weight, batch)
+            return StepLoss(total, batch.tokens, {"nll": nll})
         smoothing = self.config.loss
         total, nll = fused_loss_and_nll(
             hidden_BTD.flatten(0, 1),
@@ -159,9 +176,9 @@ def train(config: TrainConfig, team: Team | None = None) -> Outcome:
     Raises UserError for whatever of the configuration, the corpus or the run's directory does not fit.
     """
     device, team = choose_device(config.device), team or Team()
+    config = replace(config, distillation=config.distillation.with_seed(config.seed))
     corpus = open_corpus(config)
-    name = "grammar" if is_embedded(corpus) and config.data is None else corpus.directory.name
-    path = Path(config.out or f"runs/{name}-ls{config.loss.alpha:g}-s{config.seed}")
+    path = Path(config.out or default_out(config, corpus))
     begun, precision = settle(path, threads=config.threads, precision=config.precision, device=device)
     manifest = {
         **provenance(device),
@@ -172,19 +189,38 @@ def train(config: TrainConfig, team: Team | None = None) -> Outcome:
         "corpus_checksum": corpus.checksum,
         "corpus_source": corpus.manifest["source"],
     }
+    teacher = None
+    if config.distillation.teacher is not None:
+        if "teacher" in begun and is_finished(path, config.engine.max_updates):
+            manifest["teacher"] = begun["teacher"]  # it may be gone
+        else:  # before the run is opened: one that grows would lose its summary to a teacher that does not fit
+            teacher = open_teacher(config.distillation, corpus, device)
+            manifest["teacher"] = teacher.facts
 
     def work(run: RunDirectory) -> Outcome:
         pairs = len(corpus.split("train"))
         print(f"{run.path}: {corpus.directory}, {pairs:,} pairs; {precision.reason}", file=sys.stderr)
         corpus.copy_vocabulary(run.path)
-        task = new_task(config, corpus, manifest, device)
+        task = new_task(config, corpus, manifest, device, teacher)
         if config.init_from is not None and not checkpoint_exists(run.checkpoints / "last"):
             start_from(task.model, corpus, Path(config.init_from), config.init_checkpoint)
         return fit_and_summarise(task, run, lambda: summarise(run, task), unit="tokens", team=team)
 
     return train_in(
-        path, config_to_dict(config_of(config, corpus)), manifest, work, defaults=config_to_dict(TrainConfig())
+        path,
+        config_to_dict(config_of(config, corpus)),
+        manifest,
+        work,
+        defaults=config_to_dict(TrainConfig()),
+        must_match=("corpus_checksum", "teacher"),
     )
+
+
+def default_out(config: TrainConfig, corpus: Corpus) -> str:
+    """The directory of a run that was given none."""
+    name = "grammar" if is_embedded(corpus) and config.data is None else corpus.directory.name
+    how = f"ls{config.loss.alpha:g}" if config.distillation.teacher is None else config.distillation.short_name
+    return f"runs/{name}-{how}-s{config.seed}"
 
 
 def config_of(config: TrainConfig, corpus: Corpus) -> TrainConfig:
@@ -192,12 +228,26 @@ def config_of(config: TrainConfig, corpus: Corpus) -> TrainConfig:
     return replace(config, model=with_vocabularies(config.model, corpus.source_vocabulary, corpus.target_vocabulary))
 
 
-def new_task(config: TrainConfig, corpus: Corpus, manifest: Mapping[str, Any], device: torch.device) -> TranslationTask:
-    """A run's task with freshly drawn weights; precision and form of attention are its manifest's."""
+def new_task(
+    config: TrainConfig,
+    corpus: Corpus,
+    manifest: Mapping[str, Any],
+    device: torch.device,
+    teacher: Teacher | None = None,
+) -> TranslationTask:
+    """A run's task with freshly drawn weights; precision and form of attention are its manifest's, and the teacher,
+    where it is not given.
+
+    Raises UserError where the teacher is another than the manifest's.
+    """
     config = config_of(config, corpus)
     torch.manual_seed(config.seed)
     model = Transformer(replace(config.model, attention=manifest["attention"]["form"])).to(device)
-    return TranslationTask(config, corpus, model, Precision.from_manifest(manifest["precision"]))
+    if teacher is None and config.distillation.teacher is not None:
+        teacher = open_teacher(config.distillation.with_seed(config.seed), corpus, device)
+    if teacher is not None:
+        check_weights(config.distillation.teacher, teacher.facts, manifest["teacher"])
+    return TranslationTask(config, corpus, model, Precision.from_manifest(manifest["precision"]), teacher)
 
 
 def open_corpus(config: TrainConfig) -> Corpus:
@@ -236,10 +286,16 @@ def summarise(run: RunDirectory, task: TranslationTask) -> dict[str, Any]:
         "checkpoint": first,
         "split": "test",
         "checkpoints": figures,
+        **({} if task.teacher is None else task.teacher.figures(task.training)),
         "examples": examples,
         "translation_signatures": signatures,
         "signature": run_signature(
-            config, corpus.checksum, translator.precision, split="test", device=translator.device
+            config,
+            corpus.checksum,
+            translator.precision,
+            split="test",
+            device=translator.device,
+            teacher=None if task.teacher is None else task.teacher.facts,
         ).to_dict(),
     }
     if is_embedded(corpus):
@@ -263,8 +319,10 @@ def run_signature(
     *,
     split: str | None,
     device: str | torch.device = "cpu",
+    teacher: Mapping[str, Any] | None = None,
 ) -> Signature:
-    """The recipe of a run's figures, on a split or (None) on other text."""
+    """The recipe of a run's figures, on a split or (None) on other text; teacher: that of a student, as its manifest
+    has it."""
     loss, search = config.loss, config.search
     return Signature.of(
         provenance(device),
@@ -279,21 +337,17 @@ def run_signature(
         seed=config.seed,
         precision=precision.label(),
         corpus=corpus_checksum,
+        extras=config.distillation.recipe(teacher),
     )
 
 
 def start_from(model: Transformer, corpus: Corpus, run: Path, checkpoint: CheckpointName) -> None:
     """Load another run's weights. Raises UserError where there are none, or they are of other vocabularies or sizes."""
     try:
-        theirs = load_vocabularies(run)
+        check_vocabularies(run, corpus)
         weights = load_weights(RunDirectory(run).checkpoints / checkpoint)
     except UserError as error:
         raise UserError(f"init_from: {error}") from None
-    ours = corpus.source_vocabulary, corpus.target_vocabulary
-    if [vocabulary.checksum() for vocabulary in theirs] != [vocabulary.checksum() for vocabulary in ours]:
-        raise UserError(
-            f"init_from: {run} was trained with another vocabulary than {corpus.directory}; prepare the corpus with its"
-        )
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

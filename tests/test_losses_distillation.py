@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nmt_ls.losses import distillation_loss
+from nmt_ls.losses import distillation_loss, projected_distillation_loss, smoothness_index
 
 
 def test_an_example_by_hand() -> None:
@@ -80,3 +80,53 @@ def test_mistakes_are_named(changed: dict[str, Any], message: str) -> None:
     }
     with pytest.raises(ValueError, match=message):
         distillation_loss(**{**good, **changed})
+
+
+def test_smoothness_index_of_smoothed_labels_is_alpha() -> None:
+    labels = torch.tensor([0, 3, 4, 1])
+    targets = 0.7 * F.one_hot(labels, 5).double() + 0.3 / 5
+    assert smoothness_index(targets.log(), labels) == pytest.approx(0.3)
+    assert smoothness_index(torch.zeros(4, 5), labels) == pytest.approx(1.0)
+    # at T = 2 of (4, 1)/5, which becomes (2, 1)/3; with two classes the factor K/(K - 1) is 2
+    assert smoothness_index(torch.tensor([[4.0, 1.0]]).log(), torch.tensor([0]), 2.0) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("options", [(1.0, 1.0, None, False), (0.7, 3.0, None, True), (0.4, 2.0, 1.0, False)])
+def test_of_projections_it_is_the_same_in_pieces(options: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Value, gradients, rows left out: against the plain loss of all logits; the last piece is smaller."""
+    monkeypatch.setattr("nmt_ls.losses._DISTILLED_LOGITS", 3 * 7 + 5)
+    torch.manual_seed(1)
+    hidden, weight = (torch.randn(size, 4, dtype=torch.float64, requires_grad=True) for size in (10, 7))
+    teacher_hidden, teacher_weight = (torch.randn(size, 6, dtype=torch.float64, requires_grad=True) for size in (10, 7))
+    targets = torch.tensor([1, 0, 6, 0, 2, 3, 0, 5, 4, 1])
+    kept = targets != 0
+    total, nll = projected_distillation_loss(
+        hidden, weight, teacher_hidden, teacher_weight, targets, *options, ignore_index=0
+    )
+    logits = (hidden @ weight.T)[kept]
+    expected = kept.sum() * distillation_loss(
+        logits, (teacher_hidden @ teacher_weight.T)[kept].detach(), targets[kept], *options
+    )
+    torch.testing.assert_close(total, expected)
+    torch.testing.assert_close(nll, F.cross_entropy(logits, targets[kept], reduction="sum"))
+    assert not nll.requires_grad
+    found, wanted = (torch.autograd.grad(loss, (hidden, weight), retain_graph=True) for loss in (total, expected))
+    torch.testing.assert_close(found, wanted)
+    total.backward()
+    assert teacher_hidden.grad is None
+    assert teacher_weight.grad is None
+
+
+def test_of_no_tokens_it_is_nothing() -> None:
+    hidden, weight, targets = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4), torch.zeros(3).long()
+    assert projected_distillation_loss(hidden, weight, hidden, weight, targets, 1.0, 1.0, ignore_index=0) == (0, 0)
+
+
+def test_projections_that_do_not_fit() -> None:
+    states, weight, targets = torch.randn(3, 4), torch.randn(5, 4), torch.zeros(3).long()
+    with pytest.raises(ValueError, match="hidden has width 4, but weight has width 6"):
+        projected_distillation_loss(states, weight, states, torch.randn(5, 6), targets, 1.0, 1.0)
+    with pytest.raises(ValueError, match="3 rows of the student's, but 2 of the teacher's"):
+        projected_distillation_loss(states, weight, states[:2], weight, targets, 1.0, 1.0)
+    with pytest.raises(ValueError, match="student and teacher must be matrices of one shape"):
+        projected_distillation_loss(states, weight, states, torch.randn(6, 4), targets, 1.0, 1.0)

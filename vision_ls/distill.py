@@ -5,16 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from nmt_ls.experiment.command_line import run_command
+from nmt_ls.experiment.distillation import OF_STUDENTS
 from nmt_ls.losses import LossConfig
 from vision_ls.train import SHORT_NAMES, main
 from vision_ls.train_config import TrainConfig
-
-OF_STUDENTS = {
-    "teacher": "distillation.teacher",
-    "temperature": "distillation.temperature",
-    "student_temperature": "distillation.student_temperature",
-    "beta": "distillation.beta",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +22,7 @@ class DistillConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.distillation.teacher is None:
-            raise ValueError("distillation.teacher: name the run of a classifier with --teacher")
+        self.distillation.require()
 
 
 if __name__ == "__main__":

@@ -5,16 +5,14 @@ Shape suffixes: N images, B of a batch, C channels, H and W pixels, K classes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nmt_ls.experiment.checkpoint import CheckpointName
-from nmt_ls.losses import distillation_loss
+from nmt_ls.experiment.distillation import DistillationConfig
+from nmt_ls.losses import distillation_loss, smoothness_index
 from vision_ls.augment import Augmentation
 from vision_ls.data import ImageSplit
 from vision_ls.models import ImageModel
@@ -22,48 +20,6 @@ from vision_ls.scoring import EVALUATION_BATCH, predict
 
 VIEWS_SEED = 0
 """Of the views on which the smoothness index is measured: the same for every student of a teacher."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DistillationConfig:
-    """What a student learns from beside the labels; without a teacher, from those alone.
-
-    teacher: the run of a classifier of the same images. It is frozen, in eval mode, and shown what the student is
-        shown, so that shape and normalisation of its images have to be the student's. {seed} stands for the seed.
-    checkpoint: which weights of it.
-    temperature: divides the teacher's logits.
-    student_temperature: divides the student's while it learns; left out, the teacher's, as Section 4 has it.
-    beta: weight of the teacher's targets, against that of the labels (at the student's temperature too); with 1, the
-        paper's, labels are not looked at.
-    squared_temperature_factor: the teacher's part is multiplied by both temperatures, so that its gradient keeps its
-        size (Hinton et al. 2015, section 2); at high ones student's logits are then matched to teacher's (eq. 4).
-    """
-
-    teacher: str | None = None
-    checkpoint: CheckpointName = "best"
-    temperature: float = 1.0
-    student_temperature: float | None = None
-    beta: float = 1.0
-    squared_temperature_factor: bool = False
-
-    def __post_init__(self) -> None:
-        for key in ("temperature", "student_temperature"):
-            value = getattr(self, key)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{key} must be positive, not {value}")
-        if not 0 <= self.beta <= 1:
-            raise ValueError(f"beta must lie in [0, 1], not {self.beta}")
-
-    def recipe(self, teacher: Mapping[str, Any]) -> dict[str, Any]:
-        """What signatures of a student's figures say of it; teacher: see `Teacher.facts`."""
-        student = self.temperature if self.student_temperature is None else self.student_temperature
-        return {
-            **{f"teacher_{key}": value for key, value in teacher.items()},
-            "teacher_temperature": self.temperature,
-            "student_temperature": student,
-            "beta": self.beta,
-            "squared_temperature_factor": self.squared_temperature_factor,
-        }
 
 
 class Teacher:
@@ -135,13 +91,3 @@ class Teacher:
             for rows_B in torch.split(torch.arange(len(images)), EVALUATION_BATCH):
                 parts.append(self.model(augmentation.train(images.images_NCHW[rows_B].to(device))))
         return torch.cat(parts)
-
-
-def smoothness_index(logits_NK: Tensor, labels_N: Tensor, temperature: float = 1.0) -> float:
-    """γ = E[Σ_k (1 − y_k) p_k(T) · K/(K − 1)]: the mass on wrong classes, as the α that would put as much there.
-
-    Section 4. Targets smoothed with α have γ = α; what is uniform has γ = 1. Computed in float64.
-    """
-    wrong_N = 1 - torch.softmax(logits_NK.double() / temperature, 1).gather(1, labels_N[:, None])[:, 0]
-    classes = logits_NK.shape[1]
-    return float(wrong_N.mean()) * classes / (classes - 1)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nmt_ls.experiment.command_line import run_command
+from nmt_ls.experiment.distillation import taught_line
 from nmt_ls.experiment.records import one_line
 from nmt_ls.experiment.tables import format_table
 from nmt_ls.experiment.training_run import Outcome
@@ -55,7 +56,7 @@ def print_summary(outcome: Outcome, summary: Mapping[str, Any]) -> None:
         f"accuracy at updates {summary['steps_to_98']:,} and {summary['steps_to_99']:,}"
     )
     if "gamma" in summary:
-        print(taught(signature, summary["gamma"]))
+        print(taught_line(signature, summary["gamma"]))
     if "entropy" in summary:
         truth = summary["checkpoints"][summary["checkpoint"]]
         print(
@@ -66,17 +67,6 @@ def print_summary(outcome: Outcome, summary: Mapping[str, Any]) -> None:
             f"\nwhat the truth allows: NLL {truth['entropy']:.4f} nats an image, accuracy {truth['best_accuracy']:.4f}"
         )
     print(f"\nrecipe: {one_line(signature)}")
-
-
-def taught(signature: Mapping[str, Any], gamma: float) -> str:
-    """By whom a student was, and how, as a line."""
-    which = f"{signature['teacher_run']}, {signature['teacher_checkpoint']} checkpoint"
-    student = signature["student_temperature"]
-    at = f"T = {signature['teacher_temperature']:g}"
-    if student != signature["teacher_temperature"]:
-        at += f", its own {student:g}"
-    how = f"at {at}, β = {signature['beta']:g}"
-    return f"taught by {which} (α = {signature['teacher_alpha']:g}), {how}; smoothness γ of its targets {gamma:.4f}"
 
 
 def print_over_seeds(summaries: Sequence[Mapping[str, Any]]) -> None:

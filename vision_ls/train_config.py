@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nmt_ls.experiment.checkpoint import CheckpointName
 from nmt_ls.experiment.command_line import UserError, config_to_dict, flatten
+from nmt_ls.experiment.distillation import DistillationConfig
 from nmt_ls.experiment.engine import EngineConfig
 from nmt_ls.experiment.precision import Precision
 from nmt_ls.experiment.records import Signature, provenance
@@ -21,7 +22,6 @@ from nmt_ls.experiment.schedule import OptimizerConfig, ScheduleConfig
 from nmt_ls.losses import LossConfig
 from vision_ls.augment import Augmentation, AugmentConfig
 from vision_ls.data import EmbeddedSizes, ImageData, ImageSplit, balanced_rows
-from vision_ls.distillation import DistillationConfig
 from vision_ls.models import ImageModel, ModelConfig, build_model
 from vision_ls.mutual_information import InformationConfig
 from vision_ls.penalty import L2Config
@@ -109,13 +109,7 @@ class TrainConfig:
             raise ValueError("seed, seeds: give one seed, or several, not both")
         if self.data is not None and self.embedded != EmbeddedSizes():
             raise ValueError("embedded: these are sizes of the embedded shapes; leave them out, or data")
-        if self.distillation.teacher is not None and self.loss.alpha != 0:
-            raise ValueError(
-                f"loss.alpha: a student's own labels are not smoothed, its teacher's were or were not; leave out --ls, "
-                f"or give 0, not {self.loss.alpha:g}"
-            )
-        if self.distillation.teacher is None and self.distillation != DistillationConfig():
-            raise ValueError("distillation: name a teacher, or leave its temperature and all else out")
+        self.distillation.check(self.loss.alpha)
         if self.engine.monitor not in VALIDATED:
             raise ValueError(f"engine.monitor: choose {', '.join(VALIDATED[1:])}, not {self.engine.monitor!r}")
         if not self.checkpoints:
@@ -131,10 +125,7 @@ class TrainConfig:
         if out is not None:
             several = f"{out}-s{seed}" if self.seeds and "{seed}" not in out else out
             out = several.replace("{seed}", str(seed))
-        teacher = self.distillation.teacher
-        if teacher is not None:
-            teacher = teacher.replace("{seed}", str(seed))
-        return replace(self, seed=seed, seeds=(), out=out, distillation=replace(self.distillation, teacher=teacher))
+        return replace(self, seed=seed, seeds=(), out=out, distillation=self.distillation.with_seed(seed))
 
 
 def augmentation_of(config: TrainConfig, data: ImageData) -> Augmentation:
@@ -180,7 +171,6 @@ def run_signature(
     teacher: Mapping[str, Any] | None = None,
 ) -> Signature:
     """The recipe of a run's figures on a split; teacher: that of a student, as its manifest has it."""
-    taught = {} if teacher is None else config.distillation.recipe(teacher)
     return Signature.of(
         provenance(device),
         alpha=config.loss.alpha,
@@ -194,7 +184,7 @@ def run_signature(
         corpus=checksum,
         extras={
             **{"model": config.model.name, "train_size": config.train_size, "settings": settings_of(config)},
-            **taught,
+            **config.distillation.recipe(teacher),
         },
     )
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from nmt_ls.experiment.checkpoint import load_weights
 from nmt_ls.experiment.command_line import UserError, config_to_dict
+from nmt_ls.experiment.distillation import check_weights, finished_teacher, is_finished
 from nmt_ls.experiment.distributed import Team
 from nmt_ls.experiment.engine import StepLoss
 from nmt_ls.experiment.precision import Precision
@@ -182,19 +183,10 @@ def train(config: TrainConfig, data: ImageData | None = None, team: Team | None 
     )
 
 
-def is_finished(path: Path, updates: int) -> bool:
-    """Whether the run that was begun there has ended, after so many updates or more."""
-    run = RunDirectory(path)
-    return run.summary_file.exists() and int(run.read_config()["engine"]["max_updates"]) >= updates
-
-
 def default_out(config: TrainConfig, data: ImageData) -> str:
     """The directory of a run that was given none."""
     named = "shapes" if data.embedded else f"{Path(data.place).name}-{config.model.name}"
-    taught = config.distillation
-    how = f"ls{config.loss.alpha:g}"
-    if taught.teacher is not None:
-        how = f"from-{Path(taught.teacher).name}-T{taught.temperature:g}"
+    how = f"ls{config.loss.alpha:g}" if config.distillation.teacher is None else config.distillation.short_name
     return f"runs/{named}-{how}-s{config.seed}"
 
 
@@ -213,8 +205,8 @@ def new_task(
     model = new_model(config, data).to(device)
     if teacher is None and config.distillation.teacher is not None:
         teacher = open_teacher(config, data)
-    if teacher is not None and teacher.facts["weights"] != manifest["teacher"]["weights"]:
-        raise UserError(f"distillation.teacher: {config.distillation.teacher} has other weights than when this began")
+    if teacher is not None:
+        check_weights(config.distillation.teacher, teacher.facts, manifest["teacher"])
     return ClassificationTask(config, data, model, Precision.from_manifest(manifest["precision"]), device, teacher)
 
 
@@ -226,9 +218,7 @@ def open_teacher(config: TrainConfig, data: ImageData) -> Teacher:
     """
     asked = config.distillation
     path = find_run(str(asked.teacher), option="distillation.teacher")
-    run = RunDirectory(path)
-    if not run.summary_file.exists():
-        raise UserError(f"distillation.teacher: {path} has not been trained to its end; finish it first")
+    run = finished_teacher(path)
     theirs_on = run.read_manifest()
     if theirs_on["corpus_checksum"] != data.checksum:
         sizes = "; give the embedded shapes' sizes as its training did" if data.embedded else ""

@@ -9,23 +9,23 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 import yaml
 from small_classifiers import small_training
 from torch import Tensor
 
 from nmt_ls.experiment.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from nmt_ls.experiment.command_line import UserError
+from nmt_ls.experiment.distillation import DistillationConfig
 from nmt_ls.experiment.engine import EngineConfig
 from nmt_ls.experiment.precision import Precision
 from nmt_ls.experiment.run_directory import RunDirectory
 from nmt_ls.experiment.schedule import ScheduleConfig
-from nmt_ls.losses import LossConfig, distillation_loss
+from nmt_ls.losses import LossConfig, distillation_loss, smoothness_index
 from vision_ls.augment import AugmentConfig
 from vision_ls.data import EmbeddedSizes, embedded_images
 from vision_ls.distill import DistillConfig
 from vision_ls.distill import main as distill_command
-from vision_ls.distillation import DistillationConfig, Teacher, smoothness_index
+from vision_ls.distillation import Teacher
 from vision_ls.evaluation import EvaluateConfig, evaluate
 from vision_ls.models import ModelConfig
 from vision_ls.penalty import L2Config
@@ -49,15 +49,6 @@ def task_of(config: TrainConfig) -> ClassificationTask:
     data = embedded_images(config.embedded)
     manifest = {"precision": Precision().to_dict(), "teacher": open_teacher(config, data).facts}
     return new_task(config, data, manifest, torch.device("cpu"))
-
-
-def test_smoothness_index_of_smoothed_labels_is_alpha() -> None:
-    labels = torch.tensor([0, 3, 4, 1])
-    targets = 0.7 * F.one_hot(labels, 5).double() + 0.3 / 5
-    assert smoothness_index(targets.log(), labels) == pytest.approx(0.3)
-    assert smoothness_index(torch.zeros(4, 5), labels) == pytest.approx(1.0)
-    # at T = 2 of (4, 1)/5, which becomes (2, 1)/3; with two classes the factor K/(K - 1) is 2
-    assert smoothness_index(torch.tensor([[4.0, 1.0]]).log(), torch.tensor([0]), 2.0) == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize(

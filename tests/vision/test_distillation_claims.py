@@ -11,6 +11,7 @@ from small_classifiers import small_training
 
 from nmt_ls.claims import TAUGHT, Claim, Claims, Side, Test, read_claims
 from nmt_ls.distillation_report import CURVES, accuracy_grid, curves, recipes, student_rows, students_figures
+from nmt_ls.experiment.distillation import DistillationConfig
 from nmt_ls.experiment.engine import EngineConfig
 from nmt_ls.experiment.records import read_records
 from nmt_ls.findings import compared_runs, runs_of
@@ -20,7 +21,6 @@ from nmt_ls.report_page import Report, write_page
 from nmt_ls.report_tables import setting_tables
 from nmt_ls.study_results import NotMeasuredError, SettingResults, read_results
 from nmt_ls.verdicts import hard_runs, judge, regime_value
-from vision_ls.distillation import DistillationConfig
 from vision_ls.evaluate import main as evaluate_command
 from vision_ls.evaluation import EvaluateConfig
 from vision_ls.information import MeasureConfig

@@ -1,0 +1,121 @@
+"""What students have in common, whatever is learnt: how they are taught, and what becomes of the rest of their run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from nmt_ls.experiment.checkpoint import CheckpointName
+from nmt_ls.experiment.command_line import UserError
+from nmt_ls.experiment.run_directory import RunDirectory
+
+OF_STUDENTS = {
+    "teacher": "distillation.teacher",
+    "temperature": "distillation.temperature",
+    "student_temperature": "distillation.student_temperature",
+    "beta": "distillation.beta",
+}
+"""Short names of what is typed daily."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationConfig:
+    """What a student learns from beside the labels; without a teacher, from those alone.
+
+    teacher: the run of a trained model. It is frozen, in eval mode, and shown what the student is shown: images of the
+        same shape and normalisation, or sentences in the pieces of the same vocabularies. {seed} stands for the seed.
+    checkpoint: which weights of it.
+    temperature: divides the teacher's logits.
+    student_temperature: divides the student's while it learns; left out, the teacher's, as Section 4 has it.
+    beta: weight of the teacher's targets, against that of the labels (at the student's temperature too); with 1, the
+        paper's, labels are not looked at.
+    squared_temperature_factor: the teacher's part is multiplied by both temperatures, so that its gradient keeps its
+        size (Hinton et al. 2015, section 2); at high ones student's logits are then matched to teacher's (eq. 4).
+    """
+
+    teacher: str | None = None
+    checkpoint: CheckpointName = "best"
+    temperature: float = 1.0
+    student_temperature: float | None = None
+    beta: float = 1.0
+    squared_temperature_factor: bool = False
+
+    def __post_init__(self) -> None:
+        for key in ("temperature", "student_temperature"):
+            value = getattr(self, key)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{key} must be positive, not {value}")
+        if not 0 <= self.beta <= 1:
+            raise ValueError(f"beta must lie in [0, 1], not {self.beta}")
+
+    def check(self, alpha: float) -> None:
+        """Raises ValueError where settings of a student have no teacher, or a student's own labels are smoothed."""
+        if self.teacher is not None and alpha != 0:
+            raise ValueError(
+                f"loss.alpha: a student's own labels are not smoothed, its teacher's were or were not; leave out --ls, "
+                f"or give 0, not {alpha:g}"
+            )
+        if self.teacher is None and self != DistillationConfig():
+            raise ValueError("distillation: name a teacher, or leave its temperature and all else out")
+
+    def require(self) -> None:
+        """Raises ValueError without a teacher."""
+        if self.teacher is None:
+            raise ValueError("distillation.teacher: name a finished run with --teacher")
+
+    def with_seed(self, seed: int) -> Self:
+        """{seed} in the teacher's name replaced."""
+        return self if self.teacher is None else replace(self, teacher=self.teacher.replace("{seed}", str(seed)))
+
+    @property
+    def short_name(self) -> str:
+        """Of how a student was taught, for the name of its run. There has to be a teacher."""
+        return f"from-{Path(str(self.teacher)).name}-T{self.temperature:g}"
+
+    def recipe(self, teacher: Mapping[str, Any] | None) -> dict[str, Any]:
+        """What signatures of a student's figures say of how it was taught; teacher: what its manifest says of that.
+        Nothing without one."""
+        if teacher is None:
+            return {}
+        student = self.temperature if self.student_temperature is None else self.student_temperature
+        return {
+            **{f"teacher_{key}": value for key, value in teacher.items()},
+            "teacher_temperature": self.temperature,
+            "student_temperature": student,
+            "beta": self.beta,
+            "squared_temperature_factor": self.squared_temperature_factor,
+        }
+
+
+def finished_teacher(path: Path) -> RunDirectory:
+    """A teacher's run. Raises UserError where it has not been trained to its end."""
+    run = RunDirectory(path)
+    if not run.summary_file.exists():
+        raise UserError(f"distillation.teacher: {path} has not been trained to its end; finish it first")
+    return run
+
+
+def is_finished(path: Path, updates: int) -> bool:
+    """Whether the run that was begun there has ended, after so many updates or more: its teacher may be gone."""
+    run = RunDirectory(path)
+    return run.summary_file.exists() and int(run.read_config()["engine"]["max_updates"]) >= updates
+
+
+def check_weights(teacher: str | None, facts: Mapping[str, Any], begun: Mapping[str, Any]) -> None:
+    """Raises UserError where a teacher's weights are no longer those that the manifest of its student names."""
+    if facts["weights"] != begun["weights"]:
+        raise UserError(f"distillation.teacher: {teacher} has other weights than when this began")
+
+
+def taught_line(signature: Mapping[str, Any], gamma: float) -> str:
+    """By whom a student was taught, and how, for a terminal."""
+    which = f"{signature['teacher_run']}, {signature['teacher_checkpoint']} checkpoint"
+    student = signature["student_temperature"]
+    at = f"T = {signature['teacher_temperature']:g}"
+    if student != signature["teacher_temperature"]:
+        at += f", its own {student:g}"
+    how = f"at {at}, β = {signature['beta']:g}"
+    return f"taught by {which} (α = {signature['teacher_alpha']:g}), {how}; smoothness γ of its targets {gamma:.4f}"

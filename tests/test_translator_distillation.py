@@ -1,0 +1,249 @@
+"""Students of translators: what they are taught, that they learn it, and what becomes of runs whose teacher changes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_runs import small_config
+from torch import Tensor
+
+from nmt_ls.batching import Batch
+from nmt_ls.corpus import Corpus
+from nmt_ls.distill import DistillConfig
+from nmt_ls.distill import main as distill_command
+from nmt_ls.distillation import OF_TEACHERS, open_teacher
+from nmt_ls.embedded import EmbeddedSizes, prepare_embedded
+from nmt_ls.experiment.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from nmt_ls.experiment.command_line import UserError
+from nmt_ls.experiment.distillation import DistillationConfig
+from nmt_ls.experiment.engine import EngineConfig
+from nmt_ls.experiment.precision import Precision
+from nmt_ls.experiment.records import read_records
+from nmt_ls.experiment.run_directory import RunDirectory
+from nmt_ls.losses import LossConfig, smoothness_index
+from nmt_ls.reporting import ScoreConfig
+from nmt_ls.score import main as score_command
+from nmt_ls.scoring import slabs, split_batches
+from nmt_ls.training import TrainConfig, TranslationTask, default_out, new_task, train
+from nmt_ls.transformer import Transformer, TransformerConfig
+from nmt_ls.translator import Translator
+from nmt_ls.vocabulary import PAD
+
+STUDENT = TransformerConfig(width=16, feed_forward=32, heads=2, encoder_layers=1, decoder_layers=1, dropout=0.0)
+MANIFEST: dict[str, Any] = {"attention": {"form": "eager"}, "precision": Precision().to_dict()}
+
+
+def student_config(corpus: Corpus, out: Path, teacher: Path, taught: dict[str, Any], **changes: Any) -> TrainConfig:
+    settings = {
+        "loss": LossConfig(alpha=0.0),
+        "model": STUDENT,
+        "validation_sentences": 0,
+        "engine": EngineConfig(max_updates=12, validate_every=6, log_every=3, average_last=0),
+        "checkpoints": ("last",),
+        "distillation": DistillationConfig(teacher=str(teacher), checkpoint="last", **taught),
+    }
+    return small_config(corpus, out, **{**settings, **changes})
+
+
+def task_of(config: TrainConfig, corpus: Corpus) -> TranslationTask:
+    teacher = open_teacher(config.distillation, corpus, torch.device("cpu"))
+    manifest = {**MANIFEST, "attention": {"form": config.model.attention}, "teacher": teacher.facts}
+    return new_task(config, corpus, manifest, torch.device("cpu"), teacher)
+
+
+def log_probs(model: Transformer, batch: Batch, temperature: float) -> Tensor:
+    """Of every piece at every target position that is no padding."""
+    kept = batch.target_out_BT != PAD
+    return (model.logits(model(batch.source_BS, batch.target_in_BT)[kept]) / temperature).log_softmax(-1)
+
+
+@pytest.mark.parametrize(("alike", "beta"), [(True, 1.0), (False, 0.7)])
+def test_loss_of_a_batch(
+    small_corpus: Corpus, small_run: RunDirectory, tmp_path: Path, alike: bool, beta: float
+) -> None:
+    """By the definition, from the logits of two models at once; the teacher has no dropout, and no gradient."""
+    taught = {"temperature": 2.0, "beta": beta, "student_temperature": None if alike else 1.0}
+    config = student_config(small_corpus, tmp_path / "run", small_run.path, taught)
+    task = task_of(config, small_corpus)
+    batch = next(iter(task.batches(1)))
+    loss = task.loss(task.model, batch)
+    teacher = Translator.load(small_run.path, "last").model
+    own = log_probs(task.model, batch, 2.0 if alike else 1.0)
+    soft = -(log_probs(teacher, batch, 2.0).exp() * own).sum()
+    labels = batch.target_out_BT[batch.target_out_BT != PAD][:, None].long()
+    hard = -own.gather(1, labels).sum()
+    torch.testing.assert_close(loss.total, (1 - beta) * hard + beta * soft, rtol=1e-5, atol=1e-3)
+    plain = -log_probs(task.model, batch, 1.0).gather(1, labels).sum()
+    torch.testing.assert_close(loss.extras["nll"], plain, rtol=1e-5, atol=1e-3)
+    assert loss.count == len(labels)
+    loss.total.backward()
+    assert task.teacher is not None
+    assert not any(weight.requires_grad for weight in task.teacher.model.parameters())
+
+
+def test_smoothness_index_of_all_training_tokens(small_corpus: Corpus, small_run: RunDirectory, tmp_path: Path) -> None:
+    task = task_of(student_config(small_corpus, tmp_path, small_run.path, {"temperature": 3.0}), small_corpus)
+    assert task.teacher is not None
+    parts = list(slabs(task.teacher.model, split_batches(task.training)))
+    logits = torch.cat([task.teacher.model.logits(part.hidden_ND) for part in parts]).detach()
+    expected = smoothness_index(logits, torch.cat([part.targets_N for part in parts]).long(), 3.0)
+    assert task.teacher.smoothness_index(task.training) == pytest.approx(expected, rel=1e-6)
+
+
+def test_smoothness_index_of_a_part(
+    small_corpus: Corpus, small_run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = task_of(student_config(small_corpus, tmp_path, small_run.path, {}), small_corpus)
+    assert task.teacher is not None
+    whole = task.teacher.smoothness_index(task.training)
+    monkeypatch.setattr("nmt_ls.scoring.MAX_TOKENS", 200)
+    monkeypatch.setattr("nmt_ls.distillation.GAMMA_TOKENS", 1000)
+    part = task.teacher.smoothness_index(task.training)
+    assert part == task.teacher.smoothness_index(task.training)
+    assert 0 < abs(part - whole) < 0.1
+
+
+def test_a_whole_run(
+    small_corpus: Corpus, small_run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher = tmp_path / "teacher-s1"
+    shutil.copytree(small_run.path, teacher)
+    config = student_config(small_corpus, tmp_path / "student", tmp_path / "teacher-s{seed}", {"temperature": 2.0})
+    assert distill_command(DistillConfig(**vars(config))) == 0
+    run = RunDirectory(tmp_path / "student")
+    summary, signature = run.read_summary(), run.read_summary()["signature"]
+    line = "taught by teacher-s1, last checkpoint (α = 0.1), at T = 2, β = 1; smoothness γ of its targets"
+    assert f"{line} {summary['gamma']:.4f}" in capsys.readouterr().out
+    theirs = small_run.read_summary()["checkpoints"]["last"]
+    assert {f"teacher_{name}": theirs[name] for name in OF_TEACHERS}.items() <= summary.items()
+    assert (signature["alpha"], signature["teacher_alpha"], signature["teacher_temperature"]) == (0.0, 0.1, 2.0)
+    assert signature["teacher_weights"] == run.read_manifest()["teacher"]["weights"]
+    # with its teacher gone a finished student is left alone, and scored
+    shutil.rmtree(teacher)
+    assert train(config).already_finished
+    score_command(
+        ScoreConfig(run=str(run.path), checkpoint="last", figure=False, slices=False, results=str(tmp_path / "results"))
+    )
+    records = {record.name: record for record in read_records(tmp_path / "results" / "records.jsonl")}
+    for name in ("gamma", *(f"teacher_{figure}" for figure in OF_TEACHERS)):
+        assert records[name].value == summary[name]
+    assert records["bleu"].signature["teacher_alpha"] == 0.1
+    assert records["bleu"].signature["teacher_run"] == "teacher-s1"
+
+
+def test_records_of_other_runs_say_nothing_of_teachers(small_run: RunDirectory, tmp_path: Path) -> None:
+    score_command(
+        ScoreConfig(run=str(small_run.path), figure=False, slices=False, results=str(tmp_path)),
+    )
+    for record in read_records(tmp_path / "records.jsonl"):
+        assert not any("teacher" in name or name == "beta" for name in (record.name, *record.signature))
+
+
+def test_students_learn_what_nothing_but_their_teacher_says(small_corpus: Corpus, tmp_path: Path) -> None:
+    """A teacher that calls every piece by the name of the one before it."""
+    untied = TransformerConfig(
+        width=32, feed_forward=64, heads=2, encoder_layers=1, decoder_layers=1, share_embeddings="none"
+    )
+    teacher = train(small_config(small_corpus, tmp_path / "teacher", model=untied, validation_sentences=0)).run
+    weights, state = load_checkpoint(teacher.checkpoints / "last")
+    save_checkpoint(
+        teacher.checkpoints / "last", {**weights, "output_weight": weights["output_weight"].roll(1, 0)}, state
+    )
+    engine = EngineConfig(max_updates=60, validate_every=30, average_last=0)
+    taught = student_config(small_corpus, tmp_path / "student", teacher.path, {}, engine=engine)
+    alone = student_config(
+        small_corpus, tmp_path / "alone", teacher.path, {}, engine=engine, distillation=DistillationConfig()
+    )
+    model = Translator.load(teacher.path, "last").model
+    batch = next(iter(split_batches(small_corpus.split("train"), shuffle=True)))
+    theirs = log_probs(model, batch, 1.0).exp()
+    far, near = (
+        -(theirs * log_probs(Translator.load(train(config).run.path, "last").model, batch, 1.0)).sum(1).mean()
+        for config in (alone, taught)
+    )
+    assert near < far - 0.5
+
+
+def test_without_the_teachers_part_a_student_learns_from_the_labels(
+    small_corpus: Corpus, small_run: RunDirectory, tmp_path: Path
+) -> None:
+    taught = student_config(small_corpus, tmp_path / "taught", small_run.path, {"beta": 0.0})
+    alone = student_config(small_corpus, tmp_path / "alone", small_run.path, {}, distillation=DistillationConfig())
+    losses = [[line["loss"] for line in train(config).run.read_metrics()] for config in (taught, alone)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert len(losses[0]) > 4
+
+
+def test_a_student_resumed_goes_on_exactly(small_corpus: Corpus, small_run: RunDirectory, tmp_path: Path) -> None:
+    def steps(updates: int) -> dict[str, Any]:
+        return {"engine": EngineConfig(max_updates=updates, validate_every=4, log_every=2, average_last=0)}
+
+    whole = train(student_config(small_corpus, tmp_path / "whole", small_run.path, {}, **steps(12))).run
+    train(student_config(small_corpus, tmp_path / "parts", small_run.path, {}, **steps(7)))
+    parts = train(student_config(small_corpus, tmp_path / "parts", small_run.path, {}, **steps(12))).run
+    weights = [load_weights(run.checkpoints / "last") for run in (whole, parts)]
+    assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
+
+
+def test_a_student_does_not_go_on_with_another_teacher(
+    small_corpus: Corpus, small_run: RunDirectory, tmp_path: Path
+) -> None:
+    teacher = tmp_path / "teacher"
+    shutil.copytree(small_run.path, teacher)
+    config = student_config(small_corpus, tmp_path / "student", teacher, {})
+    run = train(config).run
+    run.summary_file.unlink()
+    weights, state = load_checkpoint(teacher / "checkpoints" / "last")
+    save_checkpoint(teacher / "checkpoints" / "last", {name: 2 * weight for name, weight in weights.items()}, state)
+    with pytest.raises(UserError, match=r"teacher\.weights was .*, now .*choose another --out"):
+        train(config)
+
+
+def test_a_run_that_learnt_from_labels_is_no_student(
+    small_corpus: Corpus, small_run: RunDirectory, tmp_path: Path
+) -> None:
+    alone = student_config(small_corpus, tmp_path / "run", small_run.path, {}, distillation=DistillationConfig())
+    train(alone)
+    with pytest.raises(UserError, match=r"distillation.teacher was .*choose another --out"):
+        train(student_config(small_corpus, tmp_path / "run", small_run.path, {}))
+
+
+def test_teachers_that_do_not_fit(small_corpus: Corpus, small_run: RunDirectory, tmp_path: Path) -> None:
+    sizes = EmbeddedSizes(train=300, validation=10, test=10, vocabulary=500)
+    other = prepare_embedded(tmp_path / "corpus", 0, sizes)
+    teacher = tmp_path / "teacher"
+    shutil.copytree(small_run.path, teacher)
+    (teacher / "summary.json").unlink()
+    for corpus, run, message in (
+        (other, small_run.path, r"distillation.teacher: .* was trained with another vocabulary than .*corpus"),
+        (small_corpus, teacher, r"distillation.teacher: .* has not been trained to its end"),
+        (small_corpus, tmp_path / "nowhere", r"distillation.teacher: .*nowhere is not a run"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train(student_config(corpus, tmp_path / "run", run, {}))
+        assert not (tmp_path / "run" / "config.yaml").exists()
+    without = student_config(small_corpus, tmp_path / "run", small_run.path, {})
+    shutil.rmtree(teacher)
+    shutil.copytree(small_run.path, teacher)
+    shutil.rmtree(teacher / "checkpoints" / "averaged")
+    missing = DistillationConfig(teacher=str(teacher), checkpoint="averaged")
+    with pytest.raises(UserError, match=r"distillation.teacher: .*averaged.* no such checkpoint"):
+        train(TrainConfig(**{**vars(without), "distillation": missing}))
+
+
+def test_settings_that_contradict_each_other() -> None:
+    with pytest.raises(ValueError, match="a student's own labels are not smoothed"):
+        TrainConfig(distillation=DistillationConfig(teacher="runs/X"))
+    with pytest.raises(ValueError, match="name a teacher"):
+        TrainConfig(distillation=DistillationConfig(temperature=2.0))
+    with pytest.raises(ValueError, match="with --teacher"):
+        DistillConfig()
+
+
+def test_names_of_runs_that_were_given_none(small_corpus: Corpus, small_run: RunDirectory, tmp_path: Path) -> None:
+    config = student_config(small_corpus, tmp_path, small_run.path, {"temperature": 4.0})
+    assert default_out(config, small_corpus) == "runs/small-from-small-T4-s1"
