@@ -1,4 +1,5 @@
-"""Section 4 in a report: the table of students, Figure 5, and accuracy by teacher's α and temperature."""
+"""Section 4 in a report: the table of students, Figure 5, and accuracy (of translators, BLEU) by teacher's α and
+temperature."""
 
 from __future__ import annotations
 
@@ -17,11 +18,13 @@ from nmt_ls.study_results import Run, SettingResults, means_of, scored_values
 from nmt_ls.verdicts import judge
 
 FIGURES = (
-    *("gamma", "teacher_accuracy", "accuracy", "train_accuracy", "nll", "ece"),
+    *("gamma", "teacher_bleu", "teacher_accuracy", "bleu", "accuracy", "train_accuracy", "nll", "ece"),
     *("exact_accuracy", "exact_ece", "kl_to_truth"),
 )
 MATTERS = 0.001
 """A tenth of a per cent of accuracy: of no weight here, where differences are shown and not judged."""
+QUALITY = {"bleu": ("BLEU", 1.0), "accuracy": ("accuracy", 100.0)}
+"""What students are shown by: its name, and by what it is multiplied in a heat map."""
 APART = tuple(
     f"teacher_{key}" for key in ("checkpoint", "model", "settings", "train_size", "spread", "prior", "updates")
 )
@@ -35,34 +38,43 @@ def recipes(results: SettingResults) -> dict[tuple[Recipe, tuple[str, ...]], lis
     found: dict[tuple[Recipe, tuple[str, ...]], list[Run]] = {}
     for run in results.runs(taught=True):
         recipe = tuple(float(run.signature[key]) for key in TAUGHT)
-        found.setdefault((recipe, tuple(str(run.signature[key]) for key in APART)), []).append(run)
+        found.setdefault((recipe, tuple(str(run.signature.get(key)) for key in APART)), []).append(run)
     return dict(sorted(found.items()))
 
 
-def usual(results: SettingResults) -> Iterator[tuple[float, float, float, list[Run]]]:
-    """Teacher's α and dropout, the temperature, and the students taught with them at β = 1 and the teacher's
-    temperature, with the factor T²; of several kinds of teachers, the first."""
-    seen = set[Recipe]()
-    for (recipe, _), runs in recipes(results).items():
+def quality(results: SettingResults) -> str:
+    """The first of QUALITY that any run of the setting has."""
+    runs = results.runs(taught=None)
+    return next((name for name in QUALITY if scored_values(runs, name)), "accuracy")
+
+
+def usual(results: SettingResults) -> Iterator[tuple[float, bool, float, list[Run]]]:
+    """Teacher's α, whether it had more dropout than other teachers, the temperature, and the students taught with them
+    at β = 1 and the teacher's temperature, with the factor T²; of several kinds of teachers, the first."""
+    seen, found = set[Recipe](), recipes(results)
+    least = min((recipe[1] for recipe, _ in found), default=0.0)
+    for (recipe, _), runs in found.items():
         alpha, dropout, temperature, own, beta, factor = recipe
         if beta == 1 and own == temperature and (factor or temperature == 1) and recipe[:3] not in seen:
             seen.add(recipe[:3])
-            yield alpha, dropout, temperature, runs
+            yield alpha, dropout > least, temperature, runs
 
 
 def student_rows(results: SettingResults) -> Iterator[dict[str, Any]]:
-    """Of every recipe: figures, means over seeds, and the difference of accuracy from students that learnt from hard
-    labels alone, over seeds (Welch)."""
+    """Of every recipe: figures, means over seeds, and the difference of accuracy or BLEU from students that learnt from
+    hard labels alone, over seeds (Welch)."""
+    shown = quality(results)
     for (recipe, _), runs in recipes(results).items():
         how = dict(zip(TAUGHT, recipe, strict=True))
         row: dict[str, Any] = {**how, "seeds": len(runs), **means_of(runs, FIGURES)}
+        row |= {f"{name} fitted": value for name, value in means_of(runs, ["kl_to_truth"], fitted=True).items()}
         taught = Side(alpha=0.0, taught=how)
         if results.runs(0.0) and runs_of(results, taught) == runs:
             test = Test(
-                statistic="record", figure="accuracy", expect="higher", effect=MATTERS,
+                statistic="record", figure=shown, expect="higher", effect=MATTERS,
                 baseline=Side(alpha=0.0), treated=taught,
             )  # fmt: skip
-            row["accuracy difference"] = judge("accuracy", test, results).finding
+            row[f"{shown} difference"] = judge(shown, test, results).finding
         yield row
 
 
@@ -77,60 +89,61 @@ CURVES = {
 
 
 def curves(results: SettingResults, teachers: SettingResults | None) -> dict[str, dict[float, list[float]]]:
-    """Those of CURVES that were measured: accuracies of the seeds by the smoothness γ; none without students."""
+    """Those of CURVES that were measured: accuracies (BLEU) of the seeds by the smoothness γ; none without students."""
+    shown = quality(results)
     found: dict[str, dict[float, list[float]]] = {name: {} for name in CURVES}
     _, _, from_hard, of_smoothed, with_dropout = found
-    for alpha, dropout, temperature, runs in usual(results):
-        name = with_dropout if dropout else from_hard if alpha == 0 else of_smoothed
-        gammas, accuracies = scored_values(runs, "gamma"), scored_values(runs, "accuracy")
-        if gammas and accuracies and (alpha == 0 or (temperature == 1 and not dropout)):
+    for alpha, more, temperature, runs in usual(results):
+        name = with_dropout if more else from_hard if alpha == 0 else of_smoothed
+        gammas, accuracies = scored_values(runs, "gamma"), scored_values(runs, shown)
+        if gammas and accuracies and (alpha == 0 or (temperature == 1 and not more)):
             found[name][float(np.mean(gammas))] = accuracies
     if not any(found.values()):
         return {}
     teacher, student, *_ = found
-    found[teacher] = teachers.by_alpha("accuracy") if teachers is not None else {}
-    found[student] = results.by_alpha("accuracy")
+    found[teacher] = teachers.by_alpha(shown) if teachers is not None else {}
+    found[student] = results.by_alpha(shown)
     return {name: dict(sorted(curve.items())) for name, curve in found.items() if curve}
 
 
 def students_figures(results: SettingResults, teachers: SettingResults | None) -> Iterator[tuple[str, str, Figure]]:
     """What can be drawn of a setting's students: (short name, caption, figure)."""
-    setting = results.setting
+    setting, (named, scale) = results.setting, QUALITY[quality(results)]
     if found := curves(results, teachers):
         yield (
             "distillation",
-            f"{setting.name}, {setting.split} split, as Figure 5 of the paper: accuracy by the mass that targets "
+            f"{setting.name}, {setting.split} split, as Figure 5 of the paper: {named} by the mass that targets "
             "put on wrong classes (γ; of label smoothing, α). Means over seeds, bands from the least to the greatest. "
             "β is 1, the loss has the factor T², and the student's temperature the teacher's.",
-            smoothness_figure(found, title=setting.title),
+            smoothness_figure(found, named, title=setting.title),
         )
     grid = accuracy_grid(results)
+    left_out = "; teachers with more dropout are left out" if any(more for _, more, *_ in usual(results)) else ""
     if min(grid[2].shape) > 1:
         yield (
             "distillation-grid",
-            f"{setting.name}, {setting.split} split: accuracy of students by the α of their teacher and the "
-            "temperature of its targets, means over seeds; teachers with dropout are left out. The paper varied one "
-            "at a time.",
-            grid_figure(*grid, title=setting.title),
+            f"{setting.name}, {setting.split} split: {named} of students by the α of their teacher and the "
+            f"temperature of its targets, means over seeds{left_out}. The paper varied one at a time.",
+            grid_figure(*grid, named, scale, title=setting.title),
         )
 
 
 def accuracy_grid(results: SettingResults) -> tuple[list[float], list[float], FloatArray]:
-    """Teachers' α, temperatures, and the mean accuracy of students [α, T]; nan where none was trained.
+    """Teachers' α, temperatures, and the mean accuracy (BLEU) of students [α, T]; nan where none was trained.
 
-    Of the usual students whose teachers had no dropout.
+    Of the usual students whose teachers had the least dropout.
     """
-    means: dict[tuple[float, float], float] = {}
-    for alpha, dropout, temperature, runs in usual(results):
-        if not dropout and (accuracies := scored_values(runs, "accuracy")):
+    means, shown = dict[tuple[float, float], float](), quality(results)
+    for alpha, more, temperature, runs in usual(results):
+        if not more and (accuracies := scored_values(runs, shown)):
             means[alpha, temperature] = float(np.mean(accuracies))
     alphas, temperatures = (sorted({key[axis] for key in means}) for axis in (0, 1))
     values = [[means.get((alpha, temperature), np.nan) for temperature in temperatures] for alpha in alphas]
     return alphas, temperatures, np.array(values, dtype=np.float64).reshape(len(alphas), len(temperatures))
 
 
-def smoothness_figure(found: dict[str, dict[float, list[float]]], title: str = "") -> Figure:
-    """Accuracy against γ: a line through the means of every curve, with its seeds' range. Figure 5's colours."""
+def smoothness_figure(found: dict[str, dict[float, list[float]]], named: str = "accuracy", title: str = "") -> Figure:
+    """What is named against γ: a line through the means of every curve, with its seeds' range. Figure 5's colours."""
     with look():
         figure = new_figure(5.6, 4.2)
         axes = figure.subplots()
@@ -141,7 +154,7 @@ def smoothness_figure(found: dict[str, dict[float, list[float]]], title: str = "
                 list(curve), [np.mean(values) for values in curve.values()], color=colour, linestyle=dashes,
                 marker=MARKERS[index], label=name, zorder=3,
             )  # fmt: skip
-        axes.set(xlabel="smoothness γ of the targets", ylabel="accuracy", title=title)
+        axes.set(xlabel="smoothness γ of the targets", ylabel=named, title=title)
         figure.legend(loc="outside lower center", ncols=2)
     return figure
 
@@ -151,8 +164,15 @@ def _band(axes: Axes, curve: dict[float, list[float]], colour: str) -> None:
     axes.fill_between(list(curve), low, high, color=colour, alpha=0.15, linewidth=0, zorder=1)
 
 
-def grid_figure(alphas: Sequence[float], temperatures: Sequence[float], values: FloatArray, title: str = "") -> Figure:
-    """A heat map with a number in every cell; blank where nothing was measured."""
+def grid_figure(
+    alphas: Sequence[float],
+    temperatures: Sequence[float],
+    values: FloatArray,
+    named: str = "accuracy",
+    scale: float = 100.0,
+    title: str = "",
+) -> Figure:
+    """A heat map of what is named, with a number in every cell; blank where nothing was measured."""
     with look():
         figure = new_figure(1.0 + 0.9 * len(temperatures), 1.5 + 0.55 * len(alphas))
         axes = figure.subplots()
@@ -161,12 +181,14 @@ def grid_figure(alphas: Sequence[float], temperatures: Sequence[float], values: 
         for (row, column), value in np.ndenumerate(values):
             if np.isfinite(value):
                 axes.text(
-                    column, row, f"{100 * value:.2f}", ha="center", va="center", fontsize=8,
+                    column, row, f"{scale * value:.2f}", ha="center", va="center", fontsize=8,
                     color="white" if value < middle else "black",
                 )  # fmt: skip
         axes.set_xticks(range(len(temperatures)), [f"{temperature:g}" for temperature in temperatures])
         axes.set_yticks(range(len(alphas)), [f"{alpha:g}" for alpha in alphas])
         axes.set(xlabel="temperature T", ylabel="teacher's α", title=title)
         axes.grid(visible=False)
-        figure.colorbar(shown, ax=axes, format=lambda value, _: f"{100 * value:.1f}", label="accuracy, %")
+        unit = ", %" if scale == 100 else ""
+        unit = ", %" if scale == 100 else ""
+        figure.colorbar(shown, ax=axes, format=lambda value, _: f"{scale * value:.1f}", label=f"{named}{unit}")
     return figure

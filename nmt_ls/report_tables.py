@@ -164,11 +164,16 @@ STUDENTS = [
     Column(key="squared_temperature_factor", heading="factor T²", format="g"),
     RECIPE[3],
     Column(key="gamma", heading="γ", format=".4f"),
+    Column(key="teacher_bleu", heading="the teacher's BLEU", format=".2f"),
+    Column(key="bleu", heading="BLEU", format=".2f"),
+    Column(key="bleu sd", heading="its sd over seeds", format=".2f"),
+    Column(key="bleu difference", heading="BLEU, difference from hard labels alone [95%, over seeds]", format=".2f"),
     Column(key="teacher_accuracy", heading="the teacher's accuracy", format=".4f"),
     Column(key="accuracy", heading="accuracy", format=".4f"),
     Column(key="accuracy sd", heading="its sd over seeds", format=".4f"),
     Column(key="accuracy difference", heading="difference from hard labels alone [95%, over seeds]", format=".4f"),
     *(column for column in FIGURES if column.key in ("train_accuracy", "nll", "ece", *EXACT)),
+    Column(key="kl_to_truth fitted", heading="KL to truth, its temperature fitted", format=".4f"),
 ]
 """Of students (nmt_ls.distillation_report)."""
 INFORMATION = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +13,35 @@ from small_runs import small_config
 from torch import Tensor
 
 from nmt_ls.batching import Batch
+from nmt_ls.claims import Claim, read_claims
 from nmt_ls.corpus import Corpus
 from nmt_ls.distill import DistillConfig
 from nmt_ls.distill import main as distill_command
 from nmt_ls.distillation import OF_TEACHERS, open_teacher
+from nmt_ls.distillation_report import accuracy_grid, students_figures
 from nmt_ls.embedded import EmbeddedSizes, prepare_embedded
 from nmt_ls.experiment.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.distillation import DistillationConfig
 from nmt_ls.experiment.engine import EngineConfig
 from nmt_ls.experiment.precision import Precision
-from nmt_ls.experiment.records import read_records
+from nmt_ls.experiment.records import append_records, read_records
 from nmt_ls.experiment.run_directory import RunDirectory
+from nmt_ls.findings import compared_runs
 from nmt_ls.losses import LossConfig, smoothness_index
+from nmt_ls.report_tables import setting_tables
 from nmt_ls.reporting import ScoreConfig
 from nmt_ls.score import main as score_command
 from nmt_ls.scoring import slabs, split_batches
+from nmt_ls.search_changes import SearchChanges
+from nmt_ls.study_results import read_results
 from nmt_ls.training import TrainConfig, TranslationTask, default_out, new_task, train
 from nmt_ls.transformer import Transformer, TransformerConfig
 from nmt_ls.translator import Translator
+from nmt_ls.verdicts import hard_runs, judge, regime_value
 from nmt_ls.vocabulary import PAD
+
+CLAIMS = read_claims(Path(__file__).parents[1] / "configs" / "claims.yaml")
 
 STUDENT = TransformerConfig(width=16, feed_forward=32, heads=2, encoder_layers=1, decoder_layers=1, dropout=0.0)
 MANIFEST: dict[str, Any] = {"attention": {"form": "eager"}, "precision": Precision().to_dict()}
@@ -247,3 +257,68 @@ def test_settings_that_contradict_each_other() -> None:
 def test_names_of_runs_that_were_given_none(small_corpus: Corpus, small_run: RunDirectory, tmp_path: Path) -> None:
     config = student_config(small_corpus, tmp_path, small_run.path, {"temperature": 4.0})
     assert default_out(config, small_corpus) == "runs/small-from-small-T4-s1"
+
+
+STUDENTS_CLAIMS = [claim for claim in CLAIMS.claims if "translators-student" in claim.settings]
+
+
+@pytest.fixture(scope="module")
+def of_students(small_corpus: Corpus, small_run: RunDirectory, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Records of one seed of all recipes that claims ask for: those of one student, said to be of each, with values of
+    their own."""
+    place = tmp_path_factory.mktemp("study")
+    run = train(student_config(small_corpus, place / "student", small_run.path, {})).run
+    real = str(place / "real")
+    common: dict[str, Any] = {"run": str(run.path), "checkpoint": "last", "figure": False, "slices": False}
+    for temperature in (None, "fitted"):
+        search = SearchChanges(beam=5)
+        score_command(
+            ScoreConfig(**common, exact_tokens=300, temperature=temperature, search=search, results=real)  # type: ignore[arg-type]
+        )
+    sides = [side for claim in STUDENTS_CLAIMS for test in claim.tests.values() for side in test.sides]
+    recipes = {(side.alpha, *side.taught.values()) for side in sides}
+    found = []
+    for number, (alpha, *taught) in enumerate(sorted({*recipes, (0.0,)})):
+        for record in read_records(place / "real" / "records.jsonl"):
+            of_teacher = {"beta", *(key for key in record.signature if "teacher" in key or "student_" in key)}
+            signature = {key: value for key, value in record.signature.items() if taught or key not in of_teacher}
+            told = dict(zip(("teacher_alpha", "teacher_temperature"), taught, strict=False))
+            signature |= {"alpha": alpha, "run": f"grammar-student-{number}", "dropout": 0.1, **told}
+            if taught:
+                signature |= {"student_temperature": taught[1], "squared_temperature_factor": True}
+            found.append(replace(record, value=record.value + number, signature=signature))
+    append_records(place / "results" / "distillation-grammar" / "records.jsonl", found)
+    return place / "results"
+
+
+@pytest.mark.parametrize("claim", STUDENTS_CLAIMS, ids=lambda claim: claim.name)
+def test_what_claims_ask_of_students_is_recorded(of_students: Path, claim: Claim) -> None:
+    results = read_results(CLAIMS.settings["translators-student"], of_students)
+    for regime in claim.regimes:
+        assert hard_runs(regime, results)
+        assert regime_value(regime, results) > 0
+    for name, test in claim.tests.items():
+        outcome = judge(name, test, results)
+        assert outcome.finding is not None, outcome.why
+        (before,), (after,) = compared_runs(test, results)
+        fitted = test.treated.temperature == "nll"
+        expected = after.scored[fitted][test.figure] - before.scored[fitted][test.figure]
+        assert outcome.finding.difference == pytest.approx(expected)
+        assert before.taught == bool(test.sides[0].taught)
+
+
+def test_students_of_translators_are_shown_by_bleu(of_students: Path) -> None:
+    results = read_results(CLAIMS.settings["translators-student"], of_students)
+    (table,) = (table for table in setting_tables(results) if table.title.startswith("Section 4"))
+    shown = {column.key for column in table.shown}
+    assert {"teacher_bleu", "bleu", "bleu difference", "gamma", "kl_to_truth fitted"} <= shown
+    hard = results.runs(0.0)[0].scored[False]["bleu"]
+    for row in table.rows:
+        assert row["bleu difference"].difference == pytest.approx(row["bleu"] - hard)
+    alphas, temperatures, values = accuracy_grid(results)
+    assert (alphas, temperatures) == ([0.0, 0.1], [1.0, 2.0])
+    assert values[0, 0] == table.rows[0]["bleu"]
+    captions = {kind: (caption, figure) for kind, caption, figure in students_figures(results, None)}
+    assert "BLEU by the mass that targets put" in captions["distillation"][0]
+    assert captions["distillation"][1].axes[0].get_ylabel() == "BLEU"
+    assert captions["distillation-grid"][1].axes[1].get_ylabel() == "BLEU"
