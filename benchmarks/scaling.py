@@ -47,6 +47,8 @@ VOCABULARY = 1_000
 """Pieces of the embedded corpora."""
 WAYS = ((1, 2), (1, 1), (2, 1))
 """Runs at the same time, and threads of each."""
+CORES_SIZES = {"vocabulary": 10_000, "sentences": 256}
+"""What those runs train on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +205,9 @@ class Team:
         pipes = [context.Pipe() for _ in range(runs)]
         self._connections = [ours for ours, _ in pipes]
         self._processes = [
-            context.Process(target=_train_when_told, args=(theirs, threads, arithmetic, updates), daemon=True)
+            context.Process(
+                target=_train_when_told, args=(theirs, threads, arithmetic, updates, CORES_SIZES), daemon=True
+            )
             for _, theirs in pipes
         ]
         for process, (_, theirs) in zip(self._processes, pipes, strict=True):
@@ -225,9 +229,12 @@ class Team:
             process.join()
 
 
-def _train_when_told(connection: Connection, threads: int, arithmetic: str, updates: int) -> None:
+def _train_when_told(
+    connection: Connection, threads: int, arithmetic: str, updates: int, sizes: dict[str, int]
+) -> None:
     torch.set_num_threads(threads)
-    step, batch = build(f"ours-{arithmetic}", model_config(10_000), ALPHA), random_batch(10_000)
+    rows = sizes["vocabulary"]
+    step, batch = build(f"ours-{arithmetic}", model_config(rows), ALPHA), random_batch(rows, sizes["sentences"])
     with suppress(EOFError, ConnectionResetError):  # the parent has closed its end
         while connection.recv():
             for _ in range(updates):

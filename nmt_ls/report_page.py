@@ -40,6 +40,7 @@ GROUPS = {
     "embedded": "The embedded corpus, where the truth is known",
     "vision": "Images",
     "distillation": "Distillation and mutual information",
+    "students": "Distillation and mutual information",
     "mutual": "Distillation and mutual information",
 }
 """Headings, by the first word of a claim's name."""

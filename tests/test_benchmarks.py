@@ -95,13 +95,6 @@ def test_records_name_the_processor_and_the_recipe(tmp_path: Path) -> None:
     assert (records[0].signature["repeats"], records[0].signature["beam"]) == (5, 4)
 
 
-@pytest.fixture
-def tiny_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So small that none reaches the rate below which a processor counts as emulating them: that is left out."""
-    monkeypatch.setattr(common, "GEMM_SHAPES", ((64, 8, 8), (4, 4, 4)))
-    monkeypatch.setattr(common, "EMULATED", 0.0)
-
-
 @pytest.mark.usefixtures("tiny_products")
 def test_products_are_measured_with_their_errors() -> None:
     products = common.best_gemm_rates(repeats=1)
@@ -317,7 +310,7 @@ def test_beam_search_writes_records(
     beam_search.main(
         beam_search.BenchmarkConfig(
             sizes=("tiny",), contestants=("ours-bf16", other), run=str(small_run.path), sentences=3,
-            source_length=5, steps=4, beam=2, repeats=1, limit=4, out=str(out),
+            source_length=5, steps=4, beam=2, repeats=1, limit=2, out=str(out),
         )
     )  # fmt: skip
     assert "free-running" in capsys.readouterr().out
@@ -325,7 +318,7 @@ def test_beam_search_writes_records(
     assert records["beam_search/forced/tokens/s", other].value > 0
     assert records["beam_search/free/ms a sentence in matrix products", other].value > 0
     signature = records["beam_search/free/sentences/s", "ours-bf16"].signature
-    assert (signature["sentences"], signature["max_tokens"]) == (4, 8192)
+    assert (signature["sentences"], signature["max_tokens"]) == (2, 8192)
     assert {"corpus", "peers_max_tokens", "gemm_error_bf16"} <= set(signature)
 
 
@@ -348,6 +341,7 @@ def test_sweep_passes_over_the_split(small_run: RunDirectory) -> None:
         run()
 
 
+@pytest.mark.usefixtures("tiny_products")
 def test_sweep_decodes_together_what_it_decodes_separately(
     small_run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -394,9 +388,12 @@ def test_scaling_writes_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     def here(work: Callable[..., dict[str, float]], *arguments: object) -> dict[str, float]:
         return work(*arguments) | {"peak MiB": 100.0}
 
+    whole = scaling.train_epoch
     monkeypatch.setattr(scaling, "in_a_process", here)
     monkeypatch.setattr(beam_search, "VOCABULARIES", {"small": 200, "base": 200})
     monkeypatch.setattr(scaling, "WAYS", ((1, 1), (2, 1)))
+    monkeypatch.setattr(scaling, "CORES_SIZES", {"vocabulary": 200, "sentences": 4})
+    monkeypatch.setattr(scaling, "train_epoch", lambda directory, arithmetic: whole(directory, arithmetic, 1))
     out = tmp_path / "records.jsonl"
     scaling.main(
         scaling.BenchmarkConfig(

@@ -11,6 +11,7 @@ from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.records import read_records
 
 
+@pytest.mark.usefixtures("tiny_products")
 def test_it_measures_every_arithmetic_and_writes_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "records.jsonl"
     shapes = {"vocabularies": (50, 120), "rows": 20, "width": 8, "repeats": 1}
@@ -53,6 +54,7 @@ def test_allocated_memory_is_the_peak_and_not_the_sum() -> None:
     assert 1_000_000 <= smoothed_loss.allocated(step) < 2_500_000
 
 
+@pytest.mark.usefixtures("tiny_products")
 @pytest.mark.parametrize(("alpha", "contestants"), [(0.1, {"ours", "pytorch"}), (0.0, {"ours", "pytorch", "chunked"})])
 def test_fused_losses_of_others(
     alpha: float, contestants: set[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -287,7 +287,7 @@ def of_students(small_corpus: Corpus, small_run: RunDirectory, tmp_path_factory:
             if taught:
                 signature |= {"student_temperature": taught[1], "squared_temperature_factor": True}
             found.append(replace(record, value=record.value + number, signature=signature))
-    append_records(place / "results" / "distillation-grammar" / "records.jsonl", found)
+    append_records(place / "results" / "grammar-students" / "records.jsonl", found)
     return place / "results"
 
 

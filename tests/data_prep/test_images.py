@@ -6,6 +6,8 @@ import io
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from made_images import CLASSES, made_folder, picture, png, write_parquet
 from PIL import Image
@@ -227,33 +229,47 @@ def test_stratified_keeps_shares() -> None:
     assert (found != stratified(labels, 20, seed=1)).any()
 
 
-@pytest.mark.parametrize(("name", "label", "classes"), [("cifar10", "label", 10), ("cifar100", "fine_label", 100)])
-def test_real_cifar(real_data: Path, tmp_path: Path, name: str, label: str, classes: int) -> None:
-    """Balanced splits, and a test image as its file has it; CIFAR-100 by its fine labels."""
-    store = prepare_real(real_data, name, tmp_path)
-    sizes = {split: found["by_class"] for split, found in store.manifest["splits"].items()}
-    assert sizes == {
-        "train": [40_000 // classes] * classes,
-        "validation": [10_000 // classes] * classes,
-        "test": [10_000 // classes] * classes,
-    }
-    check_third_test_image(store, real_data / name, tmp_path, ("img", label), "RGB")
+@pytest.mark.parametrize(
+    ("name", "columns", "classes", "mode"),
+    [
+        ("cifar10", ("img", "label"), 10, "RGB"),
+        ("cifar100", ("img", "fine_label"), 100, "RGB"),
+        ("mnist", ("image", "label"), 10, "L"),
+    ],
+)
+def test_real_images(
+    real_data: Path, tmp_path: Path, name: str, columns: tuple[str, str], classes: int, mode: str
+) -> None:
+    """Splits with the shares of their classes, and a test image as its file has it; CIFAR-100 by its fine labels."""
+    source = every_tenth(real_data, name, tmp_path / "tenth")
+    store = prepare(source, tmp_path / "out")
+    splits = {split: found["by_class"] for split, found in store.manifest["splits"].items()}
+    given = {}
+    for split in ("train", "test"):
+        tables = (pq.read_table(file, columns=[columns[1]]) for file in source.glob(f"{split}*"))
+        given[split] = np.bincount(pa.concat_tables(tables)[columns[1]], minlength=classes)
+    np.testing.assert_array_equal(splits["test"], given["test"])
+    np.testing.assert_array_equal(np.add(splits["train"], splits["validation"]), given["train"])
+    assert sum(splits["validation"]) == 1000
+    assert np.abs(splits["validation"] - given["train"] * 1000 / given["train"].sum()).max() < 1
+    assert store.manifest["about"]["image_shape"] == ([1, 28, 28] if mode == "L" else [3, 32, 32])
+    check_third_test_image(store, source, tmp_path, columns, mode)
 
 
-def test_real_mnist(real_data: Path, tmp_path: Path) -> None:
-    store = prepare_real(real_data, "mnist", tmp_path)
-    assert {split: found["images"] for split, found in store.manifest["splits"].items()} == {
-        "train": 50_000, "validation": 10_000, "test": 10_000
-    }  # fmt: skip
-    assert store.manifest["about"]["image_shape"] == [1, 28, 28]
-    check_third_test_image(store, real_data / "mnist", tmp_path, ("image", "label"), "L")
+def every_tenth(real_data: Path, name: str, place: Path) -> Path:
+    """A tenth of the rows of a data set of NMT_LS_DATA, as its files have them."""
+    place.mkdir()
+    for file in real_place(real_data, name).glob("*.parquet"):
+        table = pq.read_table(file)
+        pq.write_table(table.take(np.arange(0, len(table), 10)), place / file.name)
+    return place
 
 
-def prepare_real(real_data: Path, name: str, tmp_path: Path) -> ArrayStore:
-    """A data set of NMT_LS_DATA, prepared; the test is skipped where it has none of this name."""
+def real_place(real_data: Path, name: str) -> Path:
+    """A data set of NMT_LS_DATA; the test is skipped where it has none of this name."""
     if not (real_data / name).is_dir():
         pytest.skip(f"NMT_LS_DATA has no {name}")
-    return prepare(real_data / name, tmp_path / "out")
+    return real_data / name
 
 
 def check_third_test_image(
@@ -271,7 +287,7 @@ def check_third_test_image(
 
 
 def test_real_tiny_imagenet(real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    store = prepare_real(real_data, "tiny_imagenet_20", tmp_path)
+    store = prepare(real_place(real_data, "tiny_imagenet_20"), tmp_path / "out")
     splits = store.manifest["splits"]
     assert {name: (split["images"], split["from"]) for name, split in splits.items()} == {
         "train": (9000, "train"), "validation": (1000, "train"), "test": (1000, "validation")

@@ -48,7 +48,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study of one seed of all that claims ask for, as its cells would leave it."""
     place = tmp_path_factory.mktemp("study")
     results = str(place / "results" / "study")
-    engine = EngineConfig(max_updates=30, validate_every=15, log_every=15, monitor="accuracy", average_last=0)
+    engine = EngineConfig(max_updates=8, validate_every=4, log_every=4, monitor="accuracy", average_last=0)
 
     def evaluated(run: Path, **changes: object) -> None:
         train(small_training(run, engine=engine, **changes))
@@ -236,7 +236,7 @@ def test_information_is_shown(root: Path) -> None:
     for row, run in zip(rows, results.runs(), strict=True):
         assert row["mutual_information"] == run.scored[False]["mutual_information"]
         assert row["log N"] == pytest.approx(np.log(8))
-        assert list(run.course["mutual_information_course"]) == [0, 15, 30]
+        assert list(run.course["mutual_information_course"]) == [0, 4, 8]
     ((name, caption, figure),) = information_figures(results)
     assert name == "information"
     assert "8 training images" in caption
