@@ -36,6 +36,7 @@ from nmt_ls.vocabulary import (
     UNK,
     VocabularyConfig,
     load_vocabularies,
+    save_vocabularies,
     train_vocabulary,
 )
 
@@ -87,7 +88,7 @@ class Origin:
             "target_language": self.target_language,
             "settings": dict(self.settings),
             "files": dict(self.files),
-            "vocabulary": asdict(config.vocabulary),
+            "vocabulary": config.vocabulary.recipe(),
             "filters": filters,
             "group_references": config.group_references,
         }
@@ -156,13 +157,16 @@ def _build(
         else stage_held_out(scratch / name, pairs, config.group_references)
         for name, pairs in splits.items()
     }
-    _train_vocabularies(directory, staged[TRAIN], config.vocabulary)
+    _make_vocabularies(directory, staged[TRAIN], config.vocabulary)
     summaries = {name: _write_split(directory / name, split, config) for name, split in staged.items()}
     shutil.rmtree(scratch)
     _write_manifest(directory, summaries, origin, config)
 
 
-def _train_vocabularies(directory: Path, staged: StagedTexts, config: VocabularyConfig) -> None:
+def _make_vocabularies(directory: Path, staged: StagedTexts, config: VocabularyConfig) -> None:
+    if config.like is not None:
+        save_vocabularies(*load_vocabularies(config.like), directory)
+        return
     if sys.stderr.isatty():
         print(f"training a {config.kind} vocabulary of {config.size:,} pieces …", file=sys.stderr)
     wanted_N = staged.keep_N

@@ -22,7 +22,8 @@ def check_vocabularies(run: Path, corpus: Corpus) -> None:
     ours = corpus.source_vocabulary, corpus.target_vocabulary
     if [vocabulary.checksum() for vocabulary in load_vocabularies(run)] != [each.checksum() for each in ours]:
         raise UserError(
-            f"{run} was trained with another vocabulary than {corpus.directory}; prepare the corpus with its"
+            f"{run} was trained with another vocabulary than {corpus.directory}; prepare the corpus with its "
+            f"(--vocabulary.like {run})"
         )
 
 
