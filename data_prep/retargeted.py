@@ -1,13 +1,14 @@
 """python -m data_prep.retargeted: a prepared corpus again, whose training targets are translations by some system.
 
 For sequence-level distillation (Kim & Rush 2016, section 3.2): a student is trained on what its teacher makes of the
-training sources. Vocabularies and held-out splits are the corpus's own, so that students can be held against it.
+training sources. Vocabularies, filters and held-out splits are the corpus's own, so that students can be held against
+it; only copies of a pair stay, as teachers repeat themselves, and pairs with an empty translation go.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.reporting import file_checksum, prepare
@@ -30,10 +31,11 @@ class RetargetedConfig:
     --split train writes it; gzip too"""
     out: str
     """directory of the new one"""
-    filters: FilterConfig = field(default_factory=lambda: FilterConfig(duplicates=False))
-    """of the new training pairs; one with an empty translation is always left out"""
     workers: int = 0
     """processes that encode (0: as many as pay); the result does not depend on it"""
+
+    def __post_init__(self) -> None:
+        CorpusConfig(workers=self.workers)
 
 
 def pairs(split: Split) -> Iterator[tuple[str, str]]:
@@ -67,7 +69,7 @@ def main(config: RetargetedConfig) -> None:
     corpus, targets = Corpus.load(config.corpus), Path(config.targets)
     corpus.verify()
     if not targets.is_file():
-        raise UserError(f"{targets}: there is no such file")
+        raise UserError(f"{targets}: {'a directory, not a' if targets.is_dir() else 'there is no such'} file")
     recipe = corpus.manifest["recipe"]
     origin = Origin(
         source=corpus.manifest["source"],
@@ -83,7 +85,7 @@ def main(config: RetargetedConfig) -> None:
         origin,
         CorpusConfig(
             vocabulary=VocabularyConfig(like=config.corpus),
-            filters=config.filters,
+            filters=FilterConfig(**{**recipe["filters"], "duplicates": False, "sample": 0}),
             group_references=recipe["group_references"],
             workers=config.workers,
         ),

@@ -12,7 +12,7 @@ import platform
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -77,8 +77,9 @@ class Origin:
     settings: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
 
-    def recipe(self, config: CorpusConfig) -> dict[str, Any]:
-        """All that decides what the prepared corpus holds (a sample only where one is drawn: older recipes lack it)."""
+    def recipe(self, config: CorpusConfig, taken: Sequence[str] | None = None) -> dict[str, Any]:
+        """All that decides what the prepared corpus holds (a sample only where one is drawn: older recipes lack it);
+        taken: see VocabularyConfig.recipe."""
         filters = asdict(config.filters)
         if not filters["sample"]:
             del filters["sample"]
@@ -88,7 +89,7 @@ class Origin:
             "target_language": self.target_language,
             "settings": dict(self.settings),
             "files": dict(self.files),
-            "vocabulary": config.vocabulary.recipe(),
+            "vocabulary": config.vocabulary.recipe(taken),
             "filters": filters,
             "group_references": config.group_references,
         }
@@ -99,15 +100,18 @@ def existing_corpus(directory: str | Path, origin: Origin, config: CorpusConfig)
     """The corpus that the same recipe has already made here, or None where nothing is.
 
     Raises:
-        UserError: something else lies there; the message names the first key that differs.
+        UserError: something else lies there; the message names the first key that differs. Or there is no vocabulary
+            to take.
     """
     directory = Path(directory)
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+        origin.recipe(config)  # where it cannot be told, nothing is to be read
         return None
     if not (directory / MANIFEST).is_file():
         raise UserError(f"{directory} exists and is not a prepared corpus: choose another place, or remove it")
     corpus = Corpus.load(directory)
-    here, asked = _flat(corpus.manifest["recipe"]), _flat(origin.recipe(config))
+    recipe = corpus.manifest["recipe"]
+    here, asked = _flat(recipe), _flat(origin.recipe(config, recipe["vocabulary"].get("like")))
     for key in sorted(here.keys() | asked.keys()):
         if here.get(key) != asked.get(key):
             raise UserError(

@@ -8,8 +8,8 @@ Shapes: B sentences, T target positions, N tokens, D and E the widths of student
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +19,8 @@ from nmt_ls.batching import Batch, Pairs
 from nmt_ls.corpus import Corpus
 from nmt_ls.experiment.checkpoint import load_state, weights_id
 from nmt_ls.experiment.command_line import UserError
-from nmt_ls.experiment.distillation import DistillationConfig, finished_teacher
+from nmt_ls.experiment.distillation import DistillationConfig, finished_teacher, own_teacher
+from nmt_ls.experiment.run_directory import RunDirectory
 from nmt_ls.losses import projected_distillation_loss, smoothness_index
 from nmt_ls.runs import check_vocabularies, find_run
 from nmt_ls.scoring import slabs, split_batches
@@ -29,8 +30,10 @@ from nmt_ls.vocabulary import PAD
 
 GAMMA_TOKENS = 200_000
 """Target tokens on which the smoothness index is measured."""
-OF_TEACHERS = ("bleu", "nll", "accuracy", "ece", "debiased_ece")
+REPEATED = ("bleu", "nll", "accuracy", "ece", "debiased_ece", "over_confidence", "under_confidence")
 """Figures of a teacher's checkpoint on its test split that summaries and records of its students repeat."""
+GAMMA_CHUNK = 256
+"""Tokens of which it is computed at a time, in float64."""
 
 
 class Teacher:
@@ -74,8 +77,10 @@ class Teacher:
         same, or all where there are fewer."""
         tokens, total = 0, 0.0
         for slab in slabs(self.model, split_batches(training, shuffle=True)):
-            logits_NV = self.model.logits(slab.hidden_ND)
-            total += len(slab.targets_N) * smoothness_index(logits_NV, slab.targets_N.long(), self.config.temperature)
+            for start in range(0, len(slab.targets_N), GAMMA_CHUNK):
+                part = slice(start, start + GAMMA_CHUNK)
+                logits_nV, targets_n = self.model.logits(slab.hidden_ND[part]), slab.targets_N[part].long()
+                total += len(targets_n) * smoothness_index(logits_nV, targets_n, self.config.temperature)
             tokens += len(slab.targets_N)
             if tokens >= GAMMA_TOKENS:
                 break
@@ -96,25 +101,32 @@ def open_teacher(config: DistillationConfig, corpus: Corpus, device: torch.devic
         raise UserError(f"distillation.teacher: {error}") from None
     summary = run.read_summary()
     measured = summary["checkpoints"].get(config.checkpoint, {})
+    if not measured:
+        print(
+            f"distillation.teacher: {path} was not scored at its {config.checkpoint} checkpoint when it was trained: "
+            "records of its students will not say how good it is",
+            file=sys.stderr,
+        )
     return Teacher(
         model,
         config,
-        teacher_facts(path, config, model, summary["signature"]),
-        {f"teacher_{name}": measured[name] for name in OF_TEACHERS if name in measured},
+        teacher_facts(run, config, model, summary["signature"]),
+        {f"teacher_{name}": measured[name] for name in REPEATED if name in measured},
     )
 
 
 def teacher_facts(
-    path: Path, config: DistillationConfig, model: Transformer, signature: Mapping[str, Any]
+    run: RunDirectory, config: DistillationConfig, model: Transformer, signature: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What manifests and signatures of students say of their teacher; signature: of its summary."""
-    folder, sizes = path / "checkpoints" / config.checkpoint, model.config
+    folder = run.checkpoints / config.checkpoint
     return {
-        "run": path.name,
+        **own_teacher(run),
+        "run": run.path.name,
         "checkpoint": config.checkpoint,
         "weights": weights_id(folder),
-        "model": f"{sizes.encoder_layers}+{sizes.decoder_layers} layers of {sizes.width}",
+        "model": model.config.said_sizes,
         "updates": int(load_state(folder)["step"]),
-        "dropout": sizes.dropout,
+        "dropout": model.config.dropout,
         **{key: signature[key] for key in ("alpha", "spread", "prior", "seed", "corpus")},
     }

@@ -26,7 +26,11 @@ MATTERS = 0.001
 QUALITY = {"bleu": ("BLEU", 1.0), "accuracy": ("accuracy", 100.0)}
 """What students are shown by: its name, and by what it is multiplied in a heat map."""
 APART = tuple(
-    f"teacher_{key}" for key in ("checkpoint", "model", "settings", "train_size", "spread", "prior", "updates")
+    f"teacher_{key}"
+    for key in (
+        *("teacher", "checkpoint", "model", "settings", "train_size"),
+        *("spread", "prior", "updates", "corpus"),
+    )
 )
 """Of signatures of students, what else tells recipes apart."""
 Recipe = tuple[float, ...]  # values of TAUGHT, in that order
@@ -188,7 +192,6 @@ def grid_figure(
         axes.set_yticks(range(len(alphas)), [f"{alpha:g}" for alpha in alphas])
         axes.set(xlabel="temperature T", ylabel="teacher's α", title=title)
         axes.grid(visible=False)
-        unit = ", %" if scale == 100 else ""
         unit = ", %" if scale == 100 else ""
         figure.colorbar(shown, ax=axes, format=lambda value, _: f"{scale * value:.1f}", label=f"{named}{unit}")
     return figure

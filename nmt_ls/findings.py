@@ -80,7 +80,7 @@ def runs_of(results: SettingResults, side: Side) -> list[Run]:
             wanted["squared_temperature_factor"] = True
         return all(signature[key] == value for key, value in {**wanted, **side.taught}.items())
 
-    return [run for run in results.runs(side.alpha, taught=True) if meant(run.signature)]
+    return [run for run in results.runs(side.alpha, taught=True) if meant(run.signature) and not run.of_student]
 
 
 def compared_runs(test: Test, results: SettingResults) -> list[list[Run]]:

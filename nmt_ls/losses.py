@@ -25,8 +25,8 @@ from nmt_ls.losses_fused import FusedLoss, Problem, solve
 Prior = Tensor | Literal["uniform"]
 Spread = Literal["all", "others"]
 Reduction = Literal["mean", "sum"]
-_DISTILLED_LOGITS = 1 << 22
-"""Of student and of teacher, how many exist at a time (16 MiB in fp32)."""
+_DISTILLED_LOGITS = (1 << 26, 1 << 22)
+"""Of student and of teacher, how many exist at a time: elsewhere, and on the CPU (256 and 16 MiB in fp32)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,8 +186,8 @@ def projected_distillation_loss(
 ) -> tuple[Tensor, Tensor]:
     """The sum of `distillation_loss` over rows, of two projections, and beside it the hard-label NLL at temperature 1.
 
-    Rows whose target is `ignore_index` add nothing. The logits of a few rows exist at a time, of student and teacher;
-    the student's are made again in the backward pass. Products are in the dtype of the inputs, or in autocast's. The
+    Rows whose target is `ignore_index` add nothing. The logits of a few rows exist at a time, of student and teacher,
+    and are made again in the backward pass. Products are in the dtype of the inputs, or in autocast's. The
     negative log-likelihood carries no gradient, nor does anything of the teacher. E is the teacher's width.
 
     Raises:
@@ -216,8 +216,10 @@ def projected_distillation_loss(
         nll = F.cross_entropy(logits_mV.detach().to(mean.dtype), targets_m.long(), reduction="sum")
         return mean * len(targets_m), nll
 
-    total = nll = hidden_ND.new_zeros((), dtype=torch.promote_types(hidden_ND.dtype, torch.float32))
-    count = max(_DISTILLED_LOGITS // len(weight_VD), 1)
+    dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
+    total = hidden_ND[:0].sum(dtype=dtype) + weight_VD[:0].sum(dtype=dtype)  # 0, and has a gradient
+    nll = total.detach()
+    count = max(_DISTILLED_LOGITS[hidden_ND.device.type == "cpu"] // len(weight_VD), 1)
     for start in range(0, len(rows_M), count):
         part = slice(start, start + count)
         chunk = (hidden_MD[part], weight_VD, teacher_ME[part], targets_M[part])

@@ -64,8 +64,8 @@ class MeasuredRun:
         return int(min(lines, key=lambda line: float(line["nll"]))["step"]) if lines else None
 
     def of_teaching(self) -> dict[str, float]:
-        """Of a student, what its summary has of its teacher: how smooth its targets were (γ), how good and how
-        calibrated it was. Empty for an unfinished run, and for one that learnt from labels alone."""
+        """Of a student, what its summary has of its teacher: how smooth its targets were in training (γ), how good and
+        how calibrated it was on its test split. Empty for an unfinished run, and one that learnt from labels alone."""
         run = RunDirectory(self.path)
         summary = run.read_summary() if "teacher" in self.manifest and run.summary_file.exists() else {}
         return {key: float(value) for key, value in summary.items() if key == "gamma" or key.startswith("teacher_")}
@@ -110,6 +110,7 @@ def figure_signature(
     )
     extras = {
         **signature.extras,
+        "sizes": trained.model.said_sizes,
         "search": shared_keys(search).get("search"),  # None where all is usual, and then left out
         "dropout": trained.model.dropout,
         "training_commit": manifest["commit"],

@@ -231,7 +231,15 @@ def score(config: ScoreConfig) -> Scored:
             translator, split, search, loss=run.config.loss, prior=prior, on_progress=bar.update, watch=watcher
         )
     exact = against_truth(translator, corpus, config.exact_tokens, search.temperature) if config.exact_tokens else []
-    found = Found(run=run, corpus=corpus, split=split, evaluation=evaluation, watcher=watcher, exact=exact)
+    found = Found(
+        run=run,
+        corpus=corpus,
+        split=split,
+        evaluation=evaluation,
+        watcher=watcher,
+        exact=exact,
+        fitted=temperature == "fitted",
+    )
     shown = "fitted" if temperature == "fitted" else search.temperature
     groups = found.groups(config.slices)
     return Scored(
@@ -269,6 +277,7 @@ class Found:
     evaluation: Evaluation
     watcher: Watcher
     exact: list[Figures]
+    fitted: bool  # the temperature
 
     @cached_property
     def outputs(self) -> OutputTokens:
@@ -290,7 +299,7 @@ class Found:
                 if (step := self.run.best_validation_step()) is None
                 else [Figures(values={"best_validation_step": step})]
             ),
-            *([Figures(values=taught)] if (taught := self.run.of_teaching()) else []),
+            *self.of_teaching(),
             translation_figures(evaluation),
             gap_figures(self.gaps, self.run.config.loss),
             *([self.outputs.figures()] if len(self.outputs.confidences) else []),
@@ -299,6 +308,12 @@ class Found:
             *self.exact,
             *(slice_figures(evaluation.teacher_forced.tokens, self.split, self.corpus) if slices else []),
         ]
+
+    def of_teaching(self) -> list[Figures]:
+        """Of a student, beside its figures on the test split at a temperature that was given: those of its teacher."""
+        here = self.split.name == "test" and not self.fitted
+        values = self.run.of_teaching() if here else {}
+        return [Figures(values=values, recipe={"of": "its teacher, as its summary has it"})] if values else []
 
     def sentences(self, temperature: float) -> pa.Table:
         """Teacher-forced sums of every sentence of the split."""

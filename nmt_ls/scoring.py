@@ -81,6 +81,8 @@ class TeacherForced:
             "accuracy": self.likelihood.accuracy,
             "ece": self.calibration.ece,
             "debiased_ece": self.calibration.debiased_l1,
+            "over_confidence": self.calibration.over_confidence,
+            "under_confidence": self.calibration.under_confidence,
             "model_entropy": self.likelihood.entropy,
             "tokens": self.likelihood.tokens,
         }

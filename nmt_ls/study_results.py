@@ -31,8 +31,9 @@ from nmt_ls.sweep_cells import DIGITS, SENTENCES_FOLDER, read_sentences
 
 RECIPE = ("corpus", "updates", "training_precision", "train_size")
 """What has to be the same in all runs of a setting: a table has equal updates."""
-SETTINGS = "settings"
-"""Likewise, of runs whose records have it: a name for the rest of an image classifier's training configuration."""
+SETTINGS = ("settings", "sizes")
+"""Likewise, of runs whose records have it: a name for the rest of an image classifier's training configuration, and the
+sizes of a translator."""
 FRESH = "fresh"
 """The split of figures on targets drawn afresh from a known distribution: they stand beside those of the test split."""
 COURSE = "update"
@@ -41,7 +42,7 @@ APART = ("slice", "estimator", "sample_tokens")
 """What tells figures of one name apart: it becomes part of the name."""
 EXAMPLES = "examples.parquet"
 """The folder in which the evaluation of classifiers leaves what belongs to each image."""
-OF_TEACHERS = tuple(f"teacher_{key}" for key in ("checkpoint", "model", "updates", "train_size"))
+OF_TEACHERS = tuple(f"teacher_{key}" for key in ("checkpoint", "model", "updates", "train_size", "corpus"))
 """Likewise, of students."""
 LOSS = ("spread", "prior")
 """What has to be the same in all runs of one α."""
@@ -85,6 +86,11 @@ class Run:
     def taught(self) -> bool:
         """Whether it is a student, which learnt from a teacher."""
         return "teacher_weights" in self.signature
+
+    @property
+    def of_student(self) -> bool:
+        """Whether its teacher is a student itself: claims are not about such."""
+        return "teacher_teacher" in self.signature
 
 
 class Estimate(NamedTuple):
@@ -242,7 +248,7 @@ class SettingResults:
     def comparable(self, sides: Sequence[Sequence[Run]]) -> None:
         """Raises NotMeasuredError where runs differ in what has to be the same, or two of a side have one seed."""
         runs = list({run.name: run for side in sides for run in side}.values())
-        for key in (*RECIPE, SETTINGS, *OF_TEACHERS):
+        for key in (*RECIPE, *SETTINGS, *OF_TEACHERS):
             values = {str(run.signature.get(key)) for run in runs if key in run.signature or key in RECIPE}
             if len(values) > 1:
                 shown = ", ".join(sorted(value[:12] for value in values))

@@ -38,6 +38,7 @@ from nmt_ls.sweep_cells import Ledger, cell_key, read_sentences, rounded_tempera
 _NOT_SAID = ("temperature", "versions", "sacrebleu")  # of a row's own columns; taken apart; of one kind of score
 _IN_CAPTIONS = ("spread", "prior", "seed", "precision", "bins", "corpus", "commit")
 _NOT_A_RECIPE = ("seed", "out", "threads", "device", "checkpoints", "validation_sentences", "search")
+_OF_ONE_TEACHER = ("run", "weights", "seed")
 RESOLVED = 0.05
 """Differences with a larger p-value are not resolved: the sample does not tell them from nothing."""
 
@@ -142,6 +143,9 @@ def recipes_of(runs: Sequence[MeasuredRun], swept: Swept) -> list[Recipe]:
     settings: dict[str, dict[str, Any]] = {}
     for run in runs:
         flat = flatten({k: v for k, v in config_to_dict(run.config).items() if k not in _NOT_A_RECIPE})
+        if "teacher" in run.manifest:  # students of a recipe's seeds are of one recipe
+            facts = {key: value for key, value in run.manifest["teacher"].items() if key not in _OF_ONE_TEACHER}
+            flat["distillation.teacher"] = ", ".join(f"{key} {value}" for key, value in facts.items())
         key = json.dumps(flat, sort_keys=True)
         groups.setdefault(key, []).append(run)
         settings[key] = flat

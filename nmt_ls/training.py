@@ -46,6 +46,7 @@ class TrainConfig:
 
     data: a prepared corpus; left out, the embedded one, prepared on first use under data/.
     out: the run's directory; left out, runs/CORPUS-lsALPHA-sSEED, of a student …-from-TEACHER-T4-sSEED for T = 4.
+        {seed} stands for the seed.
     seed: of the initial weights, the order of batches and dropout.
     precision: fp32, bf16, or auto: what this processor does fastest, measured.
     device: auto takes CUDA where there is a GPU.
@@ -54,6 +55,9 @@ class TrainConfig:
     init_from: a run whose weights to start from, at its checkpoint init_checkpoint.
     checkpoints: which ones the summary scores on the test split; the first gives its top-level figures.
     threads: CPU threads; 0 leaves PyTorch's choice.
+
+    In a student's metrics.jsonl the `loss` of training lines is that against its teacher; everywhere else it is that
+    of its labels, which are not smoothed.
     """
 
     data: str | None = None
@@ -95,6 +99,11 @@ class TrainConfig:
             raise ValueError("search.samples: validation and the summary translate by search; samples belong to decode")
         if self.schedule.needs_total:
             self.schedule.resolved(self.engine.max_updates)
+
+    def with_seed(self) -> TrainConfig:
+        """{seed} in the names of the run and of its teacher replaced."""
+        out = None if self.out is None else self.out.replace("{seed}", str(self.seed))
+        return replace(self, out=out, distillation=self.distillation.with_seed(self.seed))
 
 
 class TranslationTask:
@@ -176,7 +185,7 @@ def train(config: TrainConfig, team: Team | None = None) -> Outcome:
     Raises UserError for whatever of the configuration, the corpus or the run's directory does not fit.
     """
     device, team = choose_device(config.device), team or Team()
-    config = replace(config, distillation=config.distillation.with_seed(config.seed))
+    config = config.with_seed()
     corpus = open_corpus(config)
     path = Path(config.out or default_out(config, corpus))
     begun, precision = settle(path, threads=config.threads, precision=config.precision, device=device)

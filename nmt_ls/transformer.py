@@ -93,6 +93,13 @@ class TransformerConfig:
         sizes: dict[str, Any] = dict(self._sizes())
         return replace(self, **sizes)
 
+    @property
+    def said_sizes(self) -> str:
+        """Layers of encoder and decoder and their widths, in words."""
+        sizes = self._sizes()
+        layers = f"{sizes['encoder_layers']}+{sizes['decoder_layers']} layers"
+        return f"{layers} of {sizes['width']} and {sizes['feed_forward']}"
+
     def _sizes(self) -> dict[str, int]:
         preset = zip(_SIZES, _PRESETS[self.preset], strict=True)
         return {key: getattr(self, key) or size for key, size in preset}

@@ -159,7 +159,7 @@ def hard_runs(regime: Regime, results: SettingResults) -> list[Run]:
     """Those whose records say whether the regime is reached: with hard targets, or the students of such teachers."""
     if not regime.of_teachers:
         return results.runs(0.0)
-    return [run for run in results.runs(taught=True) if run.signature["teacher_alpha"] == 0]
+    return [run for run in results.runs(taught=True) if run.signature["teacher_alpha"] == 0 and not run.of_student]
 
 
 def _hard_mean(regime: Regime, figure: str, title: str, results: SettingResults) -> float:

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,14 +50,10 @@ class VocabularyConfig:
     normalisation: Literal["nmt_nfkc", "nfkc", "nmt_nfkc_cf", "identity"] = "nmt_nfkc"
     """SentencePiece's rule; identity leaves every character as it is"""
     like: str | None = None
-    """a prepared corpus, or a run, whose vocabulary to take in place of training one: to go on from that run's weights,
-    or to have its model for a teacher"""
+    """a prepared corpus, or a run, whose vocabulary to take in place of training one, to go on from that run's weights
+    or to have its model for a teacher; the other settings of a vocabulary are then not looked at"""
 
     def __post_init__(self) -> None:
-        if self.like is not None and any(
-            getattr(self, entry.name) != entry.default for entry in fields(self) if entry.name != "like"
-        ):
-            raise ValueError("vocabulary.like: a vocabulary is taken as it is; leave its other settings out")
         if self.kind not in ("bpe", "unigram"):
             raise ValueError(f"vocabulary.kind is 'bpe' or 'unigram', not {self.kind!r}")
         if self.size < 8:
@@ -74,11 +70,15 @@ class VocabularyConfig:
                 f"not {self.normalisation!r}"
             )
 
-    def recipe(self) -> dict[str, Any]:
+    def recipe(self, taken: Sequence[str] | None = None) -> dict[str, Any]:
         """What decides about the vocabulary: of one that is taken its checksums, wherever it lies.
+
+        taken: those of the one that was taken here before, from a place that may have gone.
 
         Raises UserError where there is none to take.
         """
+        if self.like is not None and taken is not None and not Path(self.like).exists():
+            return {"like": list(taken)}
         if self.like is not None:
             return {"like": [vocabulary.checksum() for vocabulary in dict.fromkeys(load_vocabularies(self.like))]}
         return {key: value for key, value in asdict(self).items() if key != "like"}

@@ -94,7 +94,7 @@ def test_smoothness_index_of_smoothed_labels_is_alpha() -> None:
 @pytest.mark.parametrize("options", [(1.0, 1.0, None, False), (0.7, 3.0, None, True), (0.4, 2.0, 1.0, False)])
 def test_of_projections_it_is_the_same_in_pieces(options: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Value, gradients, rows left out: against the plain loss of all logits; the last piece is smaller."""
-    monkeypatch.setattr("nmt_ls.losses._DISTILLED_LOGITS", 3 * 7 + 5)
+    monkeypatch.setattr("nmt_ls.losses._DISTILLED_LOGITS", (0, 3 * 7 + 5))
     torch.manual_seed(1)
     hidden, weight = (torch.randn(size, 4, dtype=torch.float64, requires_grad=True) for size in (10, 7))
     teacher_hidden, teacher_weight = (torch.randn(size, 6, dtype=torch.float64, requires_grad=True) for size in (10, 7))
@@ -119,7 +119,25 @@ def test_of_projections_it_is_the_same_in_pieces(options: Any, monkeypatch: pyte
 
 def test_of_no_tokens_it_is_nothing() -> None:
     hidden, weight, targets = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4), torch.zeros(3).long()
-    assert projected_distillation_loss(hidden, weight, hidden, weight, targets, 1.0, 1.0, ignore_index=0) == (0, 0)
+    total, nll = projected_distillation_loss(hidden, weight, hidden, weight, targets, 1.0, 1.0, ignore_index=0)
+    assert (total, nll) == (0, 0)
+    total.backward()
+    assert hidden.grad.abs().sum() == 0
+
+
+def test_of_autocast_it_is_the_same_but_for_rounding() -> None:
+    torch.manual_seed(1)
+    hidden, weight = (torch.randn(size, 16, requires_grad=True) for size in (40, 30))
+    teacher, labels = torch.randn(40, 16), torch.randint(30, (40,))
+    losses = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            total, nll = projected_distillation_loss(hidden, weight, teacher, weight.detach(), labels, 0.8, 2.0)
+        losses.append((total, nll, *torch.autograd.grad(total, (hidden, weight))))
+    assert losses[1][0].dtype == losses[1][2].dtype == torch.float32
+    for plain, rounded in zip(*losses, strict=True):
+        assert (rounded - plain).norm() < 0.02 * plain.norm()
+        assert (rounded - plain).norm() > 0
 
 
 def test_projections_that_do_not_fit() -> None:

@@ -221,7 +221,9 @@ def test_shipped_studies_name_what_must_not_be_left_to_chance(path: Path) -> Non
     taught = [shlex.split(step.line) for cell in study.cells for step in cell.steps if "nmt_ls.distill" in step.line]
     assert bool(taught) == (path.stem == "grammar-students")
     for options in (dict(pairwise(words)) for words in taught):
-        assert {"--precision": "fp32", "--threads": "1", "--distillation.checkpoint": "last"}.items() <= options.items()
+        pinned = {"--precision": "fp32", "--threads": "1", "--distillation.checkpoint": "last", "--max_updates": "3200"}
+        assert pinned.items() <= options.items()
+        assert {"--dropout", "--seed"} <= set(options)
     assert training
     later = {
         cell.name for cell, _ in training if any(name.startswith("pilot") for name in study.blocks[cell.block].after)
@@ -243,7 +245,8 @@ def test_shipped_studies_name_what_must_not_be_left_to_chance(path: Path) -> Non
             assert Path(options["--out"]).name in later
             assert float(options["--ls"]) == 0
             continue
-        assert options["--out"] == f"runs/{cell.name}" or cell.block == "taught"  # which is called after a recipe
+        teacher = f"runs/grammar-teacher-ls{cell.values['alpha']}-s{cell.values['seed']}"  # a cell named after students
+        assert options["--out"] == (teacher if cell.block == "taught" else f"runs/{cell.name}")
         assert int(options["--max_updates"]) >= pilot.get(options["--out"], 0)  # a run goes on, never back
         table = options.get("--config", "embedded"), options["--dropout"]
         updates.setdefault(table, set()).add(options["--max_updates"])

@@ -17,7 +17,7 @@ from nmt_ls.claims import Claim, read_claims
 from nmt_ls.corpus import Corpus
 from nmt_ls.distill import DistillConfig
 from nmt_ls.distill import main as distill_command
-from nmt_ls.distillation import OF_TEACHERS, open_teacher
+from nmt_ls.distillation import REPEATED, open_teacher
 from nmt_ls.distillation_report import accuracy_grid, students_figures
 from nmt_ls.embedded import EmbeddedSizes, prepare_embedded
 from nmt_ls.experiment.checkpoint import load_checkpoint, load_weights, save_checkpoint
@@ -129,7 +129,7 @@ def test_a_whole_run(
     line = "taught by teacher-s1, last checkpoint (α = 0.1), at T = 2, β = 1; smoothness γ of its targets"
     assert f"{line} {summary['gamma']:.4f}" in capsys.readouterr().out
     theirs = small_run.read_summary()["checkpoints"]["last"]
-    assert {f"teacher_{name}": theirs[name] for name in OF_TEACHERS}.items() <= summary.items()
+    assert {f"teacher_{name}": theirs[name] for name in REPEATED}.items() <= summary.items()
     assert (signature["alpha"], signature["teacher_alpha"], signature["teacher_temperature"]) == (0.0, 0.1, 2.0)
     assert signature["teacher_weights"] == run.read_manifest()["teacher"]["weights"]
     # with its teacher gone a finished student is left alone, and scored
@@ -139,9 +139,11 @@ def test_a_whole_run(
         ScoreConfig(run=str(run.path), checkpoint="last", figure=False, slices=False, results=str(tmp_path / "results"))
     )
     records = {record.name: record for record in read_records(tmp_path / "results" / "records.jsonl")}
-    for name in ("gamma", *(f"teacher_{figure}" for figure in OF_TEACHERS)):
+    for name in ("gamma", *(f"teacher_{figure}" for figure in REPEATED)):
         assert records[name].value == summary[name]
+    assert records["gamma"].signature["of"].startswith("its teacher")
     assert records["bleu"].signature["teacher_alpha"] == 0.1
+    assert records["bleu"].signature["sizes"] == "1+1 layers of 16 and 32"
     assert records["bleu"].signature["teacher_run"] == "teacher-s1"
 
 
@@ -245,13 +247,45 @@ def test_teachers_that_do_not_fit(small_corpus: Corpus, small_run: RunDirectory,
         train(TrainConfig(**{**vars(without), "distillation": missing}))
 
 
+def test_a_finished_student_that_grows_wants_its_teacher(
+    small_corpus: Corpus, small_run: RunDirectory, tmp_path: Path
+) -> None:
+    teacher = tmp_path / "teacher"
+    shutil.copytree(small_run.path, teacher)
+    config = student_config(small_corpus, tmp_path / "student", teacher, {})
+    run = train(config).run
+    before = (run.summary_file.read_bytes(), run.config_file.read_bytes())
+    shutil.rmtree(teacher)
+    longer = replace(config, engine=replace(config.engine, max_updates=16))
+    with pytest.raises(UserError, match=r"distillation.teacher: .* is not a run"):
+        train(longer)
+    assert (run.summary_file.read_bytes(), run.config_file.read_bytes()) == before
+
+
+def test_a_student_may_teach_and_is_told_from_other_teachers(
+    small_corpus: Corpus, small_run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    student = train(student_config(small_corpus, tmp_path / "student-s{seed}", small_run.path, {})).run
+    assert student.path.name == "student-s1"
+    config = student_config(small_corpus, tmp_path / "second", student.path, {}, checkpoints=("best",))
+    facts = train(config).run.read_manifest()["teacher"]
+    assert facts["teacher"] == student.read_manifest()["teacher"]["weights"]
+    assert "teacher" not in student.read_manifest()["teacher"]
+    # the second was scored at its best checkpoint alone
+    capsys.readouterr()
+    asked = DistillationConfig(teacher=str(tmp_path / "second"), checkpoint="last")
+    open_teacher(asked, small_corpus, torch.device("cpu"))
+    assert "was not scored at its last checkpoint" in capsys.readouterr().err
+
+
 def test_settings_that_contradict_each_other() -> None:
     with pytest.raises(ValueError, match="a student's own labels are not smoothed"):
         TrainConfig(distillation=DistillationConfig(teacher="runs/X"))
     with pytest.raises(ValueError, match="name a teacher"):
         TrainConfig(distillation=DistillationConfig(temperature=2.0))
-    with pytest.raises(ValueError, match="with --teacher"):
-        DistillConfig()
+    for taught in (DistillationConfig(), DistillationConfig(temperature=2.0)):
+        with pytest.raises(ValueError, match="with --teacher"):
+            DistillConfig(distillation=taught)
 
 
 def test_names_of_runs_that_were_given_none(small_corpus: Corpus, small_run: RunDirectory, tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ class DistillConfig(TrainConfig):
     loss: LossConfig = field(default_factory=lambda: LossConfig(alpha=0.0))
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         self.distillation.require()
+        super().__post_init__()
 
 
 if __name__ == "__main__":

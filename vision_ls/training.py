@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from nmt_ls.experiment.checkpoint import load_weights
 from nmt_ls.experiment.command_line import UserError, config_to_dict
-from nmt_ls.experiment.distillation import check_weights, finished_teacher, is_finished
+from nmt_ls.experiment.distillation import check_weights, finished_teacher, is_finished, own_teacher
 from nmt_ls.experiment.distributed import Team
 from nmt_ls.experiment.engine import StepLoss
 from nmt_ls.experiment.precision import Precision
@@ -253,7 +253,8 @@ def teacher_facts(teacher: Classifier) -> dict[str, Any]:
     """What manifests and signatures of students say of their teacher."""
     recipe = teacher.recipe("train")
     kept = ("run", "checkpoint", "weights", "model", "alpha", "spread", "prior", "dropout", "seed", "updates")
-    return {key: recipe[key] for key in (*kept, "train_size", "settings")}
+    facts = {key: recipe[key] for key in (*kept, "train_size", "settings")}
+    return {**own_teacher(RunDirectory(teacher.path)), **facts}
 
 
 def open_images(config: TrainConfig, *, quiet: bool = False) -> ImageData:

@@ -33,7 +33,8 @@ class DistillationConfig:
     beta: weight of the teacher's targets, against that of the labels (at the student's temperature too); with 1, the
         paper's, labels are not looked at.
     squared_temperature_factor: the teacher's part is multiplied by both temperatures, so that its gradient keeps its
-        size (Hinton et al. 2015, section 2); at high ones student's logits are then matched to teacher's (eq. 4).
+        size (Hinton et al. 2015, section 2); at high ones student's logits are then matched to teacher's (eq. 4). At
+        β = 1 Adam does not notice it, unless gradients are clipped.
     """
 
     teacher: str | None = None
@@ -55,11 +56,11 @@ class DistillationConfig:
         """Raises ValueError where settings of a student have no teacher, or a student's own labels are smoothed."""
         if self.teacher is not None and alpha != 0:
             raise ValueError(
-                f"loss.alpha: a student's own labels are not smoothed, its teacher's were or were not; leave out --ls, "
-                f"or give 0, not {alpha:g}"
+                f"loss.alpha: a student's own labels are not smoothed, its teacher's were or were not; give --ls 0 and "
+                f"not {alpha:g}, or use the command distill"
             )
         if self.teacher is None and self != DistillationConfig():
-            raise ValueError("distillation: name a teacher, or leave its temperature and all else out")
+            raise ValueError("distillation: name a teacher (--distillation.teacher), or leave all else of it out")
 
     def require(self) -> None:
         """Raises ValueError without a teacher."""
@@ -96,6 +97,12 @@ def finished_teacher(path: Path) -> RunDirectory:
     if not run.summary_file.exists():
         raise UserError(f"distillation.teacher: {path} has not been trained to its end; finish it first")
     return run
+
+
+def own_teacher(run: RunDirectory) -> dict[str, Any]:
+    """What facts of a teacher have beside the rest where it is a student itself: the weights of its own teacher."""
+    manifest = run.read_manifest()
+    return {"teacher": manifest["teacher"]["weights"]} if "teacher" in manifest else {}
 
 
 def is_finished(path: Path, updates: int) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +68,27 @@ def test_references_stay_together(tmp_path: Path) -> None:
     assert again.source_language == "en"
 
 
+def test_a_corpus_outlives_the_run_whose_vocabulary_it_took(
+    small_corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    small_corpus.copy_vocabulary(run)
+    files = {}
+    for name in ("train", "validation", "test"):
+        for side, end, line in (("source", "en", "the dog"), ("target", "de", "ein Hund")):
+            (tmp_path / f"{name}.{end}").write_text(f"{line}\n")
+            files[f"{name}_{side}"] = str(tmp_path / f"{name}.{end}")
+    asked = TextFilesConfig(**files, out=str(tmp_path / "out"), vocabulary=VocabularyConfig(like=str(run)))
+    prepare_text(asked)
+    shutil.rmtree(run)
+    capsys.readouterr()
+    prepare_text(asked)
+    assert "nothing to do" in capsys.readouterr().out
+    with pytest.raises(UserError, match="run holds no vocabulary"):  # before anything is read
+        prepare_text(dataclasses.replace(asked, out=str(tmp_path / "other")))
+
+
 @pytest.mark.parametrize(("count", "message"), [(399, "has 399 lines"), (401, "has more lines")])
 def test_lines_that_do_not_pair_up(small_corpus: Corpus, tmp_path: Path, count: int, message: str) -> None:
     with pytest.raises(UserError, match=f"{message}, and the corpus 400 training sources"):
@@ -83,8 +106,10 @@ def test_what_is_not_there(small_corpus: Corpus, tmp_path: Path) -> None:
 
 
 def test_a_vocabulary_is_taken_as_it_is(small_corpus: Corpus, small_run: RunDirectory, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"vocabulary\.like: .*leave its other settings out"):
-        VocabularyConfig(like="runs/X", size=100)
+    with pytest.raises(ValueError, match="workers is a number of processes"):
+        RetargetedConfig(corpus="a", targets="b", out="c", workers=-1)
+    taken = VocabularyConfig(like=str(small_run.path), size=100)
+    assert taken.recipe() == VocabularyConfig(like=str(small_run.path)).recipe()
     like = VocabularyConfig(like=str(small_run.path))
     assert like.recipe() == VocabularyConfig(like=str(small_corpus.directory)).recipe()  # wherever it lies
     assert like.recipe() == {"like": [small_corpus.target_vocabulary.checksum()]}
