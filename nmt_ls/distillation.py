@@ -121,7 +121,7 @@ def teacher_facts(
     """What manifests and signatures of students say of their teacher; signature: of its summary."""
     folder = run.checkpoints / config.checkpoint
     return {
-        **own_teacher(run),
+        **own_teacher(run.read_manifest()),
         "run": run.path.name,
         "checkpoint": config.checkpoint,
         "weights": weights_id(folder),

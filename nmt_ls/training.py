@@ -17,7 +17,7 @@ from nmt_ls.distillation import Teacher, open_teacher
 from nmt_ls.embedded import EmbeddedSizes, embedded_directory, prepare_embedded
 from nmt_ls.experiment.checkpoint import CheckpointName, checkpoint_exists, load_weights
 from nmt_ls.experiment.command_line import UserError, config_to_dict
-from nmt_ls.experiment.distillation import DistillationConfig, check_weights, is_finished
+from nmt_ls.experiment.distillation import DistillationConfig, check_weights, settle_teacher
 from nmt_ls.experiment.distributed import Team
 from nmt_ls.experiment.engine import EngineConfig, StepLoss
 from nmt_ls.experiment.precision import Precision
@@ -198,13 +198,14 @@ def train(config: TrainConfig, team: Team | None = None) -> Outcome:
         "corpus_checksum": corpus.checksum,
         "corpus_source": corpus.manifest["source"],
     }
-    teacher = None
-    if config.distillation.teacher is not None:
-        if "teacher" in begun and is_finished(path, config.engine.max_updates):
-            manifest["teacher"] = begun["teacher"]  # it may be gone
-        else:  # before the run is opened: one that grows would lose its summary to a teacher that does not fit
-            teacher = open_teacher(config.distillation, corpus, device)
-            manifest["teacher"] = teacher.facts
+    teacher, known = settle_teacher(
+        config.distillation,
+        path,
+        begun,
+        config.engine.max_updates,
+        lambda: open_teacher(config.distillation, corpus, device),
+    )
+    manifest |= known
 
     def work(run: RunDirectory) -> Outcome:
         pairs = len(corpus.split("train"))
@@ -228,8 +229,7 @@ def train(config: TrainConfig, team: Team | None = None) -> Outcome:
 def default_out(config: TrainConfig, corpus: Corpus) -> str:
     """The directory of a run that was given none."""
     name = "grammar" if is_embedded(corpus) and config.data is None else corpus.directory.name
-    how = f"ls{config.loss.alpha:g}" if config.distillation.teacher is None else config.distillation.short_name
-    return f"runs/{name}-{how}-s{config.seed}"
+    return f"runs/{name}-{config.distillation.short_name(config.loss.alpha)}-s{config.seed}"
 
 
 def config_of(config: TrainConfig, corpus: Corpus) -> TrainConfig:

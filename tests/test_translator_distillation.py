@@ -59,6 +59,12 @@ def student_config(corpus: Corpus, out: Path, teacher: Path, taught: dict[str, A
     return small_config(corpus, out, **{**settings, **changes})
 
 
+@pytest.fixture
+def teacher(small_run: RunDirectory, tmp_path: Path) -> Path:
+    """A copy of the small run, to be changed or removed."""
+    return Path(shutil.copytree(small_run.path, tmp_path / "teacher"))
+
+
 def task_of(config: TrainConfig, corpus: Corpus) -> TranslationTask:
     teacher = open_teacher(config.distillation, corpus, torch.device("cpu"))
     manifest = {**MANIFEST, "attention": {"form": config.model.attention}, "teacher": teacher.facts}
@@ -201,11 +207,7 @@ def test_a_student_resumed_goes_on_exactly(small_corpus: Corpus, small_run: RunD
     assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
 
 
-def test_a_student_does_not_go_on_with_another_teacher(
-    small_corpus: Corpus, small_run: RunDirectory, tmp_path: Path
-) -> None:
-    teacher = tmp_path / "teacher"
-    shutil.copytree(small_run.path, teacher)
+def test_a_student_does_not_go_on_with_another_teacher(small_corpus: Corpus, teacher: Path, tmp_path: Path) -> None:
     config = student_config(small_corpus, tmp_path / "student", teacher, {})
     run = train(config).run
     run.summary_file.unlink()
@@ -224,11 +226,9 @@ def test_a_run_that_learnt_from_labels_is_no_student(
         train(student_config(small_corpus, tmp_path / "run", small_run.path, {}))
 
 
-def test_teachers_that_do_not_fit(small_corpus: Corpus, small_run: RunDirectory, tmp_path: Path) -> None:
+def test_teachers_that_do_not_fit(small_corpus: Corpus, small_run: RunDirectory, teacher: Path, tmp_path: Path) -> None:
     sizes = EmbeddedSizes(train=300, validation=10, test=10, vocabulary=500)
     other = prepare_embedded(tmp_path / "corpus", 0, sizes)
-    teacher = tmp_path / "teacher"
-    shutil.copytree(small_run.path, teacher)
     (teacher / "summary.json").unlink()
     for corpus, run, message in (
         (other, small_run.path, r"distillation.teacher: .* was trained with another vocabulary than .*corpus"),
@@ -247,11 +247,7 @@ def test_teachers_that_do_not_fit(small_corpus: Corpus, small_run: RunDirectory,
         train(TrainConfig(**{**vars(without), "distillation": missing}))
 
 
-def test_a_finished_student_that_grows_wants_its_teacher(
-    small_corpus: Corpus, small_run: RunDirectory, tmp_path: Path
-) -> None:
-    teacher = tmp_path / "teacher"
-    shutil.copytree(small_run.path, teacher)
+def test_a_finished_student_that_grows_wants_its_teacher(small_corpus: Corpus, teacher: Path, tmp_path: Path) -> None:
     config = student_config(small_corpus, tmp_path / "student", teacher, {})
     run = train(config).run
     before = (run.summary_file.read_bytes(), run.config_file.read_bytes())

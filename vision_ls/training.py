@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from nmt_ls.experiment.checkpoint import load_weights
 from nmt_ls.experiment.command_line import UserError, config_to_dict
-from nmt_ls.experiment.distillation import check_weights, finished_teacher, is_finished, own_teacher
+from nmt_ls.experiment.distillation import check_weights, finished_teacher, own_teacher, settle_teacher
 from nmt_ls.experiment.distributed import Team
 from nmt_ls.experiment.engine import StepLoss
 from nmt_ls.experiment.precision import Precision
@@ -158,13 +158,10 @@ def train(config: TrainConfig, data: ImageData | None = None, team: Team | None 
         "corpus_source": data.source,
         "classes": list(data.classes),
     }
-    teacher = None
-    if config.distillation.teacher is not None:
-        if "teacher" in begun and is_finished(path, config.engine.max_updates):
-            manifest["teacher"] = begun["teacher"]  # it may be gone
-        else:  # before the run is opened: one that grows would lose its summary to a teacher that does not fit
-            teacher = open_teacher(config, data)
-            manifest["teacher"] = teacher.facts
+    teacher, known = settle_teacher(
+        config.distillation, path, begun, config.engine.max_updates, lambda: open_teacher(config, data)
+    )
+    manifest |= known
 
     def work(run: RunDirectory) -> Outcome:
         task = new_task(config, data, manifest, device, teacher)
@@ -186,8 +183,7 @@ def train(config: TrainConfig, data: ImageData | None = None, team: Team | None 
 def default_out(config: TrainConfig, data: ImageData) -> str:
     """The directory of a run that was given none."""
     named = "shapes" if data.embedded else f"{Path(data.place).name}-{config.model.name}"
-    how = f"ls{config.loss.alpha:g}" if config.distillation.teacher is None else config.distillation.short_name
-    return f"runs/{named}-{how}-s{config.seed}"
+    return f"runs/{named}-{config.distillation.short_name(config.loss.alpha)}-s{config.seed}"
 
 
 def new_task(
@@ -254,7 +250,7 @@ def teacher_facts(teacher: Classifier) -> dict[str, Any]:
     recipe = teacher.recipe("train")
     kept = ("run", "checkpoint", "weights", "model", "alpha", "spread", "prior", "dropout", "seed", "updates")
     facts = {key: recipe[key] for key in (*kept, "train_size", "settings")}
-    return {**own_teacher(RunDirectory(teacher.path)), **facts}
+    return {**own_teacher(teacher.manifest), **facts}
 
 
 def open_images(config: TrainConfig, *, quiet: bool = False) -> ImageData:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self, TypeVar
 
 from nmt_ls.experiment.checkpoint import CheckpointName
 from nmt_ls.experiment.command_line import UserError
@@ -19,6 +19,15 @@ OF_STUDENTS = {
     "beta": "distillation.beta",
 }
 """Short names of what is typed daily."""
+
+
+class HasFacts(Protocol):
+    """A package's teacher. facts: which run and weights it is and how it was trained."""
+
+    facts: dict[str, Any]
+
+
+AnyTeacher = TypeVar("AnyTeacher", bound=HasFacts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +80,9 @@ class DistillationConfig:
         """{seed} in the teacher's name replaced."""
         return self if self.teacher is None else replace(self, teacher=self.teacher.replace("{seed}", str(seed)))
 
-    @property
-    def short_name(self) -> str:
-        """Of how a student was taught, for the name of its run. There has to be a teacher."""
-        return f"from-{Path(str(self.teacher)).name}-T{self.temperature:g}"
+    def short_name(self, alpha: float) -> str:
+        """Of what a run learns from, for its name: labels smoothed with α, or a teacher."""
+        return f"ls{alpha:g}" if self.teacher is None else f"from-{Path(self.teacher).name}-T{self.temperature:g}"
 
     def recipe(self, teacher: Mapping[str, Any] | None) -> dict[str, Any]:
         """What signatures of a student's figures say of how it was taught; teacher: what its manifest says of that.
@@ -99,16 +107,32 @@ def finished_teacher(path: Path) -> RunDirectory:
     return run
 
 
-def own_teacher(run: RunDirectory) -> dict[str, Any]:
-    """What facts of a teacher have beside the rest where it is a student itself: the weights of its own teacher."""
-    manifest = run.read_manifest()
+def own_teacher(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What facts of a teacher have beside the rest where it is a student itself: the weights of its own teacher.
+
+    manifest: of the teacher's run.
+    """
     return {"teacher": manifest["teacher"]["weights"]} if "teacher" in manifest else {}
 
 
-def is_finished(path: Path, updates: int) -> bool:
-    """Whether the run that was begun there has ended, after so many updates or more: its teacher may be gone."""
+def settle_teacher(
+    config: DistillationConfig, path: Path, begun: Mapping[str, Any], updates: int, open_it: Callable[[], AnyTeacher]
+) -> tuple[AnyTeacher | None, dict[str, Any]]:
+    """The teacher of a run of so many updates at `path`, and what its manifest says of it; neither for labels alone.
+
+    It is opened before the run is, which would lose its summary if it grows and its teacher does not fit. Not for a
+    run that has ended, whose teacher may be gone. begun: the manifest of a run that was begun there.
+
+    Raises UserError as `open_it`.
+    """
+    if config.teacher is None:
+        return None, {}
     run = RunDirectory(path)
-    return run.summary_file.exists() and int(run.read_config()["engine"]["max_updates"]) >= updates
+    ended = "teacher" in begun and run.summary_file.exists()
+    if ended and int(run.read_config()["engine"]["max_updates"]) >= updates:
+        return None, {"teacher": begun["teacher"]}
+    teacher = open_it()
+    return teacher, {"teacher": teacher.facts}
 
 
 def check_weights(teacher: str | None, facts: Mapping[str, Any], begun: Mapping[str, Any]) -> None:
