@@ -29,8 +29,10 @@ from nmt_ls.metrics.inputs import FloatArray
 from nmt_ls.metrics.slices import sliced_sums
 from nmt_ls.sweep_cells import DIGITS, SENTENCES_FOLDER, read_sentences
 
-RECIPE = ("corpus", "updates", "training_precision", "train_size")
+RECIPE = ("corpus", "updates", "train_size")
 """What has to be the same in all runs of a setting: a table has equal updates."""
+PRECISION = "training_precision"
+"""What has to be the same in all runs of one seed."""
 SETTINGS = ("settings", "sizes")
 """Likewise, of runs whose records have it: a name for the rest of an image classifier's training configuration, and the
 sizes of a translator."""
@@ -120,6 +122,19 @@ def scored_values(runs: Sequence[Run], name: str, *, fitted: bool = False) -> li
 def fitted_text(runs: Sequence[Run]) -> str:
     """The temperature of a table's row whose runs have one fitted to each: their mean."""
     return f"fitted, {np.mean([run.fitted_temperature[0] for run in runs]):.3f}"
+
+
+def seeds_of_precisions(runs: Iterable[Run]) -> dict[str, list[int]]:
+    """The precisions in which runs were trained, each with its seeds, in order."""
+    seeds: dict[str, set[int]] = {}
+    for run in runs:
+        seeds.setdefault(str(run.signature.get(PRECISION)), set()).add(run.seed)
+    return {precision: sorted(seeds[precision]) for precision in sorted(seeds)}
+
+
+def precisions_text(seeds: Mapping[str, Sequence[int]]) -> str:
+    """Precisions with their seeds, such as `bf16: 1, 2; fp32: 3`."""
+    return "; ".join(f"{precision}: {', '.join(map(str, found))}" for precision, found in seeds.items())
 
 
 def means_of(runs: Sequence[Run], names: Iterable[str], *, fitted: bool = False) -> dict[str, float]:
@@ -246,7 +261,10 @@ class SettingResults:
         return {alpha: seeds for alpha, seeds in values.items() if seeds}
 
     def comparable(self, sides: Sequence[Sequence[Run]]) -> None:
-        """Raises NotMeasuredError where runs differ in what has to be the same, or two of a side have one seed."""
+        """Raises NotMeasuredError where runs differ in what has to be the same, or two of a side have one seed.
+
+        Some seeds may have been trained in another precision than the rest, if they are the same seeds on every side.
+        """
         runs = list({run.name: run for side in sides for run in side}.values())
         for key in (*RECIPE, *SETTINGS, *OF_TEACHERS):
             values = {str(run.signature.get(key)) for run in runs if key in run.signature or key in RECIPE}
@@ -264,6 +282,12 @@ class SettingResults:
         for side in sides:
             if len({(run.alpha, run.seed) for run in side}) < len(side):
                 raise NotMeasuredError(f"two runs have α = {side[0].alpha:g} and one seed")
+        kinds = [seeds_of_precisions(side) for side in sides]
+        if len({precision for kind in kinds for precision in kind}) > 1 and any(kind != kinds[0] for kind in kinds):
+            raise NotMeasuredError(
+                f"the runs differ in {PRECISION} ({' against '.join(map(precisions_text, kinds))}), and not alike on "
+                "every side, so that nothing can be compared"
+            )
 
     def sentences(self, run: Run, column: str, temperatures: Sequence[float]) -> FloatArray:
         """A column of the sentences of the reported split: [J, S, 1 or more].
@@ -339,7 +363,8 @@ class SettingResults:
 def read_results(setting: Setting, root: Path) -> SettingResults:
     """The results of a setting below the folder of all results; empty where there are none.
 
-    What its data's note says ("own split") joins the setting's caution, if that does not say it already.
+    What its data's note says ("own split") joins the setting's caution, if that does not say it already; so does in
+    what precision which seeds were trained, where it is not the same.
     """
     folder = root / setting.results
     file = folder / "records.jsonl"
@@ -347,5 +372,7 @@ def read_results(setting: Setting, root: Path) -> SettingResults:
     found = SettingResults(setting, folder, records)
     notes = dict.fromkeys(str(run.signature["note"]) for run in found.runs(taught=None) if run.signature.get("note"))
     more = [note for note in notes if note.lower() not in setting.caution.lower()]
+    if len(seeds := seeds_of_precisions(found.runs(taught=None))) > 1:
+        more.append(f"trained, by seed, in {precisions_text(seeds)}")
     found.setting = replace(setting, caution="; ".join(filter(None, [setting.caution, *more])))
     return found

@@ -354,6 +354,25 @@ def test_unequal_runs_are_not_compared(tmp_path: Path, key: str, value: Any, oth
     assert f"differ in {key}" in found.why
 
 
+def test_seeds_of_two_precisions_count_together_where_both_sides_have_them_alike(tmp_path: Path) -> None:
+    for precision, seeds in (("bf16", (1, 2)), ("fp32", (3,))):
+        write_study(tmp_path / "fake", [hard_like(seeds=seeds), smooth_like(seeds=seeds)], training_precision=precision)
+    found = judged(shipped("nmt-bleu"), results := read_results(SETTING, tmp_path))
+    assert found.word == "reproduced"
+    assert found.outcomes[0].finding is not None
+    assert found.outcomes[0].finding.seeds == (3, 3)
+    assert results.setting.caution == "trained, by seed, in bf16: 1, 2; fp32: 3"
+
+
+@pytest.mark.parametrize(("seeds", "more"), [((1, 2), 3), ((1, 2, 3), 4), ((), 1)])
+def test_a_precision_that_one_side_has_alone_is_not_compared(tmp_path: Path, seeds: tuple[int, ...], more: int) -> None:
+    write_study(tmp_path / "fake", [hard_like(), smooth_like(seeds=seeds)])
+    write_study(tmp_path / "fake", [smooth_like(seeds=(more,))], training_precision="bf16")
+    found = judged(shipped("nmt-bleu"), read_results(SETTING, tmp_path))
+    assert found.word == "not run here"
+    assert "differ in training_precision (fp32: 1, 2, 3 against bf16:" in found.why
+
+
 def test_records_from_before_settings_were_named_stay_comparable(tmp_path: Path) -> None:
     write_study(tmp_path / "fake", [hard_like()])
     write_study(tmp_path / "fake", [smooth_like()], settings="0b")
