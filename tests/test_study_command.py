@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import signal
+import subprocess
 import sys
 import time
 from itertools import pairwise
@@ -48,6 +49,15 @@ def run_main(*words: str) -> int:
 
 def write(blocks: dict[str, object], **settings: object) -> None:
     Path("small.yaml").write_text(yaml.safe_dump({"results": "results/small", "blocks": blocks, **settings}))
+
+
+def test_a_study_starts_without_loading_pytorch() -> None:
+    code = (
+        "import sys, nmt_ls.study\n"
+        "from nmt_ls.experiment.study_workers import provenance\n"
+        "assert provenance(threads=2)['threads'] == 2 and 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,12 @@ import functools
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-import torch
+from typing import TYPE_CHECKING, Literal
 
 from nmt_ls.experiment.command_line import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 # the spellings of /proc/cpuinfo: x86 first, then ARM
 TELLING_SETS = (
@@ -58,13 +59,26 @@ def from_cpuinfo(text: str) -> Processor:
     )
 
 
-def device_name(device: torch.device) -> str:
+def device_name(device: str | torch.device) -> str:
     """The name of what `device` stands for: the graphics card's, or the processor's."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else this_processor().name
+    if not str(device).startswith("cuda"):
+        return this_processor().name  # without PyTorch, which takes seconds to load
+    import torch
+
+    return torch.cuda.get_device_name(device)
+
+
+def threads_here() -> int:
+    """PyTorch's threads in this process."""
+    import torch
+
+    return torch.get_num_threads()
 
 
 def choose_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
     """The device that a name stands for; auto is CUDA where there is one. Raises UserError where it is absent."""
+    import torch
+
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("device: cuda was asked for, but PyTorch sees no CUDA device; use device=cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

@@ -16,12 +16,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-import torch
-
 from nmt_ls.experiment.command_line import UserError
-from nmt_ls.experiment.processor import device_name, this_processor
+from nmt_ls.experiment.processor import device_name, this_processor, threads_here
 
 if TYPE_CHECKING:
+    import torch
     from matplotlib.figure import Figure
 
 FITTED_ON = "validation"
@@ -29,8 +28,10 @@ FITTED_ON = "validation"
 PACKAGES = ("torch", "numpy", "sacrebleu", "sentencepiece")
 
 
-def provenance(device: str | torch.device = "cpu") -> dict[str, Any]:
+def provenance(device: str | torch.device = "cpu", *, threads: int | None = None) -> dict[str, Any]:
     """Where a figure comes from: commit, versions, machine, command and time, as JSON can hold them.
+
+    threads: those of what is recorded; None: PyTorch's in this process. Who says them, on a CPU, need not load PyTorch.
 
     `commit` and `dirty` are None outside a git checkout of this project; `dirty` is about tracked files other than
     those below results/, which every measurement changes.
@@ -41,10 +42,10 @@ def provenance(device: str | torch.device = "cpu") -> dict[str, Any]:
         "commit": commit,
         "dirty": dirty,
         "versions": {"python": platform.python_version(), **_versions()},
-        "device": f"{device} ({device_name(torch.device(device))})",
+        "device": f"{device} ({device_name(device)})",
         "processor": processor.name,
         "instruction_sets": list(processor.instruction_sets),
-        "threads": torch.get_num_threads(),
+        "threads": threads or threads_here(),
         "command": command(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }

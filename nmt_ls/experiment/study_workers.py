@@ -202,7 +202,7 @@ def hand_over(study: Study, cell: Cell, progress: Progress) -> None:
 
 def cost_record(study: Study, cell: Cell, step: Step, progress: Progress) -> Record:
     """What a command took, over all sessions."""
-    recipe = Signature.of(provenance()).to_dict() | {"threads": study.threads}
+    recipe = Signature.of(provenance(threads=study.threads)).to_dict()
     values = {
         "study": study.name,
         "block": cell.block,
