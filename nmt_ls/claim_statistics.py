@@ -21,7 +21,7 @@ from nmt_ls.claims import Side, Test
 from nmt_ls.findings import Finding, compared_runs
 from nmt_ls.metrics.calibration import MOMENTS, ece_from_sums, unbiased_squared_l2_from_sums
 from nmt_ls.metrics.inputs import FloatArray
-from nmt_ls.metrics.statistics import Figure, combined_bootstrap, ratio_of_sums, seed_degrees
+from nmt_ls.metrics.statistics import Figure, combined_bootstrap, ratio_of_sums, seed_degrees, variances_of_fixed_seeds
 from nmt_ls.metrics.translation import bleu_from_statistics
 from nmt_ls.record_statistics import record, record_distance, record_error
 from nmt_ls.study_results import NotMeasuredError, Run, SettingResults
@@ -225,15 +225,10 @@ def _sentence_sd(
     With seeds held fixed a resample of sentences varies by V(A) = s^2 + i^2 / A, where i^2 is how sentences and seeds
     act together. One seed a side has V(1) = s^2 + i^2; hence s^2 = (A V(A) - V(1)) / (A - 1).
     """
-
-    def variance(part: Sequence[FloatArray]) -> float:
-        return combined_bootstrap(part, figure, combine, resample_seeds=False).sd ** 2
-
-    seeds = min(len(array) for array in arrays)
-    one = float(np.mean([variance([array[index : index + 1] for array in arrays]) for index in range(seeds)]))
+    several, alone = variances_of_fixed_seeds(arrays, figure, combine)
+    seeds, one = len(alone), float(alone.mean())
     if seeds == 1:
         return math.sqrt(one)
-    several = variance([array[:seeds] for array in arrays])
     return math.sqrt(max((seeds * several - one) / (seeds - 1), 0.0))
 
 

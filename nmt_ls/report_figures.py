@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from textwrap import fill
 
@@ -70,8 +71,13 @@ class Picture:
     def svg(self, folder: Path) -> str:
         """Its drawing; folder: figures/."""
         if self.figure is not None:
-            return figure_svg(self.figure)
+            return self._drawn
         return (folder / f"{self.name}.svg").read_text(encoding="utf-8")
+
+    @cached_property
+    def _drawn(self) -> str:
+        assert self.figure is not None
+        return figure_svg(self.figure)
 
     def wide(self, folder: Path) -> bool:
         """Whether it is too wide for half a page."""

@@ -294,7 +294,8 @@ def write_study_pages(report: Report) -> list[Path]:
         for part in parts:
             for picture in part.pictures:
                 if picture.figure is not None:
-                    save_figure(picture.figure, home / "figures" / picture.name)
+                    drawings = home / "figures"
+                    save_figure(picture.figure, drawings / picture.name, svg=picture.svg(drawings))
         beside = sorted(path.name for path in home.glob("*.md") if path.name != "README.md")
         atomic_write(home / "README.md", "\n".join(_study_markdown(parts, verdicts, beside)) + "\n")
         written += [home / "README.md", home / "table.csv"]

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -308,8 +308,10 @@ class SettingResults:
         if column == "bleu_statistics":
             cell |= {"beam": setting.beam, "length_penalty": setting.length_penalty}
         folder = self.folder / SENTENCES_FOLDER
-        sentences = len(read_sentences(folder, cell, column, temperatures[:1]))
-        rows = read_sentences(folder, cell, column, temperatures)
+        rows = read_sentences(folder, cell, column, temperatures[:1])
+        sentences = len(rows)
+        if len(temperatures) > 1:
+            rows = read_sentences(folder, cell, column, temperatures)
         if sentences == 0 or len(rows) != len(temperatures) * sentences:
             raise NotMeasuredError(f"the {setting.split} sentences of {name} are not (all) in {folder}")
         return rows.reshape(len(temperatures), sentences, -1)
@@ -360,6 +362,12 @@ class SettingResults:
         return np.stack([kept[column].astype(np.float64), np.ones(count)], -1)
 
 
+@lru_cache(maxsize=1)
+def _records_of(file: Path, written: int, size: int) -> Sequence[Record]:  # noqa: ARG001
+    """A file's records, which the settings of a study have in common."""
+    return last_of_each(read_records(file))
+
+
 def read_results(setting: Setting, root: Path) -> SettingResults:
     """The results of a setting below the folder of all results; empty where there are none.
 
@@ -368,7 +376,9 @@ def read_results(setting: Setting, root: Path) -> SettingResults:
     """
     folder = root / setting.results
     file = folder / "records.jsonl"
-    records = last_of_each(read_records(file)) if file.exists() else []
+    records: Sequence[Record] = ()
+    if file.exists():
+        records = _records_of(file, file.stat().st_mtime_ns, file.stat().st_size)
     found = SettingResults(setting, folder, records)
     notes = dict.fromkeys(str(run.signature["note"]) for run in found.runs(taught=None) if run.signature.get("note"))
     more = [note for note in notes if note.lower() not in setting.caution.lower()]

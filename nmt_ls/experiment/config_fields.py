@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,7 +42,7 @@ def component_of(hint: Any) -> tuple[type | None, bool]:
 
 def settings_of(config_class: type, default: Any = MISSING, prefix: str = "") -> Iterator[Setting]:
     """Every setting of `config_class`, in the order of its fields; defaults come from `default` where one is given."""
-    hints, helps = typing.get_type_hints(config_class), field_help(config_class)
+    hints, helps = _type_hints(config_class), field_help(config_class)
     for field in dataclasses.fields(config_class):
         if not field.init:
             continue
@@ -58,6 +59,9 @@ def settings_of(config_class: type, default: Any = MISSING, prefix: str = "") ->
                 key=key, owner=config_class, hint=hint, default=None if off else {}, help=about, optional_component=True
             )
         yield from settings_of(component, MISSING if value is None else value, key + ".")
+
+
+_type_hints = functools.cache(typing.get_type_hints)
 
 
 def default_of(field: dataclasses.Field[Any], parent: Any) -> Any:

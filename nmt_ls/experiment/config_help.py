@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import io
 import re
@@ -19,7 +20,8 @@ import jsonargparse
 from nmt_ls.experiment.config_values import Setting, describe, sequence_in
 
 
-def field_help(config_class: type) -> dict[str, str]:
+@functools.cache  # a file such as claims.yaml holds hundreds of one class
+def field_help(config_class: type) -> Mapping[str, str]:
     """Help by field; of several texts the first of: metadata["help"], the docstring under the field, the comment at the
     end of its line, its entry in the class's docstring (`name: text`, or `name, other: text`)."""
     helps: dict[str, str] = {}

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 import re
 import types
 from argparse import ArgumentError
@@ -43,13 +44,20 @@ def convert(setting: Setting, raw: Any, *, command_line: bool) -> Any:
     problem = f"expected {describe(setting.hint)}, not {'null' if raw is None else repr(raw)}"
     if raw is None and not admits_none(setting.hint):
         raise ValueError(problem)
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_argument("--value", type=setting.hint)
+    parser = _parser(setting.hint, str(setting.hint))
     try:
         parsed = parser.parse_args([f"--value={raw}"]) if command_line else parser.parse_object({"value": raw})
     except ArgumentError:
         raise ValueError(problem) from None
     return parsed.value
+
+
+@functools.cache
+def _parser(hint: Any, written: str) -> jsonargparse.ArgumentParser:  # noqa: ARG001 - `int | float` equals `float | int`
+    """Of values of a type."""
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=hint)
+    return parser
 
 
 def convert_words(setting: Setting, words: Sequence[str]) -> Any:

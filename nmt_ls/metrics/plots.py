@@ -74,14 +74,17 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def save_figure(figure: Figure, path: str | Path) -> list[Path]:
-    """Write `path`.png and `path`.svg (the folder is made); the same figure gives the same bytes."""
+def save_figure(figure: Figure, path: str | Path, svg: str | None = None) -> list[Path]:
+    """Write `path`.png and `path`.svg (the folder is made); the same figure gives the same bytes.
+
+    svg: its `figure_svg`, where that is drawn already.
+    """
     stem = Path(path)
     stem.parent.mkdir(parents=True, exist_ok=True)
     files = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
     with look():
         figure.savefig(files[0], metadata={"Software": None})
-        figure.savefig(files[1], metadata={"Date": None})
+    files[1].write_text(figure_svg(figure) if svg is None else svg, encoding="utf-8")
     return files
 
 

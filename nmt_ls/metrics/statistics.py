@@ -10,7 +10,7 @@ sentences (`slices.sliced_sums`, `translation.bleu_statistics`, NLL sums), from 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -130,6 +130,42 @@ def combined_bootstrap(
     or infinite, which is to say that a sum it divides by is 0: of a recipe's whole data, or of a resample of its
     sentences. Resamples without a figure are not left out, since the sd of the others would be too small.
     """
+    named = _named(recipes)
+    rng = np.random.default_rng(seed)
+    value = combine([_figures(figure, recipe.sum(1), 1, name).mean(0)[None] for recipe, name in named])
+    drawn = np.zeros(resamples)
+    for part, weights_RS in _resampled_sentences(rng, resamples, named[0][0].shape[1]):
+        drawn[part] = combine(
+            [_resampled_figures(recipe, name, weights_RS, figure, rng, resample_seeds) for recipe, name in named]
+        )
+    return Estimate(value=float(value[0]), sd=float(drawn.std(ddof=1)), resamples=resamples)
+
+
+def variances_of_fixed_seeds(
+    recipes: Sequence[Any],
+    figure: Figure,
+    combine: Callable[[Sequence[FloatArray]], FloatArray],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[float, FloatArray]:
+    """The variances over resamples of the sentences alone, of as many seeds as every recipe has: of their means, and of
+    each seed by itself, [A]. They are the squares of what `combined_bootstrap` has without `resample_seeds`.
+    """
+    named = _named(recipes)
+    seeds = min(len(recipe) for recipe, _ in named)
+    rng = np.random.default_rng(seed)
+    together, alone = np.zeros(resamples), np.zeros((resamples, seeds))
+    for part, weights_RS in _resampled_sentences(rng, resamples, named[0][0].shape[1]):
+        each = [_figures_of_seeds(recipe[:seeds], name, weights_RS, figure) for recipe, name in named]
+        together[part] = combine([figures_RA.mean(1) for figures_RA in each])
+        for index in range(seeds):
+            alone[part, index] = combine([figures_RA[:, index] for figures_RA in each])
+    return float(together.var(ddof=1)), np.asarray(alone.var(0, ddof=1))
+
+
+def _named(recipes: Sequence[Any]) -> list[tuple[FloatArray, str]]:
+    """Checked statistics of the recipes, with what messages call them."""
     names = ("first", "second", "third") if len(recipes) > 1 else ("statistics",)
     checked = [_checked(recipe, name) for recipe, name in zip(recipes, names, strict=False)]
     if len(checked) < len(recipes) or not checked:
@@ -137,21 +173,19 @@ def combined_bootstrap(
     for other in checked[1:]:
         if other.shape[1:] != checked[0].shape[1:]:
             raise ValueError(f"both must hold the same sentences and sums, got {checked[0].shape} and {other.shape}")
+    return list(zip(checked, names, strict=False))
+
+
+def _resampled_sentences(
+    rng: np.random.Generator, resamples: int, sentences: int
+) -> Iterator[tuple[slice, FloatArray]]:
+    """How often each sentence is drawn, [R, S], for some resamples after the other. Others may draw in between."""
     if resamples < 2:
         raise ValueError(f"resamples must be at least 2, got {resamples}")
-    rng = np.random.default_rng(seed)
-    named = list(zip(checked, names, strict=False))
-    value = combine([_figures(figure, recipe.sum(1), 1, name).mean(0)[None] for recipe, name in named])
-    sentences = checked[0].shape[1]
-    drawn = np.zeros(resamples)
     rows = max(1, _WEIGHTS_AT_ONCE // sentences)
     for start in range(0, resamples, rows):
         part = slice(start, min(start + rows, resamples))
-        weights_RS = _resample_weights(rng, part.stop - start, sentences, sentences)
-        drawn[part] = combine(
-            [_resampled_figures(recipe, name, weights_RS, figure, rng, resample_seeds) for recipe, name in named]
-        )
-    return Estimate(value=float(value[0]), sd=float(drawn.std(ddof=1)), resamples=resamples)
+        yield part, _resample_weights(rng, part.stop - start, sentences, sentences)
 
 
 def _checked(statistics: Any, name: str) -> FloatArray:
@@ -171,17 +205,23 @@ def _resampled_figures(
     resample_seeds: bool,
 ) -> FloatArray:
     """The mean figure over resampled seeds, [R, ...]."""
-    seeds, sentences = recipe.shape[:2]
-    flat = recipe.reshape(seeds, sentences, -1)
-    totals_RA = np.stack([weights_RS @ flat[a] for a in range(seeds)], axis=1)
-    totals_RA = totals_RA.reshape(len(weights_RS), seeds, *recipe.shape[2:])
-    figures_RA = _figures(figure, totals_RA, 2, f"{name}, in a resample of the sentences")
+    figures_RA = _figures_of_seeds(recipe, name, weights_RS, figure)
     if not resample_seeds:
         return np.asarray(figures_RA.mean(1))
+    seeds = len(recipe)
     # of A seeds A - 1 are drawn: drawing A would understate their variance by (A - 1) / A (Rao & Wu 1988)
     draws = max(seeds - 1, 1)
     seed_weights_RA = _resample_weights(rng, len(weights_RS), seeds, draws) / draws
     return np.asarray(np.einsum("ra...,ra->r...", figures_RA, seed_weights_RA))
+
+
+def _figures_of_seeds(recipe: FloatArray, name: str, weights_RS: FloatArray, figure: Figure) -> FloatArray:
+    """The figure of every resample and seed, [R, A, ...]."""
+    seeds, sentences = recipe.shape[:2]
+    flat = recipe.reshape(seeds, sentences, -1)
+    totals_RA = np.stack([weights_RS @ flat[a] for a in range(seeds)], axis=1)
+    totals_RA = totals_RA.reshape(len(weights_RS), seeds, *recipe.shape[2:])
+    return _figures(figure, totals_RA, 2, f"{name}, in a resample of the sentences")
 
 
 def _figures(figure: Figure, totals: FloatArray, leading: int, where: str) -> FloatArray:

@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 
+from nmt_ls.metrics import statistics
 from nmt_ls.metrics.calibration import unbiased_squared_l2_from_sums
 from nmt_ls.metrics.distributions import incomplete_beta, student_t_cdf, student_t_quantile, t_test_power
 from nmt_ls.metrics.slices import sliced_sums
@@ -14,6 +15,7 @@ from nmt_ls.metrics.statistics import (
     mcnemar,
     ratio_of_sums,
     seeds_needed,
+    variances_of_fixed_seeds,
 )
 from nmt_ls.metrics.translation import bleu_from_statistics, bleu_statistics
 
@@ -46,6 +48,21 @@ def test_few_seeds_widen_the_interval():
     assert result.p_value > 2 * (1 - 0.5 * (1 + math.erf(result.value / result.sd / math.sqrt(2))))
     alone = crossed_bootstrap(*sides, ratio_of_sums, resample_seeds=False)
     assert math.isinf(alone.degrees)
+
+
+def test_variances_of_fixed_seeds_are_those_of_the_bootstrap_without_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "_WEIGHTS_AT_ONCE", 60 * 70)  # resamples in several parts
+    rng = np.random.default_rng(3)
+    sides = [rng.uniform(1, 2, (seeds, 70, 2)) for seeds in (3, 2)]
+    together, alone = variances_of_fixed_seeds(sides, ratio_of_sums, lambda means: means[1] - means[0], resamples=100)
+
+    def sd(first: np.ndarray, second: np.ndarray) -> float:
+        return crossed_bootstrap(first, second, ratio_of_sums, resamples=100, resample_seeds=False).sd
+
+    assert together == pytest.approx(sd(sides[0][:2], sides[1]) ** 2)
+    assert alone == pytest.approx([sd(sides[0][[a]], sides[1][[a]]) ** 2 for a in (0, 1)])
+    with pytest.raises(ValueError, match="resamples must be at least 2"):
+        variances_of_fixed_seeds(sides, ratio_of_sums, lambda means: means[0], resamples=1)
 
 
 def test_seeds_contribute_their_own_standard_error():
