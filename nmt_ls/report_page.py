@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -295,7 +296,7 @@ def write_study_pages(report: Report) -> list[Path]:
             for picture in part.pictures:
                 if picture.figure is not None:
                     drawings = home / "figures"
-                    save_figure(picture.figure, drawings / picture.name, svg=picture.svg(drawings))
+                    save_figure(picture.figure, drawings / picture.name, svg=partial(picture.svg, drawings))
         beside = sorted(path.name for path in home.glob("*.md") if path.name != "README.md")
         atomic_write(home / "README.md", "\n".join(_study_markdown(parts, verdicts, beside)) + "\n")
         written += [home / "README.md", home / "table.csv"]

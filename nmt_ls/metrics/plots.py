@@ -8,7 +8,7 @@ objects alone: no window system is touched and no global state is left behind.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import StringIO
@@ -74,17 +74,17 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def save_figure(figure: Figure, path: str | Path, svg: str | None = None) -> list[Path]:
+def save_figure(figure: Figure, path: str | Path, svg: Callable[[], str] | None = None) -> list[Path]:
     """Write `path`.png and `path`.svg (the folder is made); the same figure gives the same bytes.
 
-    svg: its `figure_svg`, where that is drawn already.
+    svg: what draws it, for who wants to keep that; asked last, as drawing settles the layout.
     """
     stem = Path(path)
     stem.parent.mkdir(parents=True, exist_ok=True)
     files = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
     with look():
         figure.savefig(files[0], metadata={"Software": None})
-    files[1].write_text(figure_svg(figure) if svg is None else svg, encoding="utf-8")
+    files[1].write_text(figure_svg(figure) if svg is None else svg(), encoding="utf-8")
     return files
 
 
