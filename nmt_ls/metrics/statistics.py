@@ -155,13 +155,13 @@ def variances_of_fixed_seeds(
     named = _named(recipes)
     seeds = min(len(recipe) for recipe, _ in named)
     rng = np.random.default_rng(seed)
-    together, alone = np.zeros(resamples), np.zeros((resamples, seeds))
+    together, alone = np.zeros(resamples), np.zeros((seeds, resamples))
     for part, weights_RS in _resampled_sentences(rng, resamples, named[0][0].shape[1]):
         each = [_figures_of_seeds(recipe[:seeds], name, weights_RS, figure) for recipe, name in named]
         together[part] = combine([figures_RA.mean(1) for figures_RA in each])
         for index in range(seeds):
-            alone[part, index] = combine([figures_RA[:, index] for figures_RA in each])
-    return float(together.var(ddof=1)), np.asarray(alone.var(0, ddof=1))
+            alone[index, part] = combine([figures_RA[:, index] for figures_RA in each])
+    return float(together.var(ddof=1)), np.asarray(alone.var(1, ddof=1))
 
 
 def _named(recipes: Sequence[Any]) -> list[tuple[FloatArray, str]]:
