@@ -122,8 +122,14 @@ class Study:
     results: Path
     state: Path
     threads: int
+    constants: Mapping[str, Any]
     blocks: Mapping[str, Block]
     cells: tuple[Cell, ...]
+
+    def kind(self, cell: Cell, number: int) -> tuple[Any, ...]:
+        """What commands of like cost share: their text in the file, and what axes say in the place of constants."""
+        instead = [(name, str(cell.values[name])) for name in self.constants if name in cell.values]
+        return self.blocks[cell.block].commands[number], *instead
 
     @property
     def records(self) -> Path:
@@ -173,6 +179,7 @@ def load_study(path: str | Path, state: Path = STATE, results: str | None = None
         results=Path(study_file.results),
         state=home,
         threads=study_file.threads,
+        constants=study_file.constants,
         blocks=blocks,
         cells=tuple(cells),
     )
@@ -332,17 +339,16 @@ class LeftInAll:
 
 
 class Estimate:
-    """Cost of what is left, from the measured cost of finished commands of the same text in the file, in any block;
+    """Cost of what is left, from the measured cost of finished commands of the same kind, in any block;
     where one has none, the cell's is the guess in the file."""
 
     def __init__(self, study: Study, costs: Costs) -> None:
         self.study, self.costs = study, costs
-        measured: dict[str, list[float]] = {}
+        measured: dict[tuple[Any, ...], list[float]] = {}
         for cell in study.cells:
             for number, step in enumerate(cell.steps):
                 if costs.ended(cell, step):
-                    template = study.blocks[cell.block].commands[number]
-                    measured.setdefault(template, []).append(costs.seconds[cell.name, step.line])
+                    measured.setdefault(study.kind(cell, number), []).append(costs.seconds[cell.name, step.line])
         self._means = {key: sum(values) / len(values) for key, values in measured.items()}
 
     def left(self, cell: Cell) -> Left:
@@ -354,7 +360,7 @@ class Estimate:
         for number, step in enumerate(cell.steps):
             if step not in to_do:
                 continue
-            mean = self._means.get(self.study.blocks[cell.block].commands[number])
+            mean = self._means.get(self.study.kind(cell, number))
             if mean is None:
                 whole = 60 * self.study.blocks[cell.block].minutes
                 spent = sum(progress.spent.values())

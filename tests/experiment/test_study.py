@@ -432,6 +432,20 @@ def test_blocks_of_one_command_share_what_it_costs(write_study: Callable[..., St
     assert Estimate(study, Costs.read(study)).total(study.cells) == LeftInAll(measured=90.0, guessed=0.0, unknown=0)
 
 
+def test_an_axis_in_the_place_of_a_constant_has_its_own_cost(write_study: Callable[..., Study]) -> None:
+    shared = {"commands": ["train {seed} {precision}"], "minutes": 5.0}
+    study = write_study(
+        {
+            "a": {"cell": "a{seed}", "axes": {"seed": [1, 2]}, **shared},
+            "b": {"cell": "b{seed}", "axes": {"seed": [3], "precision": ["fp32"]}, **shared},
+        },
+        constants={"precision": "bf16"},
+    )
+    cost = Record(name="seconds", value=90.0, signature={"study": "small", "cell": "a1"}, command="train 1 bf16")
+    append_records(study.records, [cost])
+    assert Estimate(study, Costs.read(study)).total(study.cells) == LeftInAll(measured=90.0, guessed=300.0, unknown=0)
+
+
 def test_of_equal_recipes_the_last_counts() -> None:
     def figure(value: float, **recipe: Any) -> Record:
         return Record(name="ece", value=value, signature=recipe, command="")
