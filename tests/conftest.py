@@ -49,8 +49,10 @@ def tiny_products(monkeypatch: pytest.MonkeyPatch) -> None:
 def _one_process_wide_state() -> Iterator[None]:
     """Tests leave PyTorch's switches as they found them."""
     matmul, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
+    convolutions = torch.backends.cudnn.allow_tf32
     yield
     torch.set_float32_matmul_precision(matmul)
+    torch.backends.cudnn.allow_tf32 = convolutions
     torch.set_num_threads(threads)
 
 

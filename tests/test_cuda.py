@@ -16,7 +16,8 @@ from benchmarks import beam_search as beam_search_benchmark
 from nmt_ls import losses_fused
 from nmt_ls.corpus import Corpus
 from nmt_ls.experiment.engine import EngineConfig
-from nmt_ls.experiment.precision import choose_precision
+from nmt_ls.experiment.penalty import L2Config
+from nmt_ls.experiment.precision import Precision, choose_precision
 from nmt_ls.losses import fused_smoothed_cross_entropy
 from nmt_ls.metrics.temperature_grid import temperature_grid_statistics
 from nmt_ls.search import SearchConfig
@@ -24,7 +25,6 @@ from nmt_ls.training import train as train_translator
 from nmt_ls.translator import Translator
 from vision_ls.augment import Augmentation, AugmentConfig
 from vision_ls.data import EmbeddedSizes, embedded_images
-from vision_ls.penalty import L2Config
 from vision_ls.runs import Classifier
 from vision_ls.training import train as train_classifier
 
@@ -80,6 +80,15 @@ def test_precision_is_measured() -> None:
     chosen = choose_precision("auto", "cuda")
     assert chosen.matmul == "highest"  # TF32 does not count as fp32
     assert set(chosen.measured) >= {"highest_rate", "medium_rate", "highest_error"}
+
+
+def test_convolutions_in_fp32_are_not_in_tf32() -> None:
+    Precision().apply()
+    random = torch.Generator().manual_seed(0)
+    x, w = torch.randn(8, 64, 16, 16, generator=random), torch.randn(64, 64, 3, 3, generator=random)
+    exact = torch.nn.functional.conv2d(x.double(), w.double(), padding=1)
+    found = torch.nn.functional.conv2d(x.cuda(), w.cuda(), padding=1).double().cpu()
+    assert float((found - exact).norm() / exact.norm()) < 1e-5
 
 
 def lines_of(corpus: Corpus, count: int) -> list[str]:

@@ -1,7 +1,8 @@
 """The training loop, for any model that is given batches, a loss and a validation function.
 
-Exact resume is its central promise: a run that was stopped or killed and started again ends, on the same machine with
-the same threads, with the same weights, optimiser state, random numbers and metrics (but for times), bit for bit.
+Exact resume is its central promise: a run that was stopped or killed and started again ends, on the same processor with
+the same threads, with the same weights, optimiser state, random numbers and metrics (but for times), bit for bit. (On
+a GPU up to what its kernels leave open: some add up in no fixed order.)
 So all of a run's state is in `last/`, written in one piece, and everything else on the disk follows from it: on resume
 the lines of metrics.jsonl after its step are cut, and best/ and the snapshots are brought into line (run_checkpoints).
 Nothing depends on max_updates, so a run that ended and was given more equals one that had as many from the start, but

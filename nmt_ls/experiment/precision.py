@@ -57,8 +57,10 @@ class Precision:
             raise ValueError(f"matmul must be highest, high or medium, not {self.matmul!r}")
 
     def apply(self) -> None:
-        """Set PyTorch's process-wide switch for fp32 matrix products."""
+        """Set PyTorch's process-wide switches for fp32: of matrix products, and of cuDNN's convolutions, which are in
+        TF32 by default."""
         torch.set_float32_matmul_precision(self.matmul)
+        torch.backends.cudnn.allow_tf32 = self.matmul != "highest"
 
     def autocast(self, device_type: str = "cpu") -> contextlib.AbstractContextManager[Any]:
         """The context for forward passes: bf16 autocast, or none in fp32.

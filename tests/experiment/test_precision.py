@@ -109,6 +109,14 @@ def test_fp32_stays_as_accurate_as_fp32() -> None:
     assert float((product.double() - exact).norm() / exact.norm()) < 1e-5
 
 
+@pytest.mark.parametrize(("matmul", "tf32"), [("highest", False), ("medium", True)])
+def test_convolutions_on_a_gpu_are_as_accurate_as_products(matmul: Any, tf32: bool) -> None:
+    """cuDNN's are in TF32 unless told otherwise."""
+    torch.backends.cudnn.allow_tf32 = not tf32
+    Precision(matmul=matmul).apply()
+    assert torch.backends.cudnn.allow_tf32 is tf32
+
+
 def test_autocast_computes_in_bf16_and_only_then() -> None:
     a = torch.randn(4, 4)
     with Precision(kind="bf16").autocast("cpu"):
