@@ -31,6 +31,8 @@ from nmt_ls.sweep_cells import DIGITS, SENTENCES_FOLDER, read_sentences
 
 RECIPE = ("corpus", "updates", "train_size")
 """What has to be the same in all runs of a setting: a table has equal updates."""
+FIGURES_IN = "fp32"
+"""The arithmetic of figures that are compared; those of an evaluation in another, beside them, are not read."""
 PRECISION = "training_precision"
 """What has to be the same in all runs of one seed."""
 SETTINGS = ("settings", "sizes")
@@ -195,6 +197,8 @@ class SettingResults:
 
     def _add(self, run: Run, record: Record) -> None:
         signature = record.signature
+        if not str(signature.get("precision", FIGURES_IN)).startswith(FIGURES_IN):
+            return
         temperature = round(float(signature.get("temperature", 1.0)), DIGITS)
         name = " ".join([record.name, *(str(signature[key]) for key in APART if key in signature)])
         if COURSE in signature:
@@ -336,10 +340,12 @@ class SettingResults:
         """
         how = " at a fitted temperature" if fitted else ""
         missing = f"the {self.setting.split} images of {run.name} are not in {self.folder / EXAMPLES}{how}"
-        if not (self.folder / EXAMPLES).is_dir():
+        # one file a run, checkpoint and split; another precision's has a name of its own
+        file = self.folder / EXAMPLES / f"{run.name}-{self.setting.checkpoint}-{self.setting.split}.parquet"
+        if not file.is_file():
             raise NotMeasuredError(missing)
         table = pq.read_table(
-            self.folder / EXAMPLES,
+            file,
             columns=["image", "confidence", "correct", "nll"],
             filters=[
                 ("run", "=", run.name),

@@ -91,7 +91,8 @@ def every_run_twice(root: Path, place: Path) -> SettingResults:
         names = pa.array([f"{name}-again" for name in table["run"].to_pylist()])
         pq.write_table(table, folder / "examples.parquet" / file.name)
         again_table = table.set_column(table.schema.get_field_index("run"), "run", names)
-        pq.write_table(again_table, folder / "examples.parquet" / f"again-{file.name}")
+        run = table["run"][0].as_py()
+        pq.write_table(again_table, folder / "examples.parquet" / file.name.replace(run, f"{run}-again", 1))
     setting = dataclasses.replace(CLAIMS.settings["mnist"], results="study", runs="run-*")
     return SettingResults(setting, folder, records)
 
