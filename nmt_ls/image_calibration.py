@@ -16,7 +16,7 @@ import numpy as np
 from nmt_ls.metrics.calibration import Calibration, CalibrationAccumulator
 from nmt_ls.metrics.inputs import FloatArray
 from nmt_ls.metrics.null import null_distribution_from_sums
-from nmt_ls.study_results import NotMeasuredError, Run, SettingResults, fitted_text, means_of, scored_values
+from nmt_ls.study_results import NotMeasuredError, Run, SettingResults, fitted_text, means_of
 
 Band = tuple[FloatArray, FloatArray]
 FIGURES = ("accuracy", "nll", "ece", "debiased_ece", "squared_l2")
@@ -54,13 +54,22 @@ def systems(results: SettingResults) -> list[System]:
 
 
 def best_alpha(results: SettingResults) -> float | None:
-    """The α above 0 of lowest NLL, mean over seeds, on the split where things are chosen; None where there is none."""
-    chosen_on = [run for run in results.runs(split=results.setting.choose_on) if run.alpha > 0]
-    values = {
-        alpha: scored_values([run for run in chosen_on if run.alpha == alpha], "nll")
+    """The α above 0 of lowest NLL on the split where things are chosen, mean over the seeds that all of them have (over
+    each one's own, where they have none in common); None where there is none."""
+    chosen_on = [
+        run
+        for run in results.runs(split=results.setting.choose_on)
+        if run.alpha > 0 and "nll" in run.scored.get(False, {})
+    ]
+    by_alpha = {
+        alpha: {run.seed: run.scored[False]["nll"] for run in chosen_on if run.alpha == alpha}
         for alpha in sorted({run.alpha for run in chosen_on})
     }
-    means = {alpha: float(np.mean(nll)) for alpha, nll in values.items() if nll}
+    common = set.intersection(*map(set, by_alpha.values())) if by_alpha else set()
+    means = {
+        alpha: float(np.mean([nll for seed, nll in seeds.items() if seed in common or not common]))
+        for alpha, seeds in by_alpha.items()
+    }
     return min(means, key=means.__getitem__) if means else None
 
 

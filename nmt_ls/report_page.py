@@ -38,6 +38,7 @@ SYMBOLS: dict[Word, str] = {
 REGIME = "The paper's claims are about over-confident networks: what needs this regime says nothing of them here."
 GROUPS = {
     "nmt": "Translation",
+    "speech": "Speech",
     "embedded": "The embedded corpus, where the truth is known",
     "vision": "Images",
     "distillation": "Distillation and mutual information",
@@ -131,10 +132,14 @@ class Report:
 
 
 def word_of(one: Verdict | Outcome, *, question: bool) -> str:
-    """The verdict as it is called; with fewer seeds than are planned it says so."""
+    """The verdict as it is called; with fewer seeds than are planned, or some tests without what they need, it says
+    so."""
     word = ANSWERS.get(one.word, one.word) if question else one.word
-    provisional = one.provisional if isinstance(one, Verdict) else ""
-    return f"{word} (provisional, {provisional})" if provisional else word
+    if isinstance(one, Outcome):
+        return word
+    if one.word == "not run here" and any(outcome.finding for outcome in one.outcomes):
+        return f"{word} in full"
+    return f"{word} (provisional, {one.provisional})" if one.provisional else word
 
 
 _DIGITS = {"BLEU": ".2f", "squared L2": ".5f", "nats": ".4f", "in T": ".2f"}
@@ -352,6 +357,9 @@ def _study_markdown(parts: Sequence[Part], verdicts: Sequence[Verdict], beside: 
     yield from dict.fromkeys(part.setting.command for part in parts)
     yield "python -m nmt_ls.report\n```\n"
     yield "## Verdicts\n"
+    yield "; ".join(f"{SYMBOLS[word]} {word}: {count}" for word, count in _counts(verdicts) if count) + ".\n"
+    yield from _overview(parts, verdicts)
+    yield "\n### In numbers\n"
     yield "| setting | claim | verdict | ours | difference [95%, or as said] | why |\n|---|---|---|---|---|---|"
     for one in verdicts:
         caution = f" ({one.setting.caution})" if one.setting and one.setting.caution else ""
@@ -359,7 +367,7 @@ def _study_markdown(parts: Sequence[Part], verdicts: Sequence[Verdict], beside: 
             [
                 one.setting_name + caution,
                 one.claim.title,
-                f"{SYMBOLS[one.word]} {word_of(one, question=one.claim.kind == 'question')}",
+                _marked(one),
                 "<br>".join(outcome.finding.ours for outcome in one.outcomes if outcome.finding),
                 "<br>".join(difference_text(outcome) for outcome in one.outcomes if outcome.finding),
                 one.why,
@@ -382,6 +390,21 @@ def _study_markdown(parts: Sequence[Part], verdicts: Sequence[Verdict], beside: 
             yield ""
         for picture in part.pictures:
             yield f"![{picture.caption}](figures/{picture.name}.png)\n\n*{picture.caption}*\n"
+
+
+def _overview(parts: Sequence[Part], verdicts: Sequence[Verdict]) -> Iterator[str]:
+    """A row a claim, a column a setting, of verdicts alone."""
+    said = {(one.claim.name, one.setting_name): _marked(one) for one in verdicts}
+    titles = {one.claim.name: one.claim.title for one in verdicts}
+    columns = [part.name for part in parts if any(part.name == setting for _, setting in said)]
+    yield _markdown_row(["claim", *columns])
+    yield "|" + "---|" * (1 + len(columns))
+    for claim, title in titles.items():
+        yield _markdown_row([title, *(said.get((claim, column), "") for column in columns)])
+
+
+def _marked(one: Verdict) -> str:
+    return f"{SYMBOLS[one.word]} {word_of(one, question=one.claim.kind == 'question')}"
 
 
 def _markdown_row(cells: Sequence[str]) -> str:

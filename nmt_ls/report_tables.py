@@ -294,12 +294,17 @@ def _choice(results: SettingResults) -> str:
 def recipe_rows(results: SettingResults) -> Iterator[dict[str, Any]]:
     """Of every α, checkpoint and temperature (1, or fitted): each scored figure's mean over seeds, and its sd.
 
-    The sd of a figure `x` is `x sd`; it is left out where there is one seed. α and checkpoint of the claims come first.
+    The sd of a figure `x` is `x sd`; it is left out where there is one seed. α and checkpoint of the claims come first;
+    another checkpoint of an α has no row where all of its weights are those of the first.
     """
     first = results.setting.checkpoint
+    shown = {run.signature.get("weights") for run in results.runs(checkpoint=first)}
     for checkpoint in sorted(results.checkpoints, key=lambda name: (name != first, name)):
         runs = results.runs(checkpoint=checkpoint)
         for alpha in sorted({run.alpha for run in runs}):
+            weights = {run.signature.get("weights") for run in runs if run.alpha == alpha}
+            if checkpoint != first and None not in weights and weights <= shown:
+                continue
             for fitted in (False, True):
                 scored = [run for run in runs if run.alpha == alpha and fitted in run.scored]
                 if scored:

@@ -169,6 +169,9 @@ def test_questions_are_answered(written: str) -> None:
 
 def test_pages_of_studies(results: Path, written: str) -> None:
     assert written
+    text = (results / "multi30k" / "README.md").read_text()
+    assert re.search(r"^\| claim \| multi30k-de \| multi30k-de-d0\.1 \|$", text, re.MULTILINE)
+    assert re.search(r"^\| Label smoothing raises BLEU \| ✓ reproduced[^|]* \| – not run here \|$", text, re.MULTILINE)
     table = pd.read_csv(results / "multi30k" / "table.csv")
     assert table[table.table.str.startswith("Temperatures")].setting.tolist() == [
         "multi30k-de",
