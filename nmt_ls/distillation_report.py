@@ -3,8 +3,8 @@ temperature."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -33,6 +33,7 @@ APART = tuple(
     )
 )
 """Of signatures of students, what else tells recipes apart."""
+_INK = "#222222"
 Recipe = tuple[float, ...]  # values of TAUGHT, in that order
 
 
@@ -92,16 +93,33 @@ CURVES = {
 """Curves of Figure 5 in its colours, and one that it has not."""
 
 
+class Taught(NamedTuple):
+    """A point of a curve of students: the smoothness of their targets (mean over seeds), the temperature of those, and
+    accuracies (BLEU) of the seeds."""
+
+    curve: str
+    gamma: float
+    temperature: float
+    values: list[float]
+
+
+def taught(results: SettingResults) -> Iterator[Taught]:
+    """The points of those of CURVES that are of students of a teacher."""
+    shown = quality(results)
+    _, _, from_hard, of_smoothed, with_dropout = CURVES
+    for alpha, more, temperature, runs in usual(results):
+        name = with_dropout if more else from_hard if alpha == 0 else of_smoothed
+        gammas, values = scored_values(runs, "gamma"), scored_values(runs, shown)
+        if gammas and values and (alpha == 0 or (temperature == 1 and not more)):
+            yield Taught(name, float(np.mean(gammas)), temperature, values)
+
+
 def curves(results: SettingResults, teachers: SettingResults | None) -> dict[str, dict[float, list[float]]]:
     """Those of CURVES that were measured: accuracies (BLEU) of the seeds by the smoothness γ; none without students."""
     shown = quality(results)
     found: dict[str, dict[float, list[float]]] = {name: {} for name in CURVES}
-    _, _, from_hard, of_smoothed, with_dropout = found
-    for alpha, more, temperature, runs in usual(results):
-        name = with_dropout if more else from_hard if alpha == 0 else of_smoothed
-        gammas, accuracies = scored_values(runs, "gamma"), scored_values(runs, shown)
-        if gammas and accuracies and (alpha == 0 or (temperature == 1 and not more)):
-            found[name][float(np.mean(gammas))] = accuracies
+    for point in taught(results):
+        found[point.curve][point.gamma] = point.values
     if not any(found.values()):
         return {}
     teacher, student, *_ = found
@@ -114,12 +132,14 @@ def students_figures(results: SettingResults, teachers: SettingResults | None) -
     """What can be drawn of a setting's students: (short name, caption, figure)."""
     setting, (named, scale) = results.setting, QUALITY[quality(results)]
     if found := curves(results, teachers):
+        temperatures = {(point.curve, point.gamma): point.temperature for point in taught(results)}
         yield (
             "distillation",
             f"{setting.name}, {setting.split} split, as Figure 5 of the paper: {named} by the mass that targets "
-            "put on wrong classes (γ; of label smoothing, α). Means over seeds, bands from the least to the greatest. "
-            "β is 1, the loss has the factor T², and the student's temperature the teacher's.",
-            smoothness_figure(found, named, title=setting.title),
+            f"put on wrong classes (γ; of label smoothing, α). {_seeds_text(found)}, bands (of a single point, a bar) "
+            "from the least to the greatest. β is 1, the loss has the factor T², and the student's temperature the "
+            "teacher's.",
+            smoothness_figure(found, named, title=setting.title, temperatures=temperatures),
         )
     grid = accuracy_grid(results)
     left_out = "; teachers with more dropout are left out" if any(more for _, more, *_ in usual(results)) else ""
@@ -146,26 +166,74 @@ def accuracy_grid(results: SettingResults) -> tuple[list[float], list[float], Fl
     return alphas, temperatures, np.array(values, dtype=np.float64).reshape(len(alphas), len(temperatures))
 
 
-def smoothness_figure(found: dict[str, dict[float, list[float]]], named: str = "accuracy", title: str = "") -> Figure:
-    """What is named against γ: a line through the means of every curve, with its seeds' range. Figure 5's colours."""
+def _most_seeds(found: Mapping[str, Mapping[float, Sequence[float]]]) -> int:
+    return max(len(values) for curve in found.values() for values in curve.values())
+
+
+def _seeds_text(found: Mapping[str, Mapping[float, Sequence[float]]]) -> str:
+    most = _most_seeds(found)
+    fewer = any(len(values) < most for curve in found.values() for values in curve.values())
+    return f"Means over {most} seed{'s' if most > 1 else ''}{' (n, where they are fewer)' if fewer else ''}"
+
+
+def smoothness_figure(
+    found: Mapping[str, Mapping[float, Sequence[float]]],
+    named: str = "accuracy",
+    title: str = "",
+    temperatures: Mapping[tuple[str, float], float] = {},
+) -> Figure:
+    """What is named against γ: a line through the means of every curve, with its seeds' range. Figure 5's colours.
+
+    Points of curves "by T" say their temperature, given by curve and γ, and points of fewer seeds than the most how
+    many these are.
+    """
+    most = _most_seeds(found)
     with look():
         figure = new_figure(5.6, 4.2)
         axes = figure.subplots()
         for index, (name, curve) in enumerate(found.items()):
             colour, dashes = CURVES[name]
-            _band(axes, curve, colour)
-            axes.plot(
-                list(curve), [np.mean(values) for values in curve.values()], color=colour, linestyle=dashes,
-                marker=MARKERS[index], label=name, zorder=3,
-            )  # fmt: skip
+            means = [float(np.mean(values)) for values in curve.values()]
+            _range(axes, curve, colour)
+            style = {"color": colour, "linestyle": dashes, "marker": MARKERS[index]}
+            axes.plot(list(curve), means, label=name, zorder=3, **style)
+            for at, (gamma, values) in enumerate(curve.items()):
+                by_temperature = name.endswith("by T") and (name, gamma) in temperatures
+                said = [f"T = {temperatures[name, gamma]:g}"] if by_temperature else []
+                said += [f"n = {len(values)}"] if len(values) < most else []
+                if said:
+                    _note(axes, ", ".join(said), gamma, values, _rises(means, at))
+        axes.margins(x=0.07)
         axes.set(xlabel="smoothness γ of the targets", ylabel=named, title=title)
         figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
-def _band(axes: Axes, curve: dict[float, list[float]], colour: str) -> None:
+def _range(axes: Axes, curve: Mapping[float, Sequence[float]], colour: str) -> None:
+    """A band from the least to the greatest; where it would have no width, a bar."""
     low, high = ([extreme(values) for values in curve.values()] for extreme in (min, max))
+    if len(curve) == 1:
+        axes.vlines(list(curve), low, high, color=colour, alpha=0.5, zorder=1)
     axes.fill_between(list(curve), low, high, color=colour, alpha=0.15, linewidth=0, zorder=1)
+
+
+def _rises(means: Sequence[float], at: int) -> tuple[float, float]:
+    """By how much a line rises before and after a point; at an end both are of the segment that there is."""
+    steps = np.diff(means)
+    if not len(steps):
+        return 0.0, 0.0
+    return float(steps[max(at - 1, 0)]), float(steps[min(at, len(steps) - 1)])
+
+
+def _note(axes: Axes, text: str, gamma: float, values: Sequence[float], rises: tuple[float, float]) -> None:
+    """Words beside the range of a point, where the line does not go."""
+    before, after = rises
+    valley = before < 0 < after
+    side = "center" if valley or before >= 0 >= after else "right" if before > 0 else "left"
+    axes.annotate(
+        text, (gamma, min(values) if valley else max(values)), xytext=(0, -4 if valley else 4),
+        textcoords="offset points", ha=side, va="top" if valley else "bottom", fontsize=7, color=_INK, zorder=4,
+    )  # fmt: skip
 
 
 def grid_figure(

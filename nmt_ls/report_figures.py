@@ -16,18 +16,20 @@ from nmt_ls.claim_statistics import readable
 from nmt_ls.distillation_report import students_figures
 from nmt_ls.image_calibration import reliabilities
 from nmt_ls.information_report import information_figures
+from nmt_ls.metrics.alpha_plot import alpha_figure
 from nmt_ls.metrics.calibration import MOMENTS, Calibration, calibration_from_sums
 from nmt_ls.metrics.inputs import FloatArray
 from nmt_ls.metrics.null import null_distribution_from_sums
 from nmt_ls.metrics.plots import (
-    Curve,
-    SweepSeries,
-    alpha_figure,
+    CALIBRATED,
+    FEW,
+    FEW_EXAMPLES,
+    FEW_SHARE,
     estimator_figure,
     figure_svg,
     reliability_diagram,
-    sweep_figure,
 )
+from nmt_ls.metrics.sweep_plot import Curve, SweepSeries, sweep_figure
 from nmt_ls.study_results import NotMeasuredError, Run, SettingResults, estimates
 
 SMOOTHED = 0.1
@@ -49,8 +51,11 @@ SHOWN = {
     "projection-*-raw": "as Figure 1 of the paper: penultimate activations of three classes on the plane through their "
     "templates (rows of the last layer), in the units of the activations, on shared axes",
     "projection-*-scaled": "the same in units of the templates' mean distance",
-    "logit-gaps-*": "the mean gap between the logit of a label and the others, {unit}, {split} split, beside the gap "
-    "of least loss",
+    "projection-*-near-raw": "as the fourth row of Figure 1 of the paper: two near classes and a different one on the "
+    "plane through their templates, in the units of the activations, on shared axes",
+    "projection-*-near-scaled": "two near classes and a different one, in units of their templates' mean distance",
+    "logit-gaps-*": "the gaps between the logit of a label and the others, {split} split, beside the gap of least "
+    "loss: all gaps in the upper panel, the mean of each {unit}'s in the lower one",
     "risk-coverage-*-T1.0": "selective prediction: the error among those that are most certain, by their share",
     "risk-coverage-*-test": "selective prediction: the error among those that are most certain, by their share",
     "inference-*-T1.0": "calibration on the model's own translations (is a piece right by alignment with the "
@@ -96,11 +101,17 @@ def setting_pictures(name: str, results: SettingResults, teachers: SettingResult
     drawn = [*setting_figures(results), *students_figures(results, teachers), *information_figures(results)]
     for kind, caption, figure in drawn:
         yield Picture(name=f"report-{name}-{kind}", caption=caption, figure=figure)
-    before = f"report-{name}-reliability"
-    if "reliability" not in [kind for kind, _, _ in drawn] and (results.folder / "figures" / f"{before}.svg").exists():
-        caption = f"{_reliability_caption(results)} Drawn when the study ran: the rows it was made of are not kept."
-        yield Picture(name=before, caption=caption)
+    if "reliability" not in [kind for kind, _, _ in drawn]:
+        yield from _kept_reliability(f"report-{name}-reliability", results)
     yield from study_pictures(results)
+
+
+def _kept_reliability(name: str, results: SettingResults) -> Iterator[Picture]:
+    """The diagram of this name, if there is one."""
+    file = results.folder / "figures" / f"{name}.svg"
+    if file.exists():
+        caption = _reliability_caption(results, file.read_text(encoding="utf-8"))
+        yield Picture(name=name, caption=f"{caption} Drawn when the study ran: the rows it was made of are not kept.")
 
 
 def study_pictures(results: SettingResults) -> Iterator[Picture]:
@@ -113,13 +124,14 @@ def study_pictures(results: SettingResults) -> Iterator[Picture]:
             of_training = kind.startswith("projection") or file.stem.endswith("-train")
             if of_training != (setting.split == "train") or f"-{setting.checkpoint}-" not in file.stem:
                 continue
+            if ("-near-" in file.stem) != ("-near-" in pattern):
+                continue
             rest = file.stem.removeprefix(kind)
             runs = [run.name for run in results.runs() if f"-{run.name}-" in f"-{rest}-"]
             if any(rest.startswith(f"{run}-") for run in runs):
-                near = " (two near classes and a different one, as its fourth row)" if "-near-" in file.stem else ""
-                unit = "image by image" if results.of_images else "token by token"
-                each = what.format(unit=unit, split=setting.split)
-                yield Picture(name=file.stem, caption=f"{setting.name}, {each}{near}. Runs: {', '.join(runs)}.")
+                each = what.format(unit="image" if results.of_images else "token", split=setting.split)
+                caption = f"{setting.name}, {setting.checkpoint} checkpoint, {each}. Runs: {', '.join(runs)}."
+                yield Picture(name=file.stem, caption=caption)
 
 
 def setting_figures(results: SettingResults) -> Iterator[tuple[str, str, Figure]]:
@@ -127,8 +139,9 @@ def setting_figures(results: SettingResults) -> Iterator[tuple[str, str, Figure]
     split, title = results.setting.split, results.setting.name
     if (systems := _sweeps(results)) is not None:
         caption = (
-            f"{title}, {split} split, as Figure 4 of the paper: BLEU (blue), ECE and NLL (red) against temperature. "
-            "Means over seeds with bands of one sd. Best temperatures are marked on the split that is shown."
+            f"{title}, {split} split, as Figure 4 of the paper: BLEU (blue), ECE and NLL (vermilion) against "
+            "temperature. Means over seeds with bands of one sd. Hollow symbols are the best temperatures on the split "
+            "that is shown, with an arrow where that is the edge of the grid."
         )
         yield (
             "sweep",
@@ -141,10 +154,10 @@ def setting_figures(results: SettingResults) -> Iterator[tuple[str, str, Figure]
     diagrams, sums_of_first = _reliabilities(results)
     if diagrams:
         band = null_distribution_from_sums(sums_of_first).accuracy_band()
-        yield "reliability", _reliability_caption(results), reliability_diagram(diagrams, band, title=narrow)
+        yield _reliability(results, reliability_diagram(diagrams, band, title=narrow))
     of_images, band_of_images = reliabilities(results)
     if of_images:
-        yield "reliability", _reliability_caption(results), reliability_diagram(of_images, band_of_images, title=narrow)
+        yield _reliability(results, reliability_diagram(of_images, band_of_images, title=narrow))
     if panels := _against_alpha(results):
         caption = f"{title}, {split} split, T = 1, {results.setting.checkpoint} checkpoint: a dot is a seed."
         yield "alpha", caption, alpha_figure(panels, title=fill(title, 70))
@@ -159,22 +172,35 @@ def setting_figures(results: SettingResults) -> Iterator[tuple[str, str, Figure]
             yield f"estimators-ls{alpha:g}", caption, estimator_figure(curves, exact, title=f"α = {alpha:g}")
 
 
-def _reliability_caption(results: SettingResults) -> str:
+def _reliability(results: SettingResults, diagram: Figure) -> tuple[str, str, Figure]:
+    legend = "\n".join(text.get_text() for text in diagram.legends[0].get_texts())
+    return "reliability", _reliability_caption(results, legend), diagram
+
+
+def _reliability_caption(results: SettingResults, drawn: str) -> str:
+    """Of a diagram that holds this text: one that was drawn earlier may have no band, or all bins alike."""
     setting = results.setting
-    what = f"{setting.name}, {setting.split} split, as Figure"
+    unit, figure, given, chosen = "token", 3, " given the correct prefix", ""
     if results.of_images:
+        unit, figure, given = "image", 2, ""
         several = sum(alpha > 0 for alpha in results.alphas) > 1
         chosen = ", and α above 0 is the one of lowest NLL there" if several else ""
-        return (
-            f"{what} 2 of the paper: accuracy against confidence, seeds pooled. Within the band a calibrated model "
-            "with the confidences of the first would lie (95%; the seeds have their images in common, so it is as wide "
-            f"as that of one). Temperatures are fitted to each run on {setting.choose_on} by NLL{chosen}."
+    said = [
+        f"{setting.name}, {setting.split} split, as Figure {figure} of the paper: accuracy against confidence{given}, "
+        "seeds pooled."
+    ]
+    if CALIBRATED in drawn:
+        said.append(
+            "Within the band a calibrated model with the confidences of the first would lie (95%; the seeds have their "
+            f"{unit}s in common, so it is as wide as that of one)."
         )
-    return (
-        f"{what} 3 of the paper: accuracy against confidence given the correct prefix, seeds pooled. Within the band a "
-        "calibrated model with the confidences of the first would lie (95%; the seeds have their tokens in common, so "
-        f"it is as wide as that of one). Temperatures are fitted to each run by NLL on {setting.choose_on}."
-    )
+    if FEW in drawn:
+        said.append(
+            f"Bins of fewer than {FEW_EXAMPLES} {unit}s or less than {FEW_SHARE:.1%} of all are pale symbols, outside "
+            "the lines and the band."
+        )
+    said.append(f"Temperatures are fitted to each run by NLL on {setting.choose_on}{chosen}.")
+    return " ".join(said)
 
 
 def _estimators(results: SettingResults, alpha: float) -> tuple[dict[str, dict[int, tuple[float, float]]], float]:

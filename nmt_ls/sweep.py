@@ -10,7 +10,8 @@ from nmt_ls.experiment.command_line import run_command
 from nmt_ls.experiment.records import one_line
 from nmt_ls.experiment.tables import format_table
 from nmt_ls.measured_run import MeasuredRun
-from nmt_ls.metrics.plots import save_figure, sweep_figure
+from nmt_ls.metrics.plots import save_figure
+from nmt_ls.metrics.sweep_plot import sweep_figure
 from nmt_ls.search import SearchConfig
 from nmt_ls.sweep_cells import Ledger
 from nmt_ls.sweep_table import (

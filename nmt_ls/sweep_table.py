@@ -28,8 +28,8 @@ from nmt_ls.experiment.records import Record, command
 from nmt_ls.measured_run import MeasuredRun, search_keys, shared_keys
 from nmt_ls.metrics.calibration import MOMENTS, ece_from_sums, unbiased_squared_l2_from_sums
 from nmt_ls.metrics.inputs import FloatArray
-from nmt_ls.metrics.plots import Curve, SweepSeries
 from nmt_ls.metrics.statistics import Estimate, crossed_bootstrap
+from nmt_ls.metrics.sweep_plot import Curve, SweepSeries
 from nmt_ls.metrics.translation import BLEU_STATISTICS, bleu_from_statistics
 from nmt_ls.scoring import BINS
 from nmt_ls.search import SearchConfig

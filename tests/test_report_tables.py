@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 
 from nmt_ls.accuracy_tables import precision_rows
-from nmt_ls.claims import Claim, Claims, Regime, Setting
+from nmt_ls.claims import Claim, Claims, Regime, Setting, Side, Test
 from nmt_ls.experiment.records import Record, append_records
 from nmt_ls.findings import interval_text
-from nmt_ls.report_figures import study_pictures
+from nmt_ls.metrics.plots import CALIBRATED, FEW
+from nmt_ls.report_figures import setting_pictures, study_pictures
+from nmt_ls.report_page import word_of
 from nmt_ls.report_tables import geometry_rows, recipe_rows
 from nmt_ls.study_results import NotMeasuredError, SettingResults, read_results
-from nmt_ls.verdicts import regimes_missed
+from nmt_ls.verdicts import regimes_missed, verdict
 
 HERE = Setting(
     title="digits", results="study", runs="a-*", dropout=0.0, command="python -m nmt_ls.study", caution="own split"
@@ -76,6 +78,25 @@ def test_p_values_and_updates_of_several_seeds_are_not_averaged(tmp_path: Path) 
     assert (row["nll"], row["ece_p_value"], row["updates"]) == (1.5, "0.004 to 0.388", 5600)
 
 
+def test_another_checkpoint_with_the_same_weights_has_no_row(tmp_path: Path) -> None:
+    for run, alpha in (("a-s1", 0.0), ("a-ls0.1-s1", 0.1)):
+        for checkpoint in ("last", "best"):
+            weights = run if alpha == 0 else f"{run} {checkpoint}"
+            results = recorded(
+                tmp_path, {run: (alpha, 1, {"nll": 1.0 + alpha})}, checkpoint=checkpoint, weights=weights
+            )
+    assert [(row["alpha"], row["checkpoint"]) for row in recipe_rows(results)] == [
+        (0.0, "last"), (0.1, "last"), (0.1, "best")
+    ]  # fmt: skip
+
+
+def test_figures_in_another_arithmetic_are_not_read(tmp_path: Path) -> None:
+    recorded(tmp_path, {"a-s1": (0.0, 1, {"nll": 1.0})}, precision="fp32/medium")
+    results = recorded(tmp_path, {"a-s1": (0.0, 1, {"nll": 2.0})}, precision="bf16/highest")
+    (run,) = results.runs()
+    assert run.scored == {False: {"nll": 1.0}}
+
+
 def test_the_note_of_the_data_joins_the_caution(tmp_path: Path) -> None:
     results = recorded(tmp_path, {"a-s1": (0.0, 1, {"nll": 1.0})}, note="re-encoded")
     assert results.setting.name == "digits (own split; re-encoded)"
@@ -95,6 +116,21 @@ def test_a_setting_outside_its_regime_says_so(tmp_path: Path) -> None:
     assert regimes_missed(claims, "others", results) == []
     reached = recorded(tmp_path / "more", {"a-s1": (0.0, 1, {"train_accuracy": 0.97})})
     assert regimes_missed(claims, "digits", reached) == []
+
+
+def test_a_claim_with_some_of_its_runs_is_not_run_in_full(tmp_path: Path) -> None:
+    """α = 0.05 is missing, and what there is has a number."""
+    sides = {"statistic": "record", "figure": "ece", "baseline": Side(alpha=0.0), "expect": "lower", "effect": 0.1}
+    tests = {str(alpha): Test(treated=Side(alpha=alpha), **sides) for alpha in (0.05, 0.1)}  # type: ignore[arg-type]
+    claim = Claim(
+        name="x", kind="claim", title="x", where="x", sentence="x", numbers="x", settings=("digits",), regimes=(),
+        tests=tests, not_run="",
+    )  # fmt: skip
+    results = recorded(tmp_path, {"a-s1": (0.0, 1, {"ece": 0.3}), "a-ls0.1-s1": (0.1, 1, {"ece": 0.1})})
+    found = verdict(claim, "digits", HERE, results)
+    assert word_of(found, question=False) == "not run here in full"
+    without = dataclasses.replace(claim, tests={"0.05": tests["0.05"]})
+    assert word_of(verdict(without, "digits", HERE, results), question=False) == "not run here"
 
 
 def test_numbers_beside_the_projections(tmp_path: Path) -> None:
@@ -126,21 +162,39 @@ def test_what_a_study_drew_is_shown_with_its_setting(tmp_path: Path) -> None:
     drawn.mkdir()
     for name, width in (("logit-gaps-a-s1-last-test", 300), ("projection-a-s1-a-s2-last-raw", 700),
                         ("logit-gaps-b-a-s1-last-test", 300), ("projection-a-s1-a-s2-last-near-raw", 700),
+                        ("projection-a-s1-a-s2-last-scaled", 700),
                         ("projection-a-s1-a-s2-best-raw", 700),  # of no claim
                         ("logit-gaps-a-s1-last-train", 300)):  # fmt: skip
         (drawn / f"{name}.svg").write_text(SVG.format(width))
     (gaps,) = study_pictures(results)
     assert (gaps.name, gaps.wide(drawn)) == ("logit-gaps-a-s1-last-test", False)
-    assert gaps.caption.startswith("digits (own split), the mean gap")
+    assert gaps.caption.startswith("digits (own split), last checkpoint, the gaps")
+    assert "the mean of each token's in the lower" in gaps.caption
     assert gaps.caption.endswith("Runs: a-s1.")
     trained = dataclasses.replace(HERE, split="train")
-    near, projection, of_training = study_pictures(recorded(tmp_path, {"a-s1": (0.0, 1, {"nll": 1.0})}, trained))
+    projection, scaled, near, of_training = study_pictures(
+        recorded(tmp_path, {"a-s1": (0.0, 1, {"nll": 1.0})}, trained)
+    )
     assert (near.name, "two near classes" in near.caption) == ("projection-a-s1-a-s2-last-near-raw", True)
     assert (of_training.name, "train split" in of_training.caption) == ("logit-gaps-a-s1-last-train", True)
     assert (projection.name, projection.wide(drawn)) == ("projection-a-s1-a-s2-last-raw", True)
-    assert "two near classes" not in projection.caption
-    assert "as Figure 1 of the paper" in projection.caption
+    assert scaled.name == "projection-a-s1-a-s2-last-scaled"
+    assert "two near classes" not in projection.caption + scaled.caption
+    assert "last checkpoint, as Figure 1 of the paper" in projection.caption
     assert "<svg" in projection.svg(drawn)
+
+
+@pytest.mark.parametrize("words", [(), (CALIBRATED,), (CALIBRATED, FEW)])
+def test_a_kept_diagram_is_said_to_show_what_it_shows(tmp_path: Path, words: tuple[str, ...]) -> None:
+    results = recorded(tmp_path, {"a-s1": (0.0, 1, {"nll": 1.0})})
+    drawn = tmp_path / "study" / "figures" / "report-here-reliability.svg"
+    drawn.parent.mkdir()
+    drawn.write_text(f"<svg>{''.join(f'<text>{text}</text>' for text in words)}</svg>")
+    (picture,) = setting_pictures("here", results)
+    assert ("Within the band" in picture.caption, "Bins of fewer than 20 tokens" in picture.caption) == (
+        CALIBRATED in words, FEW in words
+    )  # fmt: skip
+    assert picture.caption.endswith("Drawn when the study ran: the rows it was made of are not kept.")
 
 
 def test_intervals_are_written_alike() -> None:

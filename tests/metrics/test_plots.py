@@ -10,16 +10,17 @@ from nmt_ls.metrics.calibration import CalibrationAccumulator
 from nmt_ls.metrics.logit_gaps import LogitGapAccumulator
 from nmt_ls.metrics.null import null_distribution
 from nmt_ls.metrics.plots import (
-    Curve,
-    SweepSeries,
+    CALIBRATED,
+    FEW,
     estimator_figure,
     logit_gap_figure,
+    new_figure,
     reliability_diagram,
     risk_coverage_figure,
     save_figure,
-    sweep_figure,
 )
 from nmt_ls.metrics.selective import risk_coverage
+from nmt_ls.metrics.sweep_plot import Curve, SweepSeries, sweep_figure
 
 
 @pytest.fixture
@@ -49,13 +50,36 @@ def test_reliability_diagram_draws_the_bins_and_names_the_error(tokens):
     figure = reliability_diagram({"hard": calibration, "smoothed": calibration}, band, "test split")
     upper, lower = figure.axes
     line = lines(upper)[f"hard (ECE\N{NO-BREAK SPACE}{calibration.ece:.3f})"]
-    full = calibration.bin_counts > 0
-    np.testing.assert_allclose(line.get_xdata(), calibration.bin_confidence[full])
-    np.testing.assert_allclose(line.get_ydata(), calibration.bin_accuracy[full])
+    full = calibration.bin_counts >= 20
+    np.testing.assert_allclose(line.get_xdata()[full], calibration.bin_confidence[full])
+    np.testing.assert_allclose(line.get_ydata(), np.where(full, calibration.bin_accuracy, np.nan))
     (legend,) = figure.legends
-    assert {text.get_text() for text in legend.get_texts()} >= {"calibrated model, 95%"}
+    assert {text.get_text() for text in legend.get_texts()} >= {CALIBRATED}
     assert upper.get_title(loc="left") == "test split"
     np.testing.assert_allclose(lower.patches[0].get_data().values, calibration.bin_counts / 2000)
+
+
+def test_bins_of_few_examples_are_pale_and_joined_by_no_line():
+    """19 of 1,019 at 0.25, and of 30,020 less than a thousandth at 0.55: the other bins are full."""
+    for sizes, few in (({0.25: 19, 0.55: 200, 0.65: 300, 0.95: 500}, 0.25), ({0.55: 20, 0.95: 30_000}, 0.55)):
+        confidences = np.repeat(list(sizes), list(sizes.values()))
+        calibration = CalibrationAccumulator(10).update(confidences, confidences > 0.5).compute()
+        band = null_distribution(confidences, 10, draws=20).accuracy_band()
+        figure = reliability_diagram({"hard": calibration}, band)
+        figure.draw_without_rendering()
+        upper = figure.axes[0]
+        whole = next(line for label, line in lines(upper).items() if label.startswith("hard"))
+        enough = [size for size in sizes if size != few]
+        assert whole.get_xdata()[np.isfinite(whole.get_ydata())] == pytest.approx(enough)
+        (pale,) = [line for line in upper.get_lines() if line.get_alpha() and len(line.get_xdata())]
+        assert (pale.get_xdata(), pale.get_linestyle()) == (pytest.approx([few]), "None")
+        assert pale.get_ydata() == [few > 0.5]
+        (legend,) = figure.legends
+        assert [text.get_text() for text in legend.get_texts()][-1] == FEW
+        filled, bars = upper.collections
+        assert [bar[0, 0] for bar in bars.get_segments()] == pytest.approx([0.95])  # the others are neighbours
+        widths = [np.ptp(path.vertices[:, 0]) for path in filled.get_paths()]
+        assert max(widths) == pytest.approx(0.1 if len(enough) > 1 else 0)
 
 
 @pytest.mark.parametrize("names", [["model"], ["hard", "a run whose long name is folded in two", "smoothed"]])
@@ -74,7 +98,7 @@ def test_the_legend_stands_below_both_panels(tokens, names):
 def test_every_line_differs_in_grey_too(tokens):
     calibration = CalibrationAccumulator().update(*tokens).compute()
     figure = reliability_diagram(dict.fromkeys("abcdef", calibration))
-    drawn = [line for line in figure.axes[0].get_lines() if line.get_marker() != "None"]
+    drawn = [line for line in figure.axes[0].get_lines() if "None" not in (line.get_marker(), line.get_linestyle())]
     assert len(drawn) == len({line.get_marker() for line in drawn}) == len({line.get_color() for line in drawn}) == 6
 
 
@@ -88,7 +112,22 @@ def test_sweep_marks_the_best_temperature_of_each_figure():
         assert all((np.diff(line.get_xdata()) > 0).all() for line in curves)
         assert len(axes.collections) == 2  # a band for each recipe
     names = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert names == ["hard", "smoothed", "best temperature"]
+    assert names == ["hard", "smoothed", "best temperature"]  # and no arrows
+
+
+def test_an_arrow_points_beyond_the_grid_where_its_edge_is_best():
+    figure = sweep_figure({"hard": series(0.7), "smoothed": series(1.3), "other": series(1.0)})
+    for axes in figure.axes:
+        single = [line for line in axes.get_lines() if len(line.get_xdata()) == 1]
+        arrows = [line for line in single if not isinstance(line.get_marker(), str)]
+        assert [(line.get_xdata()[0], np.sign(line.get_marker().vertices[:, 0].mean())) for line in arrows] == [
+            (0.8, -1), (1.2, 1)
+        ]  # fmt: skip
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names[-2:] == ["best temperature", "at the edge of its grid"]
+    at_one = Curve(temperatures=[1.0], values=np.ones((1, 1)))
+    figure = sweep_figure({"hard": SweepSeries(bleu=at_one, ece=at_one, nll=at_one)})
+    assert len(figure.legends[0].get_texts()) == 2  # of one temperature there is no edge
 
 
 def test_one_seed_has_no_band():
@@ -99,7 +138,7 @@ def test_one_seed_has_no_band():
 def test_risk_coverage_ends_at_the_error_rate(tokens):
     curve = risk_coverage(*tokens)
     figure = risk_coverage_figure({"hard": curve})
-    line = lines(figure.axes[0])[f"hard (AURC {curve.aurc:.3f})"]
+    line = lines(figure.axes[0])[f"hard (AURC\N{NO-BREAK SPACE}{curve.aurc:.3f})"]
     assert line.get_xdata()[-1] == 1.0
     assert line.get_ydata()[-1] == pytest.approx(1 - tokens[1].mean())
     assert len(line.get_xdata()) <= 800
@@ -113,6 +152,21 @@ def test_figures_are_saved_as_png_and_svg_with_the_same_bytes_each_time(tokens, 
         assert first.read_bytes() == second.read_bytes()
     assert saved[0][0].read_bytes().startswith(b"\x89PNG")
     assert ElementTree.parse(saved[0][1]).getroot().tag.endswith("svg")
+
+
+def test_what_is_not_drawn_to_the_end_leaves_the_figure_that_was_there(tmp_path):
+    for name in ("fig.png", "fig.svg"):
+        (tmp_path / name).write_text("before")
+
+    def broken() -> str:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        save_figure(new_figure(1, 1), tmp_path / "fig", svg=broken)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"fig.png": "before", "fig.svg": "before"}
+    save_figure(new_figure(1, 1), tmp_path / "fig", svg=lambda: "after")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fig.png", "fig.svg"]
+    assert (tmp_path / "fig.svg").read_text() == "after"
 
 
 def test_the_library_and_its_plots_leave_pyplot_and_the_look_of_others_alone():
@@ -149,6 +203,11 @@ def test_logit_gaps_are_densities_with_the_ideal_drawn_where_there_is_one():
         assert all(low - 1e-9 <= gap <= high for gap, (low, high) in zip(where, drawn, strict=True))
         assert [line.get_xdata()[0] for line in axes.get_lines()] == [5.25]
     assert "ideal 5.25" in lines(upper)
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert legend.get_window_extent().y1 <= min(axes.get_tightbbox().y0 for axes in figure.axes)
+    texts = [text.get_text().replace("\N{NO-BREAK SPACE}", " ") for text in legend.get_texts()]
+    assert "α = 0 (mean 5.00, sd over classes 0.50)" in texts  # gaps of 6 and 5, and of 4 and 5
     low, high = upper.get_xlim()
     assert low < 4 < 6 < high
     with pytest.raises(ValueError, match="at least one"):
