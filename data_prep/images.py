@@ -10,6 +10,7 @@ Shapes: N images, C channels, H and W pixels.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -120,6 +122,7 @@ class ImageSource:
         self.config = config
         folder = local_folder(config.source)
         self._where = config.source if folder is None else str(folder)
+        self._parts: dict[str, tuple[list[int], list[Path]]] = {}
         with without_log(), contextlib.nullcontext() if sys.stderr.isatty() else without_bars():
             self._splits = self._load(None if folder is None else scratch)
         there = self._check_names()
@@ -135,12 +138,15 @@ class ImageSource:
 
         config = self.config
         try:
-            return datasets.load_dataset(
+            builder = datasets.load_dataset_builder(
                 self._where,
                 config.name or None,
                 revision=config.revision or None if scratch is None else None,
                 cache_dir=None if scratch is None else str(scratch),
             )
+            builder.download_and_prepare()
+            self._files: Mapping[str, list[str]] = builder.config.data_files or {}
+            return builder.as_dataset()
         except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
             reason = first_line(error.__cause__ or error)
             hint = "not a local folder, and the Hub does not give it" if scratch is None else "cannot be read as images"
@@ -190,38 +196,55 @@ class ImageSource:
     def _column(self, theirs: str) -> NDArray[np.int64]:
         column = self._splits[theirs].select_columns([self._label]).with_format("arrow")[:][self._label]
         if column.null_count:
-            row = column.is_null().index(True).as_py() + 1
-            raise UserError(f"{self.config.source}, split {theirs!r}, row {row}: the label is missing; mend the row")
+            row = column.is_null().index(True).as_py()
+            raise UserError(f"{self._row(theirs, row)}: the label is missing; mend the row")
         return np.asarray(column.to_numpy(), dtype=np.int64)
 
-    def check_labels(self, split: str) -> NDArray[np.int64]:
-        """The labels of a split. Raises UserError naming the row of one outside the classes."""
+    def check_labels(self, split: str) -> None:
+        """Raises UserError naming the row of a label outside the classes."""
         labels = self.labels(split)
         wrong = np.flatnonzero((labels < 0) | (labels >= len(self.classes)))
         if len(wrong):
             row, count = int(wrong[0]), len(self.classes)
             unlabelled = f"; a split without labels? Name another with --splits.{split}" if labels.max() < 0 else ""
-            raise UserError(f"{self._row(split, row)}: label {labels[row]} is none of 0 to {count - 1}{unlabelled}")
-        return labels
+            where = self._row(self.names[split], row)
+            raise UserError(f"{where}: label {labels[row]} is none of 0 to {count - 1}{unlabelled}")
 
     def pictures(self, split: str) -> Iterator[Picture]:
         """Encoded images in the source's order, each with what it is called in a message."""
         import datasets
 
-        data = self._splits[self.names[split]].select_columns([self._image])
+        theirs = self.names[split]
+        data = self._splits[theirs].select_columns([self._image])
         data = data.cast_column(self._image, datasets.Image(decode=False))
         row = 0
         for block in data.iter(batch_size=BLOCK):
             for cell in block[self._image]:
-                yield Picture(self._row(split, row, cell), cell)
+                yield Picture(self._row(theirs, row, cell), cell)
                 row += 1
 
-    def _row(self, split: str, row: int, cell: Mapping[str, Any] | None = None) -> str:
-        """The file of an image, or else its split and row, counted from 1."""
+    def _row(self, theirs: str, row: int, cell: Mapping[str, Any] | None = None) -> str:
+        """The file of an image, or else its split and row, counted from 1, with which row that is of which of several
+        Parquet files, and what the image was called, where this is known."""
         path = (cell or {}).get("path")
         if path and Path(path).exists():
             return str(path)
-        return f"{self.config.source}, split {self.names[split]!r}, row {row + 1}"
+        first_rows, files = self._parquet(theirs)
+        part = bisect.bisect(first_rows, row) - 1
+        known = [f"row {row + 1 - first_rows[part]} of {files[part].name}"] if files else []
+        known += [Path(path).name] if path else []
+        where = f"{self.config.source}, split {theirs!r}, row {row + 1}"
+        return f"{where} ({', '.join(known)})" if known else where
+
+    def _parquet(self, theirs: str) -> tuple[list[int], list[Path]]:
+        """With which row each Parquet file of a split begins, and the files; none of a single one, or of the Hub's."""
+        if theirs not in self._parts:
+            files = [Path(file) for file in self._files.get(theirs, [])]
+            local = len(files) > 1 and all(file.suffix == ".parquet" and file.is_file() for file in files)
+            rows = [pq.read_metadata(file).num_rows for file in files] if local else []
+            first_rows = [sum(rows[:part]) for part in range(len(rows))]
+            self._parts[theirs] = (first_rows, files) if sum(rows) == len(self._splits[theirs]) else ([], [])
+        return self._parts[theirs]
 
 
 def _column(config: ImagesConfig, features: Mapping[str, Any], what: str, asked: str, known: tuple[str, ...]) -> str:
@@ -251,7 +274,7 @@ def stratified(labels_N: NDArray[np.int64], count: int, seed: int) -> NDArray[np
 
 def assignment(source: ImageSource) -> dict[str, NDArray[np.int64]]:
     """Rows of the source's train split that go to each of our splits that the source itself does not have."""
-    config, labels_N = source.config, source.check_labels("train")
+    config, labels_N = source.config, source.labels("train")
     left_N = np.arange(len(labels_N))
     taken: dict[str, NDArray[np.int64]] = {}
     for name in ("test", "validation"):
@@ -282,11 +305,12 @@ class StoreBuilder:
     def build(self) -> dict[str, Any]:
         """Write all splits; what the manifest is to say."""
         source, config = self.source, self.config
-        rows = assignment(source)
-        self._write("train", rows)
+        for name in source.names:  # all of them before the first image, as decoding may take hours
+            source.check_labels(name)
+        self._write("train", assignment(source))
         for name in ("validation", "test"):
             if name in source.names:
-                self._write(name, {name: np.arange(len(source.check_labels(name)))})
+                self._write(name, {name: np.arange(len(source.labels(name)))})
         assert self.decoder.shape is not None
         return {
             "about": {"classes": source.classes, "image_shape": list(self.decoder.shape)},
@@ -300,7 +324,7 @@ class StoreBuilder:
 
     def _write(self, split: str, rows: Mapping[str, NDArray[np.int64]]) -> None:
         """Decode one split of the source into the splits of ours whose rows of it are given."""
-        labels_N = self.source.check_labels(split)
+        labels_N = self.source.labels(split)
         owner_N, place_N = np.zeros(len(labels_N), np.int64), np.zeros(len(labels_N), np.int64)
         names = list(rows)
         for number, name in enumerate(names):

@@ -124,6 +124,8 @@ def study_pictures(results: SettingResults) -> Iterator[Picture]:
             of_training = kind.startswith("projection") or file.stem.endswith("-train")
             if of_training != (setting.split == "train") or f"-{setting.checkpoint}-" not in file.stem:
                 continue
+            if file.stem.endswith("-bf16"):  # of an evaluation in it; what is compared is of fp32
+                continue
             if ("-near-" in file.stem) != ("-near-" in pattern):
                 continue
             rest = file.stem.removeprefix(kind)

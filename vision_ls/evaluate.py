@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,20 +12,13 @@ from nmt_ls.experiment.records import one_line, save_diagrams
 from nmt_ls.experiment.tables import format_table
 from vision_ls.data import in_brackets
 from vision_ls.evaluation import EvaluateConfig, Evaluated, ShownGaps, evaluate_runs, gap_diagrams, store
-from vision_ls.scoring import over_runs
+from vision_ls.scoring import TOP_ACCURACY, over_runs, telling
+from vision_ls.train_config import STEPS_TO_REACH
 
-COLUMNS = ["temperature", "accuracy", "top5_accuracy", "nll", "ece", "debiased_ece", "ece_floor", "smooth_ece"]
-MORE = [
-    "temperature",
-    "classwise_ece",
-    "equal_mass_ece",
-    "squared_l2",
-    "brier",
-    "multiclass_brier",
-    "aurc",
-    "signed_gap",
-]
-OVER_RUNS = ("accuracy", "nll", "ece", "debiased_ece", "train_accuracy", "exact_ece")
+OVER_RUNS = (
+    *("accuracy", TOP_ACCURACY, "nll", "ece", "debiased_ece", "aurc", "train_accuracy"),
+    *(*STEPS_TO_REACH, "logit_gap_mean", "template_norm_spread", "exact_ece"),
+)
 ALIKE = (
     *("data", "model", "train_size", "updates", "dropout", "prior", "spread", "training_precision", "settings"),
     *("alpha", "teacher_alpha", "teacher_dropout", "teacher_temperature", "student_temperature", "beta"),
@@ -33,7 +27,6 @@ ALIKE = (
 )
 ALWAYS = ("alpha", "temperature_is")  # of these, in the table even where all runs have the same
 Measured = tuple[Mapping[str, Any], Mapping[str, float]]  # the recipe of a run's figures, and the figures
-EXACT = ["temperature", "exact_ece", "exact_signed_gap", "kl_to_truth", "tv_to_truth"]
 
 
 def main(config: EvaluateConfig) -> int:
@@ -45,7 +38,8 @@ def main(config: EvaluateConfig) -> int:
         print_figures(evaluated)
         if config.results is not None:
             store(Path(config.results), evaluated, figure=config.figure)
-        about = {"data": Path(evaluated.classifier.data.place).name}
+        data = evaluated.classifier.data
+        about = {"data": Path(data.place).name, "classes": len(data.classes)}
         # the figures alone: with them the logits would be kept of every run
         found += [({**each.recipe, **about}, each.values) for each in evaluated.everything]
         gaps.append(evaluated.shown_gaps())
@@ -57,28 +51,37 @@ def main(config: EvaluateConfig) -> int:
 
 
 def print_figures(evaluated: Evaluated) -> None:
-    """Tables for a terminal: without temperature, and at the one fitted on the validation split."""
+    """Every figure for a terminal: at temperature 1, and at the one fitted on the validation split."""
     values = evaluated.plain.values
-    rows = [{"temperature": "1", **values}]
-    if evaluated.fitted is not None:
-        fitted = evaluated.fitted.values
-        rows.append({"temperature": f"{values['fitted_temperature']:.3f} (fitted)", **fitted})
     where = f"{evaluated.classifier.path}, {evaluated.classifier.checkpoint} checkpoint"
     note = in_brackets(evaluated.classifier.data.note)
     print(f"{where}, {evaluated.split} split, {values['images']:,.0f} images{note}\n")
-    print(format_table(rows, COLUMNS))
-    print()
-    print(format_table(rows, MORE))
-    if "exact_ece" in values:
-        print("\nagainst the exact posterior of every image:\n")
-        print(format_table(rows, EXACT))
+    print(figure_table(evaluated))
     print(
         f"\nlogit gap {values['logit_gap_mean']:.2f} ± {values['logit_gap_sd']:.2f} over images, "
         f"{values['logit_gap_within_sd']:.2f} between the classes of one{least_loss(evaluated)}"
     )
-    print(f"template norms {values['template_norm']:.2f} ± {values['template_norm_sd']:.2f} over classes")
-    print(f"accuracy on training images {values['train_accuracy']:.4f}")
+    if clause := evaluated.outside_the_regime:
+        print(f"{clause}; what it shows says nothing about over-confident networks")
     print(f"\nrecipe: {one_line(evaluated.plain.recipe)}")
+
+
+def figure_table(evaluated: Evaluated) -> str:
+    """A recorded figure a row; what a fitted temperature makes of it stands beside it."""
+    columns = {"T = 1": evaluated.plain.values}
+    if evaluated.fitted is not None:
+        columns[f"T = {evaluated.plain.values['fitted_temperature']:.3f}, fitted"] = evaluated.fitted.values
+    rows = [
+        {"figure": name, **{column: _readable(values[name]) for column, values in columns.items() if name in values}}
+        for name, value in evaluated.plain.values.items()
+        if math.isfinite(value)
+    ]
+    return format_table(rows, ["figure", *columns])
+
+
+def _readable(value: float) -> float:
+    """Counts as whole numbers: as floats large ones would be in powers of ten."""
+    return int(value) if float(value).is_integer() else value
 
 
 def least_loss(evaluated: Evaluated) -> str:
@@ -92,13 +95,14 @@ def least_loss(evaluated: Evaluated) -> str:
 def print_over_runs(found: Sequence[Measured]) -> None:
     """Mean and standard deviation over runs that differ in nothing but their seeds, apart for each temperature."""
     columns = [key for key in ALIKE if key in ALWAYS or len({recipe.get(key) for recipe, _ in found}) > 1]
+    names = telling(OVER_RUNS, max(recipe["classes"] for recipe, _ in found))
     groups: dict[tuple[Any, ...], list[Mapping[str, float]]] = {}
     for recipe, values in found:
         groups.setdefault(tuple(recipe.get(key) for key in ALIKE), []).append(values)
     rows = [
         {**dict(zip(ALIKE, group, strict=True)), **row}
         for group, values in groups.items()
-        for row in over_runs(values, OVER_RUNS)
+        for row in over_runs(values, names)
     ]
     recipe = found[0][0]
     note = in_brackets(recipe.get("note", ""))

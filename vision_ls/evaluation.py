@@ -37,12 +37,14 @@ from nmt_ls.metrics.null import null_distribution
 from nmt_ls.metrics.plots import logit_gap_figure, reliability_diagram, risk_coverage_figure
 from nmt_ls.metrics.temperature import fit_temperature
 from vision_ls.data import ImageData, in_brackets
-from vision_ls.runs import Classifier, find_run, find_runs
+from vision_ls.runs import Classifier, find_run, find_runs, picture_stem, regime_missed
 from vision_ls.scoring import BINS, ImageScores, exact_figures, score_logits
 from vision_ls.train_config import STEPS_TO_REACH, label_prior
 
 MOST_TOGETHER = 4
 """Runs in one diagram of logit gaps."""
+OF_TEACHER = {"of": "its teacher, as its summary has it"}
+"""What signatures of a student's records say besides, where the figure is its teacher's."""
 EXAMPLES = pa.schema(
     [
         ("run", pa.string()),
@@ -106,7 +108,7 @@ class Figures:
 
     def records(self) -> list[Record]:
         """One a figure that is finite."""
-        return records_of(self.values, self.recipe)
+        return records_of(self.values, self.recipe, dict.fromkeys(filter(of_teacher, self.values), OF_TEACHER))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,9 +132,15 @@ class Evaluated:
         return self.classifier.path.name
 
     @property
+    def other_precision(self) -> str:
+        """That of its arithmetic, where it is not fp32; else empty."""
+        kind = self.classifier.precision.kind
+        return "" if kind == "fp32" else kind
+
+    @property
     def which(self) -> str:
-        """Checkpoint and split, as names of files have them."""
-        return f"{self.classifier.checkpoint}-{self.split}"
+        """Checkpoint, split and what precision other than fp32, as names of files have them."""
+        return "-".join(filter(None, [self.classifier.checkpoint, self.split, self.other_precision]))
 
     @property
     def stem(self) -> str:
@@ -142,7 +150,13 @@ class Evaluated:
     @property
     def title(self) -> str:
         """What a diagram of it shows."""
-        return f"{self.split}, {self.classifier.checkpoint} checkpoint{in_brackets(self.classifier.data.note)}"
+        what = [self.split, f"{self.classifier.checkpoint} checkpoint", self.other_precision]
+        return ", ".join(filter(None, what)) + in_brackets(self.classifier.data.note)
+
+    @property
+    def outside_the_regime(self) -> str:
+        """That it has hard targets and has not learnt its training images, as a clause; empty for others."""
+        return regime_missed(self.name, self.plain.values["train_accuracy"]) if self.classifier.hard_targets else ""
 
     def shown_gaps(self) -> ShownGaps:
         """For a diagram."""
@@ -208,7 +222,7 @@ def evaluate(config: EvaluateConfig, known: Iterable[ImageData] = ()) -> Evaluat
         plain.values.pop("logit_gap_ideal", None)  # its targets were not those of its loss.alpha
     plain.values.update(template_figures(classifier.model.templates))
     plain.values["train_accuracy"] = classifier.training_accuracy()
-    plain.values.update(of_training(classifier.path))
+    plain.values.update(of_training(classifier.path, config.split))
     temperature = fitted_temperature(on_validation_NK, validation.labels_N, config.split)
     if temperature is not None:
         plain.values["fitted_temperature"] = temperature
@@ -237,15 +251,20 @@ def template_figures(templates_KD: Tensor) -> dict[str, float]:
     return {"template_norm": mean, "template_norm_sd": sd, "template_norm_spread": sd / mean if mean else math.nan}
 
 
-def of_training(path: Path) -> dict[str, float]:
+def of_training(path: Path, split: str) -> dict[str, float]:
     """What a run's summary has of its training: the updates at which validation accuracy had 98% and 99% of its final
-    value and, of a student, how smooth its teacher's targets were (γ), how accurate that was and how soon. Empty for
-    an unfinished run."""
+    value and, beside a student's figures on the test split, those of its teacher, which are of that split too. Empty
+    for an unfinished run."""
     run = RunDirectory(path)
     summary = run.read_summary() if run.summary_file.exists() else {}
-    of_teacher = ("teacher_train_accuracy", "teacher_accuracy", *(f"teacher_{key}" for key in STEPS_TO_REACH))
-    names = (*STEPS_TO_REACH, "gamma", *of_teacher)
-    return {key: float(summary[key]) for key in names if key in summary}
+    taught = filter(of_teacher, summary) if split == "test" else ()
+    return {key: float(summary[key]) for key in (*STEPS_TO_REACH, *taught) if key in summary}
+
+
+def of_teacher(figure: str) -> bool:
+    """Whether it is a figure of a student's teacher: how smooth its targets were in training (γ), how accurate it was,
+    and how soon."""
+    return figure == "gamma" or figure.startswith("teacher_")
 
 
 def diagrams(evaluated: Evaluated) -> dict[str, Figure]:
@@ -271,7 +290,7 @@ def gap_diagrams(shown: Sequence[ShownGaps]) -> dict[str, Figure]:
     """Logit gaps, by file name: of all runs together, or, where they are too many for one, of each by itself."""
     groups = [shown] if len(shown) <= MOST_TOGETHER else [[each] for each in shown]
     return {
-        f"logit-gaps-{'-'.join(each.name for each in group)}-{group[0].which}": logit_gap_figure(
+        picture_stem("logit-gaps", [each.name for each in group], group[0].which): logit_gap_figure(
             {each.name: each.gaps for each in group},
             {each.name: each.ideal for each in group},
             title=group[0].title,

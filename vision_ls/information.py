@@ -17,7 +17,7 @@ from nmt_ls.experiment.run_directory import RunDirectory
 from nmt_ls.experiment.tables import format_table
 from vision_ls.data import in_brackets
 from vision_ls.mutual_information import Information, InformationConfig, Pair, Sigma, mutual_information
-from vision_ls.runs import Classifier, find_run, find_runs
+from vision_ls.runs import Classifier, find_run, find_runs, picture_stem
 from vision_ls.train_config import new_model
 
 __all__ = ["mutual_information"]
@@ -185,7 +185,7 @@ def store(config: MeasureConfig, measured: Sequence[Measured]) -> None:
 
         recipe = measured[0].recipe
         title = ", ".join([f"{' and '.join(recipe['classes'])}", recipe["model"], *filter(None, [recipe.get("note")])])
-        stem = "-".join(["information", *(each.recipe["run"] for each in measured), config.checkpoint, "train"])
+        stem = picture_stem("information", [each.recipe["run"] for each in measured], config.checkpoint, "train")
         drawn = {stem: information_figure(courses, recipe["images"], title)}
     store_records(Path(str(config.results)), [record for each in measured for record in each.records()], drawn)
 

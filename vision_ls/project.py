@@ -15,10 +15,10 @@ from vision_ls.projecting import (
     ProjectConfig,
     Projected,
     outside_the_regime,
-    picture_stem,
     pictures,
     project_runs,
 )
+from vision_ls.runs import picture_stem
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,7 +66,8 @@ def store(config: ProjectConfig, projected: Sequence[Projected], classes: Sequen
         first = projected[0].recipe
         checkpoint = f"{config.checkpoint} checkpoint"
         title = ", ".join(filter(None, (first["data"], first.get("note"), first["model"], checkpoint)))
-        stem = picture_stem(config)
+        # one name for both, without the unit at its end
+        stem = picture_stem("projection", [Path(run).name for run in config.runs], config.checkpoint, config.name)
         drawn = {f"{stem}-{unit}": figure for unit, figure in pictures(projected, classes, title).items()}
     records = [record for each in projected for record in each.records(classes, config.name)]
     store_records(Path(str(config.results)), records, drawn)

@@ -19,7 +19,7 @@ from torch import Tensor
 from nmt_ls.experiment.checkpoint import CheckpointName
 from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.records import Record, prepare_results, read_records, records_of
-from vision_ls.data import ImageSplit
+from vision_ls.data import ImageSplit, spread_rows
 from vision_ls.geometry import (
     ClassMeans,
     Plane,
@@ -30,14 +30,12 @@ from vision_ls.geometry import (
     regularity,
     template_cosines,
 )
-from vision_ls.runs import Classifier, find_runs
-from vision_ls.train_config import FITTED_TO_TRAINING
+from vision_ls.runs import LONGEST_NAME, Classifier, find_runs, regime_missed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SPLITS = ("train", "validation", "test")
-LONGEST_NAME = 240  # bytes, of a picture's name without its end: file systems allow 255
 LEAST = 1e-30  # of what a logarithm is taken: clusters may have shrunk to points
 
 
@@ -86,6 +84,8 @@ class ProjectConfig:
             raise ValueError(f"shown must be positive, got {self.shown}")
         if self.name and not self.name.isidentifier():
             raise ValueError(f"name becomes part of other names: use letters, digits and _, not {self.name!r}")
+        if len(self.name.encode()) > LONGEST_NAME // 2:
+            raise ValueError(f"name becomes part of the names of files: {len(self.name)} characters are too many")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +143,6 @@ def project_runs(config: ProjectConfig) -> tuple[list[Projected], tuple[str, ...
     """
     if config.results is not None:
         prepare_results(Path(config.results))
-        check_picture_name(config)
     runs: list[Classifier] = []
     for path in find_runs(config.runs):
         known = [run.data for run in runs]
@@ -168,24 +167,9 @@ def project_runs(config: ProjectConfig) -> tuple[list[Projected], tuple[str, ...
         which = run.learnt_from
         if targets.count(which) > 1:
             which += f", seed {run.config.seed}"
-        learnt = run.training_accuracy() if run.config.loss.alpha == 0 and not run.taught else None
+        learnt = run.training_accuracy() if run.hard_targets else None
         projected += [measure(run, split, chosen, config, f"{which}, {split}", learnt) for split in config.splits]
     return projected, names
-
-
-def picture_stem(config: ProjectConfig) -> str:
-    """The name of both pictures, without the unit at its end."""
-    runs = (Path(run).name for run in config.runs)
-    return "-".join(["projection", *runs, config.checkpoint, *filter(None, [config.name])])
-
-
-def check_picture_name(config: ProjectConfig) -> None:
-    """Raises UserError where the runs' names together are too long for a file's."""
-    if config.figure and len(picture_stem(config).encode()) > LONGEST_NAME:
-        raise UserError(
-            f"runs: the names of these {len(config.runs)} are too long for that of one picture; "
-            "draw fewer together, or none with --figure false"
-        )
 
 
 def check_classes(results: Path, run: Classifier, classes: Sequence[str], name: str) -> None:
@@ -212,13 +196,13 @@ def choose_classes(asked: Sequence[str], run: Classifier) -> list[int]:
 
 
 def looked_at(run: Classifier, split: str, chosen: Sequence[int], most: int) -> tuple[ImageSplit, Tensor]:
-    """The images of a split, and which rows of it are looked at; most: see `spread_rows`.
+    """The images of a split, and which rows of it are looked at; most: see `chosen_rows`.
 
     Raises UserError where a class has none of them.
     """
     images = run.images(split)
     labels_N = images.labels_N.cpu()
-    rows_N = spread_rows(labels_N, chosen, most)
+    rows_N = chosen_rows(labels_N, chosen, most)
     absent = set(range(len(run.data.classes))) - set(labels_N[rows_N].tolist())
     if absent:
         k = min(absent)
@@ -278,13 +262,10 @@ def measure(
     )
 
 
-def spread_rows(labels_N: Tensor, chosen: Sequence[int], most: int) -> Tensor:
+def chosen_rows(labels_N: Tensor, chosen: Sequence[int], most: int) -> Tensor:
     """Rows, in order: `most` of all (0: all), evenly spread, and every one of the chosen classes."""
-    count = len(labels_N)
-    if not 0 < most < count:
-        return torch.arange(count)
     wanted_N = torch.isin(labels_N, torch.tensor(chosen))
-    wanted_N[torch.arange(most) * count // most] = True
+    wanted_N[spread_rows(len(labels_N), most or len(labels_N))] = True
     return wanted_N.nonzero().squeeze(1)
 
 
@@ -355,10 +336,5 @@ def pictures(projected: Sequence[Projected], classes: Sequence[str], title: str)
 def outside_the_regime(projected: Sequence[Projected]) -> list[str]:
     """Of each hard-target run that has not learnt its training images well enough to be over-confident: that it has
     not, as a clause."""
-    found = {
-        f"regime not reached: {each.recipe['run']} has a training accuracy of {each.training_accuracy:.3f}, "
-        f"below {FITTED_TO_TRAINING}": None
-        for each in projected
-        if each.training_accuracy is not None and each.training_accuracy < FITTED_TO_TRAINING
-    }
-    return list(found)
+    hard = {each.recipe["run"]: each.training_accuracy for each in projected if each.training_accuracy is not None}
+    return [clause for clause in map(regime_missed, hard, hard.values()) if clause]

@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.markers import MarkerStyle
 from numpy.typing import NDArray
 
 from nmt_ls.metrics.plots import BLUE, GREEN, MARKERS, RED, look, new_figure
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from vision_ls.projecting import Panel
 
 COLOURS = (BLUE, RED, GREEN)
+_SIZE = 2.2  # of a point
+_SHAPES = [style.get_path().transformed(style.get_transform()) for style in map(MarkerStyle, MARKERS[:3])]
 _INK, _MARGIN = "#222222", 0.04
 _CHARACTERS, _LINE = 13, 0.17  # of the title: characters an inch, inches a line
 
@@ -62,13 +65,13 @@ def _limits(panels: Sequence[Panel]) -> tuple[NDArray[np.float64], NDArray[np.fl
 
 
 def _draw(axes: Axes, panel: Panel) -> None:
-    # in the order of the file no class lies on top of the others
-    for index in range(3):
-        own_N2 = panel.coordinates_N2[panel.labels_N == index]
-        axes.plot(
-            own_N2[:, 0], own_N2[:, 1], linestyle="", marker=MARKERS[index], markersize=2.2, alpha=0.45,
-            color=COLOURS[index], markeredgewidth=0, rasterized=True,
-        )  # fmt: skip
+    order_N = _in_turn(panel.labels_N)
+    x_N, y_N = panel.coordinates_N2[order_N].T
+    labels = panel.labels_N[order_N].tolist()
+    points = axes.scatter(
+        x_N, y_N, s=_SIZE**2, c=[COLOURS[k] for k in labels], alpha=0.45, linewidths=0, rasterized=True, zorder=2
+    )  # fmt: skip
+    points.set_paths([_SHAPES[k] for k in labels])
     corners_42 = panel.templates_32[[0, 1, 2, 0]]
     axes.plot(corners_42[:, 0], corners_42[:, 1], color=_INK, linewidth=0.6, linestyle=(0, (3, 2)))
     for index, (x, y) in enumerate(panel.templates_32):
@@ -78,6 +81,16 @@ def _draw(axes: Axes, panel: Panel) -> None:
         )  # fmt: skip
     axes.set_aspect("equal", adjustable="box")
     axes.set_title(panel.title)
+
+
+def _in_turn(labels_N: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The order in which points are drawn: one of each class in turn, so that no class lies on top of the others,
+    whose images may be in the file class by class."""
+    place_N = np.empty(len(labels_N), np.int64)
+    for index in range(3):
+        own_N = labels_N == index
+        place_N[own_N] = np.arange(own_N.sum())
+    return np.argsort(place_N, kind="stable")
 
 
 def _legend(classes: Sequence[str]) -> list[Line2D]:

@@ -1,12 +1,15 @@
-"""Trained classifiers, found and opened: which run is meant, its images, its weights, the recipe of its figures.
+"""Trained classifiers, found and opened: which run is meant, its images, its weights, the recipe of its figures; and
+what is said and drawn of several.
 
 `Classifier.open` is what evaluate and project call.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,12 +29,15 @@ from vision_ls.data import EMBEDDED, ImageData, ImageSplit, embedded_images, loa
 from vision_ls.models import ImageModel
 from vision_ls.scoring import predict, training_accuracy
 from vision_ls.train_config import (
+    FITTED_TO_TRAINING,
     TrainConfig,
     augmentation_of,
     new_model,
     run_signature,
     training_images,
 )
+
+LONGEST_NAME = 240  # bytes, of a picture's name without its end: file systems allow 255
 
 
 def find_run(run: str | None, *, option: str = "run") -> Path:
@@ -44,6 +50,34 @@ def find_runs(runs: Sequence[str]) -> list[Path]:
     paths = [find_run(run, option="runs") for run in runs]
     run_directory.check_names(paths)
     return paths
+
+
+def picture_stem(kind: str, runs: Sequence[str], *rest: str) -> str:
+    """What a picture of these runs is called, without an end: KIND-RUN-…-RUN-REST, the empty ones of `rest` left out.
+
+    Where that is too long for a file's name, their number, what their names begin with in common and 8 characters of
+    the names' SHA-256 stand for the runs.
+    """
+
+    def joined(*names: str) -> str:
+        return "-".join([kind, *names, *filter(None, rest)])
+
+    stem = joined(*runs)
+    if len(stem.encode()) <= LONGEST_NAME:
+        return stem
+    count, digest = f"{len(runs)}-runs", hashlib.sha256("\n".join(runs).encode()).hexdigest()[:8]
+    room = max(LONGEST_NAME - len(joined(count, "", digest).encode()), 0)
+    alike = takewhile(lambda letters: len(set(letters)) == 1, zip(*runs, strict=False))
+    common = "".join(letters[0] for letters in alike).encode()[:room].decode(errors="ignore").rstrip("-_.")
+    return joined(count, *filter(None, [common]), digest)
+
+
+def regime_missed(run: str, training_accuracy: float) -> str:
+    """Of a run with hard targets that has not learnt its training images well enough to be over-confident: that it has
+    not, as a clause. Empty for others."""
+    if training_accuracy >= FITTED_TO_TRAINING:
+        return ""
+    return f"regime not reached: {run} has a training accuracy of {training_accuracy:.3f}, below {FITTED_TO_TRAINING}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +144,11 @@ class Classifier:
     def taught(self) -> bool:
         """Whether it is a student, which learnt from a teacher."""
         return "teacher" in self.manifest
+
+    @property
+    def hard_targets(self) -> bool:
+        """Whether it learnt from labels alone, and they were not smoothed."""
+        return self.config.loss.alpha == 0 and not self.taught
 
     @property
     def learnt_from(self) -> str:

@@ -31,6 +31,7 @@ BINS = 15
 EVALUATION_BATCH = 250
 """Images at a time where nothing is trained; a bound on memory, without influence on any figure."""
 TOP = 5
+TOP_ACCURACY = f"top{TOP}_accuracy"
 REGIME_IMAGES = 10_000  # of the training images on which training accuracy is measured
 
 
@@ -75,15 +76,20 @@ def training_accuracy(training: ImageSplit, logits_of: Callable[[Tensor], Tensor
 
 
 def over_runs(figures: Sequence[Mapping[str, float]], names: Sequence[str]) -> list[dict[str, Any]]:
-    """For a table, a row each of these figures that the first run has: mean and standard deviation over the runs (no
-    standard deviation of a single one)."""
+    """For a table, a row each of these figures that some run has: of how many, their mean and standard deviation (none
+    of a single one)."""
     rows = []
     for name in names:
-        if name in figures[0]:
-            values = [found[name] for found in figures]
+        values = [found[name] for found in figures if name in found]
+        if values:
             spread = {"sd": stdev(values)} if len(values) > 1 else {}
             rows.append({"figure": name, "runs": len(values), "mean": mean(values), **spread})
     return rows
+
+
+def telling(names: Sequence[str], classes: int) -> list[str]:
+    """These figures without what is 1 for every classifier of so few classes."""
+    return [name for name in names if name != TOP_ACCURACY or classes > TOP]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +114,7 @@ class ImageScores:
             "loss": self.smoothed_loss,
             "nll": self.likelihood.nll,
             "accuracy": self.likelihood.accuracy,
-            f"top{TOP}_accuracy": self.top_accuracy,
+            TOP_ACCURACY: self.top_accuracy,
             "ece": self.calibration.ece,
             "debiased_ece": self.calibration.debiased_l1,
             "model_entropy": self.likelihood.entropy,

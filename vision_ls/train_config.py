@@ -16,6 +16,7 @@ from nmt_ls.experiment.checkpoint import CheckpointName
 from nmt_ls.experiment.command_line import UserError, config_to_dict, flatten
 from nmt_ls.experiment.distillation import DistillationConfig
 from nmt_ls.experiment.engine import EngineConfig
+from nmt_ls.experiment.penalty import L2Config
 from nmt_ls.experiment.precision import Precision
 from nmt_ls.experiment.records import Signature, provenance
 from nmt_ls.experiment.schedule import OptimizerConfig, ScheduleConfig
@@ -24,7 +25,6 @@ from vision_ls.augment import Augmentation, AugmentConfig
 from vision_ls.data import EmbeddedSizes, ImageData, ImageSplit, balanced_rows
 from vision_ls.models import ImageModel, ModelConfig, build_model
 from vision_ls.mutual_information import InformationConfig
-from vision_ls.penalty import L2Config
 from vision_ls.scoring import BINS
 
 SUBSET_SEED = 0  # one subset of a size, for every run

@@ -20,6 +20,7 @@ from nmt_ls.experiment.command_line import UserError, config_to_dict
 from nmt_ls.experiment.distillation import check_weights, finished_teacher, own_teacher, settle_teacher
 from nmt_ls.experiment.distributed import Team
 from nmt_ls.experiment.engine import StepLoss
+from nmt_ls.experiment.penalty import SumOfSquares, penalised_weights
 from nmt_ls.experiment.precision import Precision
 from nmt_ls.experiment.processor import choose_device
 from nmt_ls.experiment.records import provenance
@@ -30,7 +31,6 @@ from vision_ls.data import ImageData, embedded_images, epoch_batches, load_image
 from vision_ls.distillation import Teacher
 from vision_ls.models import ImageModel
 from vision_ls.mutual_information import Pair
-from vision_ls.penalty import SumOfSquares, penalised_weights
 from vision_ls.runs import Classifier, find_run
 from vision_ls.scoring import exact_figures, predict, score_logits, training_accuracy
 from vision_ls.train_config import (
@@ -165,6 +165,7 @@ def train(config: TrainConfig, data: ImageData | None = None, team: Team | None 
 
     def work(run: RunDirectory) -> Outcome:
         task = new_task(config, data, manifest, device, teacher)
+        data.split("test")  # if it is damaged, now and not when everything has been learnt
         print(f"{run.path}: {len(task.training):,} images of {data.place}; {precision.reason}", file=sys.stderr)
         return fit_and_summarise(
             task, run, lambda: {**summarise(run, task), **steps_to_reach(run)}, unit="images", team=team

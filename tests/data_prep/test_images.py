@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -201,6 +202,39 @@ def test_labels_outside_the_classes_are_named(tmp_path: Path) -> None:
     assert {name: split["from"] for name, split in store.manifest["splits"].items()} == {
         "train": "train", "validation": "train", "test": "validation"
     }  # fmt: skip
+
+
+def test_labels_of_every_split_are_looked_at_before_any_image(tmp_path: Path) -> None:
+    images = [b"no image at all"] * 12
+    write_parquet(tmp_path / "made", "train", images, [0, 1, 2] * 4)
+    write_parquet(tmp_path / "made", "test", images[:3], [0, 1, 7])
+    with pytest.raises(UserError, match=r"split 'test', row 3: label 7 is none of 0 to 2$"):
+        prepare(tmp_path / "made", tmp_path / "out")
+
+
+def name_images(file: Path, names: Sequence[str]) -> None:
+    """Have the images of a Parquet file say what they were called."""
+    table = pq.read_table(file)
+    cells = [{**cell, "path": name} for cell, name in zip(table["image"].to_pylist(), names, strict=True)]
+    field = table.schema.field("image")
+    pq.write_table(table.set_column(0, field, pa.array(cells, field.type)), file)
+
+
+def test_an_image_is_named_by_what_is_known_of_it(tmp_path: Path) -> None:
+    images = [png(picture(number)) for number in range(12)]
+    damaged = [*images[:3], b"no image at all"]
+    made = tmp_path / "made"
+    write_parquet(made, "train-00000-of-00002", images[:8], [0, 1, 2, 0] * 2)
+    write_parquet(made, "train-00001-of-00002", damaged, [0, 1, 2, 0])
+    name_images(made / "train-00001-of-00002.parquet", [f"n{number}.JPEG" for number in range(4)])
+    write_parquet(made, "test", images[:3], [0, 1, 2])
+    with pytest.raises(
+        UserError, match=r"split 'train', row 12 \(row 4 of train-00001-of-00002\.parquet, n3\.JPEG\): does not decode"
+    ):
+        prepare(made, tmp_path / "out")
+    write_parquet(made, "train-00001-of-00002", images[:4], [0, 1, 5, 0])
+    with pytest.raises(UserError, match=r"row 11 \(row 3 of train-00001-of-00002\.parquet\): label 5 is none"):
+        prepare(made, tmp_path / "out")
 
 
 def test_sources_that_cannot_be_read(tmp_path: Path) -> None:

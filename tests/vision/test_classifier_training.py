@@ -20,13 +20,13 @@ from data_prep.images import main as prepare
 from nmt_ls.experiment.checkpoint import load_checkpoint
 from nmt_ls.experiment.command_line import UserError, load_config
 from nmt_ls.experiment.engine import EngineConfig
+from nmt_ls.experiment.penalty import L2Config
 from nmt_ls.experiment.precision import Precision
 from nmt_ls.experiment.run_directory import RunDirectory
 from nmt_ls.losses import LossConfig
 from vision_ls.augment import AugmentConfig
 from vision_ls.data import EmbeddedSizes, ImageSplit, embedded_images, spread_rows
 from vision_ls.models import ModelConfig
-from vision_ls.penalty import L2Config
 from vision_ls.scoring import predict, score_logits, training_accuracy
 from vision_ls.train import main as train_command
 from vision_ls.train_config import TrainConfig, new_model
@@ -164,7 +164,9 @@ def test_several_seeds_in_one_call(tmp_path: Path, capsys: pytest.CaptureFixture
     config = small_training(tmp_path / "run", seeds=(1, 2), engine=engine)
     assert train_command(config) == 0
     said = capsys.readouterr().out
-    assert "over 2 seeds, last checkpoint, test split" in said
+    each, over = said.split("over 2 seeds, last checkpoint, test split")
+    assert "top5_accuracy" in each  # of nine classes
+    assert all(figure in over for figure in ("top5_accuracy", "debiased_ece", "steps_to_98", "steps_to_99"))
     assert "what the truth allows: NLL" in said
     named = f"--runs {tmp_path / 'run-s1'} {tmp_path / 'run-s2'} --results"
     assert said.splitlines()[-1] == f"next: python -m vision_ls.evaluate {named} results/mine"
@@ -194,11 +196,22 @@ def test_prepared_images_are_trained_on(tmp_path: Path, capsys: pytest.CaptureFi
     assert train_command(config) == 0
     said = capsys.readouterr().out
     assert "what the truth allows" not in said
+    assert "top5_accuracy" not in said  # there are three classes
     assert f"vision_ls.evaluate --run {tmp_path / 'run'} --results" in said
     summary = RunDirectory(tmp_path / "run").read_summary()
     assert "exact_ece" not in summary
     assert summary["signature"]["precision"].startswith("fp32")
     assert RunDirectory(tmp_path / "run").read_manifest()["precision"]["kind"] == "bf16"
+
+
+def test_a_damaged_test_split_stops_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(ImagesConfig(source=str(made_folder(tmp_path / "made")), out=str(tmp_path / "data")))
+    file = tmp_path / "data" / "test" / "images.npy"
+    file.write_bytes(file.read_bytes()[:-1])
+    monkeypatch.setattr(ClassificationTask, "loss", lambda *_: pytest.fail("it has begun to learn"))
+    with pytest.raises(UserError, match=r"test/images\.npy: missing or damaged"):
+        train(small_training(tmp_path / "run", data=str(tmp_path / "data"), batch_size=8))
+    assert not (tmp_path / "run" / "config.yaml").exists()
 
 
 @COMPILER

@@ -17,6 +17,7 @@ from nmt_ls.experiment.checkpoint import load_checkpoint, load_weights, save_che
 from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.distillation import DistillationConfig
 from nmt_ls.experiment.engine import EngineConfig
+from nmt_ls.experiment.penalty import L2Config
 from nmt_ls.experiment.precision import Precision
 from nmt_ls.experiment.run_directory import RunDirectory
 from nmt_ls.experiment.schedule import ScheduleConfig
@@ -26,9 +27,8 @@ from vision_ls.data import EmbeddedSizes, embedded_images
 from vision_ls.distill import DistillConfig
 from vision_ls.distill import main as distill_command
 from vision_ls.distillation import Teacher
-from vision_ls.evaluation import EvaluateConfig, evaluate
+from vision_ls.evaluation import OF_TEACHER, EvaluateConfig, evaluate
 from vision_ls.models import ModelConfig
-from vision_ls.penalty import L2Config
 from vision_ls.train_config import TrainConfig
 from vision_ls.training import ClassificationTask, new_task, open_teacher, train
 
@@ -162,6 +162,13 @@ def test_a_whole_run(small_classifier: RunDirectory, tmp_path: Path, capsys: pyt
     for figure in ("gamma", "teacher_accuracy", "teacher_steps_to_98", "teacher_steps_to_99"):
         assert evaluated.plain.values[figure] == summary[figure]
     assert evaluated.plain.recipe["teacher_weights"] == signature["teacher_weights"]
+    # its teacher's figures are of the test split, at a given temperature, and say whose they are
+    of_it = {record.name for record in evaluated.plain.records() if record.signature.get("of") == OF_TEACHER["of"]}
+    assert of_it == {"gamma", *(key for key in summary if key.startswith("teacher_"))}
+    validated = evaluate(EvaluateConfig(run=str(run.path), checkpoint="last", split="validation"))
+    names = {record.name for each in (*validated.everything, *evaluated.everything[1:]) for record in each.records()}
+    assert not of_it & names
+    assert "steps_to_98" in names
 
 
 def test_students_come_nearer_to_their_teacher_than_labels_bring_them(

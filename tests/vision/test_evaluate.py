@@ -19,6 +19,8 @@ from small_classifiers import small_training
 from data_prep.images import ImagesConfig
 from data_prep.images import main as prepare
 from nmt_ls.experiment.command_line import UserError
+from nmt_ls.experiment.penalty import L2Config
+from nmt_ls.experiment.precision import Precision
 from nmt_ls.experiment.records import read_records
 from nmt_ls.experiment.run_directory import RunDirectory
 from nmt_ls.losses import LossConfig
@@ -27,9 +29,8 @@ from nmt_ls.metrics.plots import figure_svg
 from nmt_ls.runs import find_run as find_translator
 from vision_ls.evaluate import main as evaluate_command
 from vision_ls.evaluation import EvaluateConfig, diagrams, evaluate, evaluate_runs, gap_diagrams, template_figures
-from vision_ls.penalty import L2Config
 from vision_ls.runs import Classifier, find_run
-from vision_ls.scoring import exact_figures, predict, score_logits
+from vision_ls.scoring import exact_figures, over_runs, predict, score_logits, telling
 from vision_ls.train_config import settings_of
 from vision_ls.training import train
 
@@ -121,6 +122,48 @@ def test_records_examples_and_figures(telling_classifier: RunDirectory, tmp_path
     assert {f"{kind}-telling-last-test.png" for kind in ("reliability", "risk-coverage", "logit-gaps")} <= drawn
     evaluate_command(evaluated(telling_classifier, results=str(results), figure=False))
     assert len(read_records(results / "records.jsonl")) == len(records)
+    kept = (results / "examples.parquet" / "telling-last-test.parquet").read_bytes()
+    evaluate_command(evaluated(telling_classifier, results=str(results), figure=False, precision="bf16"))
+    files = {path.name: path for path in (results / "examples.parquet").iterdir()}
+    assert set(files) == {"telling-last-test.parquet", "telling-last-test-bf16.parquet"}
+    assert files["telling-last-test.parquet"].read_bytes() == kept
+
+
+def test_pictures_of_another_precision_are_beside_those_of_fp32(telling_classifier: RunDirectory) -> None:
+    found = evaluate(evaluated(telling_classifier))
+    other = replace(found, classifier=replace(found.classifier, precision=Precision(kind="bf16")))
+    drawn = diagrams(other) | gap_diagrams([other.shown_gaps()])
+    assert set(drawn) == {f"{kind}-telling-last-test-bf16" for kind in ("reliability", "risk-coverage", "logit-gaps")}
+    assert other.title == "test, last checkpoint, bf16"
+
+
+def test_every_figure_is_printed(telling_classifier: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate_command(evaluated(telling_classifier))
+    said = capsys.readouterr().out
+    found = evaluate(evaluated(telling_classifier))
+    head = next(line for line in said.splitlines() if line.startswith("figure"))
+    temperature = found.plain.values["fitted_temperature"]
+    assert head.split("  ")[-2:] == ["T = 1", f"T = {temperature:.3f}, fitted"]
+    rows = {
+        line.split()[0]: line.split()[1:]
+        for line in said.splitlines()
+        if line and line.split()[0] in found.plain.values
+    }
+    assert set(rows) == set(found.plain.values)
+    assert rows["steps_to_99"] == [f"{found.plain.values['steps_to_99']:.0f}"]
+    assert found.fitted is not None
+    assert rows["mce"] == [f"{each.values['mce']:.4g}" for each in found.everything]
+    assert "regime not reached" not in said  # its targets are smoothed
+
+
+def test_figures_over_runs_by_hand() -> None:
+    runs = [{"nll": 1.0, "steps_to_98": 10.0}, {"nll": 2.0}]
+    assert over_runs(runs, ("nll", "steps_to_98", "aurc")) == [
+        {"figure": "nll", "runs": 2, "mean": 1.5, "sd": pytest.approx(math.sqrt(0.5))},
+        {"figure": "steps_to_98", "runs": 1, "mean": 10.0},
+    ]
+    assert telling(("nll", "top5_accuracy"), 5) == ["nll"]
+    assert telling(("nll", "top5_accuracy"), 6) == ["nll", "top5_accuracy"]
 
 
 def test_the_ideal_gap_and_both_temperatures_are_drawn(telling_classifier: RunDirectory) -> None:
@@ -136,6 +179,8 @@ def test_the_ideal_gap_and_both_temperatures_are_drawn(telling_classifier: RunDi
     assert len(together["logit-gaps-hard-telling-last-test"].axes[0].lines) == 1  # no line for hard targets
     many = [replace(shown, name=f"run{number}") for number in range(5)]
     assert list(gap_diagrams(many)) == [f"logit-gaps-run{number}-last-test" for number in range(5)]
+    (long,) = gap_diagrams([replace(shown, name=letter * 130) for letter in "ab"])
+    assert len(long) < 60
     (legend,) = drawn["reliability-telling-last-test"].legends
     labels = [text.get_text() for text in legend.get_texts()]
     assert sum("T = " in label for label in labels) == 2
@@ -185,6 +230,10 @@ def test_several_runs_in_one_call(tmp_path: Path, capsys: pytest.CaptureFixture[
         for record in read_records(results / "records.jsonl")
         if record.name == "accuracy" and record.signature["temperature_is"] == "given"
     }
+    (clause,) = [line for line in each.splitlines() if line.startswith("regime not reached")]
+    assert clause.startswith("regime not reached: hard has a training accuracy of ")
+    for figure in ("top5_accuracy", "aurc", "steps_to_98", "steps_to_99", "logit_gap_mean", "template_norm_spread"):
+        assert figure in over
     rows = [line.split() for line in over.splitlines() if " accuracy " in line and " given " in line]
     both = [accuracies["a"], accuracies["b"]]
     assert rows == [

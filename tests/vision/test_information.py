@@ -18,7 +18,7 @@ from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.run_directory import RunDirectory
 from vision_ls.augment import Augmentation, AugmentConfig
 from vision_ls.data import EmbeddedSizes, embedded_images
-from vision_ls.information import MeasureConfig, main, measure_all, thinned
+from vision_ls.information import MeasureConfig, main, measure_all, store, thinned
 from vision_ls.mutual_information import InformationConfig, Pair, best_sigma, information_of, mutual_information
 from vision_ls.train_config import TrainConfig, new_model
 from vision_ls.training import train
@@ -243,6 +243,19 @@ def test_a_checkpoint_without_a_course(small_classifier: RunDirectory) -> None:
     assert not measured[0].course
     with pytest.raises(UserError, match="trained without; name two with --classes"):
         measure_all(MeasureConfig(runs=(str(small_classifier.path),)))
+
+
+def test_courses_of_many_runs_are_drawn_under_a_short_name(small_classifier: RunDirectory, tmp_path: Path) -> None:
+    config = MeasureConfig(
+        runs=(str(small_classifier.path),), classes=("0", "1"), images=8, views=6, results=str(tmp_path)
+    )
+    (found,) = measure_all(config)
+    names = [f"cifar10-alexnet-ls{alpha}-s{seed}" for alpha in ("0.0", "0.1") for seed in range(1, 6)]
+    course = [(0, 0.1), (4, 0.3)]
+    store(config, [dataclasses.replace(found, recipe={**found.recipe, "run": run}, course=course) for run in names])
+    (drawn,) = (tmp_path / "figures").glob("*.svg")
+    assert drawn.name.startswith("information-10-runs-cifar10-alexnet-ls0-")
+    assert drawn.name.endswith("-best-train.svg")
 
 
 def test_input_that_does_not_fit(small_classifier: RunDirectory, tmp_path: Path) -> None:

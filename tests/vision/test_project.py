@@ -8,6 +8,7 @@ import statistics
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from made_images import telling_folder
@@ -25,16 +26,18 @@ from vision_ls.data import EmbeddedSizes
 from vision_ls.geometry import ClassMeans
 from vision_ls.project import main, project
 from vision_ls.projecting import (
+    Panel,
     ProjectConfig,
+    chosen_rows,
     class_figures,
     first_of_each,
     outside_the_regime,
     pictures,
     plane_figures,
     project_runs,
-    spread_rows,
 )
-from vision_ls.runs import Classifier
+from vision_ls.projection_figure import projection_figure
+from vision_ls.runs import LONGEST_NAME, Classifier, picture_stem
 from vision_ls.train_config import FITTED_TO_TRAINING, training_images
 from vision_ls.training import train
 
@@ -121,8 +124,8 @@ def test_collapsed_classes_have_logarithms() -> None:
 
 def test_rows_looked_at_and_shown() -> None:
     labels_N = torch.tensor([0, 1, 2, 3, 3, 3, 3, 3, 3, 0])
-    assert spread_rows(labels_N, [0, 1, 2], 0).tolist() == list(range(10))
-    assert spread_rows(labels_N, [0, 1, 2], 2).tolist() == [0, 1, 2, 5, 9]
+    assert chosen_rows(labels_N, [0, 1, 2], 0).tolist() == list(range(10))
+    assert chosen_rows(labels_N, [0, 1, 2], 2).tolist() == [0, 1, 2, 5, 9]
     assert first_of_each(torch.tensor([2, 0, 0, 1, 0, 2, 2]), 2).tolist() == [0, 1, 2, 3, 5]
 
 
@@ -154,13 +157,42 @@ def test_records_and_pictures_of_two_runs(
     assert {"scatter_ratio_near", "scatter_ratio_far"} < renamed
 
 
-def test_too_long_a_name_of_a_picture_is_refused_beforehand(hard: RunDirectory, tmp_path: Path) -> None:
-    config = of(hard, results=str(tmp_path / "results"))
-    many = tuple(f"runs/cifar100-resnet56-ls{alpha}-s{seed}" for alpha in ("0.0", "0.1") for seed in range(5))
-    with pytest.raises(UserError, match=r"^runs: the names of these 10 are too long for that of one picture"):
-        project_runs(replace(config, runs=many))
-    with pytest.raises(UserError, match="is not a run"):  # without a picture it is not the name that is wrong
-        project_runs(replace(config, runs=many, figure=False))
+def test_names_of_pictures_always_fit() -> None:
+    assert picture_stem("projection", ["a-s1", "b-s1"], "last", "") == "projection-a-s1-b-s1-last"
+    many = [f"cifar100-resnet56-ls{alpha}-s{seed}" for alpha in ("0.0", "0.1") for seed in range(5)]
+    short = picture_stem("projection", many, "last", "near")
+    assert short.startswith("projection-10-runs-cifar100-resnet56-ls0-")
+    assert short.endswith("-last-near")
+    assert short != picture_stem("projection", [*many[:-1], "cifar100-resnet56-ls0.1-s9"], "last", "near")
+    assert picture_stem("gaps", ["x" * 200, "y" * 200], "last").startswith("gaps-2-runs-")
+    alike = picture_stem("gaps", ["é" * 120 + "1", "é" * 120 + "2"], "last")  # two bytes each
+    assert LONGEST_NAME - 2 < len(alike.encode()) <= LONGEST_NAME
+
+
+def test_runs_of_long_names_are_drawn(hard: RunDirectory, tmp_path: Path) -> None:
+    """Once everything has been measured nothing may fail."""
+    runs = [RunDirectory(shutil.copytree(hard.path, tmp_path / (name * 140))) for name in "ab"]
+    main(of(*runs, splits=("train",), results=str(tmp_path / "results")))
+    assert len(list((tmp_path / "results" / "figures").glob("projection-2-runs-*-last-*.png"))) == 2
+
+
+def test_no_class_is_drawn_over_the_others() -> None:
+    """Nor where the file has the images class by class."""
+    places_N2 = np.arange(12.0).reshape(6, 2)
+    labels_N = np.array([0, 0, 1, 1, 2, 2])
+    figure = projection_figure(
+        [Panel(title="", coordinates_N2=places_N2, labels_N=labels_N, templates_32=places_N2[:3])], "abc", ""
+    )
+    (points,) = figure.axes[0].collections
+    assert np.asarray(points.get_offsets())[:, 0].tolist() == [0.0, 4.0, 8.0, 2.0, 6.0, 10.0]
+    colours = [tuple(colour) for colour in points.get_facecolor()]
+    assert colours[:3] == colours[3:]
+    assert len(set(colours)) == 3
+    assert [len(path.vertices) for path in points.get_paths()[:3]] == [
+        len(path.vertices) for path in points.get_paths()[3:]
+    ]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["a", "b", "c", "templates"]
 
 
 def test_pictures_have_one_scale(hard: RunDirectory, smoothed: RunDirectory) -> None:
@@ -297,6 +329,7 @@ def test_templates_on_a_line_are_refused(smoothed: RunDirectory, monkeypatch: py
         ({"images": -1}, "images must not be negative"),
         ({"shown": 0}, "shown must be positive"),
         ({"name": "a/b"}, "name becomes part"),
+        ({"name": "a" * 200}, "200 characters are too many"),
     ],
 )
 def test_refused_settings(settings: dict[str, object], message: str) -> None:

@@ -7,21 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_images import made_folder
+from made_images import CLASSES, made_folder
 
-from data_prep.images import ImagesConfig
+from data_prep.images import ImagesConfig, SplitNames
 from data_prep.images import main as prepare
 from nmt_ls.experiment.command_line import parse
 from nmt_ls.experiment.engine import EngineConfig
+from nmt_ls.experiment.penalty import penalised_weights
 from nmt_ls.experiment.schedule import ScheduleConfig
 from nmt_ls.experiment.study import load_study
 from vision_ls.augment import AugmentConfig
 from vision_ls.distill import OF_STUDENTS, DistillConfig
-from vision_ls.evaluation import EvaluateConfig
+from vision_ls.evaluation import EvaluateConfig, evaluate
 from vision_ls.information import MeasureConfig
 from vision_ls.models import build_model
-from vision_ls.penalty import penalised_weights
-from vision_ls.projecting import ProjectConfig
+from vision_ls.projecting import ProjectConfig, project_runs
 from vision_ls.train import SHORT_NAMES
 from vision_ls.train_config import TrainConfig
 from vision_ls.training import train
@@ -141,7 +141,10 @@ def test_every_command_of_a_study_is_understood(path: Path, monkeypatch: pytest.
 
 
 def test_the_imagenet_recipe_runs_on_small_images_of_its_schema(tmp_path: Path) -> None:
-    prepare(ImagesConfig(source=str(made_folder(tmp_path / "made")), out=str(tmp_path / "data"), size=76, resize=80))
+    made = made_folder(tmp_path / "made")
+    (made / "test.parquet").rename(made / "validation.parquet")  # ImageNet's own test has no labels
+    splits = SplitNames(test="validation")
+    prepare(ImagesConfig(source=str(made), out=str(tmp_path / "data"), splits=splits, size=76, resize=80))
     recipe = read("imagenet-inception_v4.yaml")
     assert recipe.augment.crop == 299
     config = replace(
@@ -163,3 +166,11 @@ def test_the_imagenet_recipe_runs_on_small_images_of_its_schema(tmp_path: Path) 
     assert summary is not None
     assert summary["parameters"] == 42_679_816 - 997 * 1537
     assert summary["checkpoints"]["last"]["images"] == 6
+    run = str(config.out)
+    evaluated = evaluate(EvaluateConfig(run=run, checkpoint="last"))
+    assert evaluated.plain.values["nll"] == pytest.approx(summary["nll"], rel=1e-5)
+    assert evaluated.plain.values["top5_accuracy"] == 1  # of three classes
+    asked = ProjectConfig(runs=(run,), checkpoint="last", splits=("test",), classes=("cat", "dog", "2"), name="near")
+    (projected,), classes = project_runs(asked)
+    assert classes == CLASSES
+    assert "arc_ratio_near" in {record.name for record in projected.records(classes, asked.name)}
