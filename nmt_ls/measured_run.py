@@ -15,7 +15,7 @@ import torch
 
 from nmt_ls.experiment.checkpoint import CheckpointName, load_state, weights_id
 from nmt_ls.experiment.command_line import load_config
-from nmt_ls.experiment.precision import Precision
+from nmt_ls.experiment.precision import Kind, Precision
 from nmt_ls.experiment.records import Signature
 from nmt_ls.experiment.run_directory import RunDirectory
 from nmt_ls.search import SearchConfig
@@ -111,7 +111,7 @@ def figure_signature(
     extras = {
         **signature.extras,
         "sizes": trained.model.said_sizes,
-        "search": shared_keys(search).get("search"),  # None where all is usual, and then left out
+        "search": shared_keys(search, precision.kind).get("search"),  # None where all is usual, and then left out
         "dropout": trained.model.dropout,
         "training_commit": manifest["commit"],
         "training_precision": manifest["precision"]["kind"],
@@ -119,18 +119,20 @@ def figure_signature(
     return replace(signature, extras=extras)
 
 
-def search_keys(search: SearchConfig) -> dict[str, Any]:
-    """How translations were searched for, as records say it."""
-    return {"temperature": search.temperature, **shared_keys(search)}
+def search_keys(search: SearchConfig, precision: Kind = "fp32") -> dict[str, Any]:
+    """How translations were searched for, as records say it; precision: of the arithmetic."""
+    return {"temperature": search.temperature, **shared_keys(search, precision)}
 
 
-def shared_keys(search: SearchConfig) -> dict[str, Any]:
+def shared_keys(search: SearchConfig, precision: Kind = "fp32") -> dict[str, Any]:
     """What searches at several temperatures have in common; of its lesser settings only what is not the default."""
     unusual = {
         entry.name: getattr(search, entry.name)
         for entry in fields(SearchConfig)
         if entry.name not in _SWEPT and getattr(search, entry.name) != getattr(SearchConfig(), entry.name)
     }
+    if precision != "fp32":
+        unusual["precision"] = precision
     keys: dict[str, Any] = {
         "beam": search.beam,
         "length_penalty": f"{search.length_penalty_kind}:{search.length_penalty:g}",

@@ -80,7 +80,7 @@ class ScoreConfig:
     figure: whether to draw diagrams there too.
     slices: whether to give calibration apart by position, predicted frequency and end, and source length.
     exact_tokens: on the embedded corpus, how many fresh tokens (a million, say) to hold against the truth; 0 is none.
-    precision: of the arithmetic; auto takes what is fast here.
+    precision: of the search; auto takes what is fast here. Likelihood and calibration are in fp32 always.
     device: auto takes CUDA where there is a GPU.
     """
 
@@ -241,7 +241,11 @@ def score(config: ScoreConfig) -> Scored:
         fitted=temperature == "fitted",
     )
     shown = "fitted" if temperature == "fitted" else search.temperature
-    groups = found.groups(config.slices)
+    in_fp32 = translator.precision.of_likelihood.label()
+    groups = [
+        group if group.searched else replace(group, recipe={"precision": in_fp32, **group.recipe})
+        for group in found.groups(config.slices)
+    ]
     return Scored(
         title=f"{path}, {config.checkpoint} checkpoint, {config.split} split",
         table=figure_table(groups),

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nmt_ls.experiment.command_line import run_command
+from nmt_ls.experiment.precision import choose_precision
+from nmt_ls.experiment.processor import choose_device
 from nmt_ls.experiment.records import one_line
 from nmt_ls.experiment.tables import format_table
 from nmt_ls.measured_run import MeasuredRun
@@ -59,7 +61,13 @@ def report(
     config: SweepConfig, runs: Sequence[MeasuredRun], ledger: Ledger, searched: str, searches: Sequence[SearchConfig]
 ) -> None:
     """Print the tables of one beam and length penalty, and write them and the figure."""
-    swept = Swept(ledger=ledger, split=config.split, inverses=config.whole_inverse_grid, searches=searches)
+    swept = Swept(
+        ledger=ledger,
+        split=config.split,
+        inverses=config.whole_inverse_grid,
+        searches=searches,
+        precision=choose_precision(config.precision, choose_device(config.device)).kind,
+    )
     recipes = recipes_of(runs, swept)
     rows = [best_row(recipe) for recipe in recipes]
     what = f"{config.split} split, {config.checkpoint} checkpoint" + (f", {searched}" if searches else "")

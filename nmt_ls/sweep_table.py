@@ -23,8 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from nmt_ls.experiment.command_line import config_to_dict, flatten
+from nmt_ls.experiment.command_line import UserError, config_to_dict, flatten
+from nmt_ls.experiment.precision import Kind
 from nmt_ls.experiment.records import Record, command
+from nmt_ls.experiment.run_directory import atomic_write
 from nmt_ls.measured_run import MeasuredRun, search_keys, shared_keys
 from nmt_ls.metrics.calibration import MOMENTS, ece_from_sums, unbiased_squared_l2_from_sums
 from nmt_ls.metrics.inputs import FloatArray
@@ -51,6 +53,7 @@ class Swept:
     split: str
     inverses: Sequence[float]
     searches: Sequence[SearchConfig]  # of one beam and length penalty, by temperature; may be none
+    precision: Kind = "fp32"  # of the searches
 
 
 class Recipe:
@@ -83,7 +86,8 @@ class Recipe:
         return [[self._record(run, {"temperature": t}, name) for t in self.temperatures] for run in self.runs]
 
     def _decoded(self, name: str) -> list[list[Record]]:
-        return [[self._record(run, search_keys(s), name) for s in self.swept.searches] for run in self.runs]
+        kind = self.swept.precision
+        return [[self._record(run, search_keys(s, kind), name) for s in self.swept.searches] for run in self.runs]
 
     def _record(self, run: MeasuredRun, keys: Mapping[str, Any], name: str) -> Record:
         return self.swept.ledger.records[cell_key({**run.identity(self.swept.split), **keys})][name]
@@ -109,7 +113,7 @@ class Recipe:
     @cached_property
     def bleu_sums(self) -> FloatArray:
         """[H, A, J, 10]."""
-        keys = shared_keys(self.swept.searches[0])
+        keys = shared_keys(self.swept.searches[0], self.swept.precision)
         return self._halves("bleu_statistics", self.decoded_temperatures, keys, (BLEU_STATISTICS,))
 
     def _halves(
@@ -133,12 +137,15 @@ class Recipe:
         keys: dict[str, Any] = {}
         shape: tuple[int, ...] = (MOMENTS, BINS)
         if column == "bleu_statistics":
-            keys, shape = shared_keys(self.swept.searches[0]), (BLEU_STATISTICS,)
+            keys, shape = shared_keys(self.swept.searches[0], self.swept.precision), (BLEU_STATISTICS,)
         return np.array([self.sentences(run, column, [1.0], keys).reshape(-1, *shape) for run in self.runs])
 
 
 def recipes_of(runs: Sequence[MeasuredRun], swept: Swept) -> list[Recipe]:
-    """Runs grouped by recipe, in order of α, each with a label: α, dropout, and what tells it from the others."""
+    """Runs grouped by recipe, in order of α, each with a label: α, dropout, and what tells it from the others.
+
+    Raises UserError where two runs of a recipe have one seed: they would show seeds to differ by nothing.
+    """
     groups: dict[str, list[MeasuredRun]] = {}
     settings: dict[str, dict[str, Any]] = {}
     for run in runs:
@@ -147,7 +154,13 @@ def recipes_of(runs: Sequence[MeasuredRun], swept: Swept) -> list[Recipe]:
             facts = {key: value for key, value in run.manifest["teacher"].items() if key not in _OF_ONE_TEACHER}
             flat["distillation.teacher"] = ", ".join(f"{key} {value}" for key, value in facts.items())
         key = json.dumps(flat, sort_keys=True)
-        groups.setdefault(key, []).append(run)
+        for other in groups.setdefault(key, []):
+            if other.config.seed == run.config.seed:
+                raise UserError(
+                    f"runs: {other.path} and {run.path} have one recipe and one seed, so that they are no two seeds; "
+                    "leave one of them out (what was measured is kept)"
+                )
+        groups[key].append(run)
         settings[key] = flat
     recipes = [Recipe(group, settings[key], swept) for key, group in groups.items()]
     differing = [
@@ -300,4 +313,4 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     import pandas as pd
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows).to_csv(path, index=False)
+    atomic_write(path, pd.DataFrame(rows).to_csv(index=False))

@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 from nmt_ls.corpus import Corpus, Split
 from nmt_ls.experiment.checkpoint import CheckpointName
+from nmt_ls.experiment.precision import Precision, choose_precision
 from nmt_ls.experiment.processor import choose_device
 from nmt_ls.experiment.records import Record, command, prepare_results
 from nmt_ls.measured_run import MeasuredRun, search_keys
@@ -72,6 +73,8 @@ time of some five searches."""
 class SweepConfig:
     """Which runs to sweep, over what, and where the figures go.
 
+    All runs are searched alike: their own search settings, which score and decode take, are not looked at.
+
     runs: directories of runs, or patterns such as 'runs/m30k-*'; left out, the newest finished run under runs/.
     data: where the runs' corpus lies, if not where they say.
     temperatures: of the translations: numbers, and grids first:last:step; none translates nothing.
@@ -82,6 +85,7 @@ class SweepConfig:
     Translations at up to 12 temperatures are written together, so a kill costs as much as some five searches.
     name: of the table's and the figure's files, where one directory has those of several sweeps.
     summarise: print the table and draw the figures; without, only measure (a study does so run by run).
+    precision: of the search; auto takes what is fast here. NLL and calibration are in fp32 always.
     """
 
     runs: tuple[str, ...] = ()
@@ -199,9 +203,14 @@ class Sweep:
     @cached_property
     def translator(self) -> Translator:
         config = self.config
-        translator = Translator.load(self.run.path, config.checkpoint, choose_device(config.device), config.precision)
+        translator = Translator.load(self.run.path, config.checkpoint, choose_device(config.device), self.precision)
         translator.precision.apply()
         return translator
+
+    @cached_property
+    def precision(self) -> Precision:
+        """Of the search; likelihood and calibration are in fp32."""
+        return choose_precision(self.config.precision, choose_device(self.config.device))
 
     def missing_inverses(self) -> list[float]:
         """Inverse temperatures whose NLL and ECE are not there yet."""
@@ -218,7 +227,7 @@ class Sweep:
         return [
             search
             for search in self.config.searches()
-            if not self.ledger.holds({**identity, **search_keys(search)}, DECODED)
+            if not self.ledger.holds({**identity, **search_keys(search, self.precision.kind)}, DECODED)
         ]
 
     def missing_groups(self) -> Iterator[list[SearchConfig]]:
@@ -234,7 +243,7 @@ class Sweep:
         temperatures = [rounded_temperature(inverse) for inverse in inverses]
         nll_JS, tokens_S, sums_JSMB = sentence_sums(self.translator, self.split, inverses)
         records, tables = list[Record](), list[pa.Table]()
-        recipe = self._signature(SearchConfig()) | {"bins": BINS}
+        recipe = self._signature(SearchConfig(), self.precision.of_likelihood) | {"bins": BINS}
         for key in ("beam", "length_penalty"):  # nothing is searched
             del recipe[key]
         for j, temperature in enumerate(temperatures):
@@ -264,7 +273,7 @@ class Sweep:
 
     def _translated(self, search: SearchConfig, best: Sequence[Hypothesis]) -> None:
         """The cell of one search."""
-        split, keys = self.split, search_keys(search)
+        split, keys = self.split, search_keys(search, self.precision.kind)
         references = [split.references(row) for row in range(len(split))]
         texts = [hypothesis.text for hypothesis in best]
         scores = translation_scores(texts, references, ("bleu", "chrf"))
@@ -273,7 +282,7 @@ class Sweep:
             "length_ratio": scores.length_ratio,
             "brevity_penalty": scores.brevity_penalty,
         }
-        signature = self._signature(search)
+        signature = self._signature(search, self.precision)
         records = [
             Record(
                 name=name,
@@ -304,9 +313,8 @@ class Sweep:
     def _stem(self) -> str:
         return part_stem(self.run.identity(self.config.split))
 
-    def _signature(self, search: SearchConfig) -> dict[str, Any]:
-        precision, device = self.translator.precision, self.translator.device
-        return self.run.recipe(search, precision, split=self.config.split, device=device)
+    def _signature(self, search: SearchConfig, precision: Precision) -> dict[str, Any]:
+        return self.run.recipe(search, precision, split=self.config.split, device=self.translator.device)
 
 
 def sentence_sums(

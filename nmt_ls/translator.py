@@ -379,6 +379,11 @@ def with_vocabularies(config: TransformerConfig, source: Vocabulary, target: Voc
 
     Raises UserError where they are two and the shape asks for one.
     """
+    if source is not target and config.share_embeddings == "all":
+        raise UserError(
+            "model.share_embeddings: all embeddings cannot be one where source and target have a vocabulary each; "
+            "give --model.share_embeddings target (or none)"
+        )
     try:
         return replace(config.sized(), source_vocabulary=source.size, target_vocabulary=target.size)
     except ValueError as error:

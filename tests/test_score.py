@@ -181,3 +181,14 @@ def test_bad_settings() -> None:
     ):
         with pytest.raises(ValueError):
             ScoreConfig(**settings)  # type: ignore[arg-type]
+
+
+def test_likelihood_is_in_fp32_whatever_the_search_is_in(small_run: RunDirectory, tmp_path: Path) -> None:
+    main(
+        ScoreConfig(
+            run=str(small_run.path), results=str(tmp_path), precision="bf16", figure=False, slices=False
+        )
+    )  # fmt: skip
+    said = {record.name: record.signature["precision"] for record in read_records(tmp_path / "records.jsonl")}
+    assert {said["nll"].partition("/")[0], said["ece"].partition("/")[0]} == {"fp32"}
+    assert {said["bleu"].partition("/")[0], said["inference_ece"].partition("/")[0]} == {"bf16"}

@@ -17,7 +17,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -70,6 +70,11 @@ class Precision:
         if self.kind == "bf16" or (self.kind == "int8" and this_processor().bf16_set):
             return torch.autocast(device_type, dtype=torch.bfloat16)
         return contextlib.nullcontext()
+
+    @property
+    def of_likelihood(self) -> Precision:
+        """The same in fp32, in which likelihood and calibration are always computed."""
+        return replace(self, kind="fp32")
 
     def label(self) -> str:
         """For signatures: int8 by AVX2 alone gives other figures than int8 elsewhere."""
