@@ -43,6 +43,8 @@ def describe(corpus: Corpus) -> str:
         if sentences:
             source, target = split["source_pieces"] / sentences, split["target_pieces"] / sentences
             line += f"; {source:.1f} and {target:.1f} pieces each"
+        if split.get("sources_in_train"):
+            line += f"; in train too: sources {split['sources_in_train']:,}, pairs {split['pairs_in_train']:,}"
         lines.append(line)
     models = ", ".join(f"{name} ({model['size']:,} pieces)" for name, model in manifest["vocabulary"].items())
     return "\n".join([*lines, f"  vocabulary {models}", f"  checksum   {corpus.checksum}"])

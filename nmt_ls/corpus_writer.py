@@ -1,8 +1,9 @@
 """The prepared corpus, written: pairs -> filters -> vocabulary -> Arrow splits of token ids and manifest.json.
 
-The training split is never held in memory: its pairs pass through files, and what is kept of each is 8 bytes at first
-(a hash, to find duplicates) and its lengths later. Held-out splits, where sources are gathered with their references,
-are held while they are read. All of it is built in a hidden directory beside the final one and renamed at the end.
+The training split is never held in memory: its pairs pass through files, and what is kept of each is 16 bytes at first
+(hashes, to find duplicates and what is held out too) and its lengths later. Held-out splits, where sources are gathered
+with their references, are held while they are read. All of it is built in a hidden directory beside the final one and
+renamed at the end.
 """
 
 from __future__ import annotations
@@ -163,6 +164,9 @@ def _build(
     }
     _make_vocabularies(directory, staged[TRAIN], config.vocabulary)
     summaries = {name: _write_split(directory / name, split, config) for name, split in staged.items()}
+    for name, split in staged.items():
+        if name != TRAIN:
+            summaries[name] |= split.also_in(staged[TRAIN])
     shutil.rmtree(scratch)
     _write_manifest(directory, summaries, origin, config)
 

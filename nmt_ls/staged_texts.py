@@ -57,12 +57,15 @@ class StagedTexts:
         rows: number of pairs read.
         keep_N: which of the N rows of the file are still wanted.
         dropped: numbers of those that are not, or never got into the file, by reason.
+        sources_N, pairs_N: 64-bit hashes of the sources, and of the sources with their first references.
     """
 
     path: Path
     rows: int
     keep_N: npt.NDArray[np.bool_]
     dropped: dict[str, int]
+    sources_N: npt.NDArray[np.uint64]
+    pairs_N: npt.NDArray[np.uint64]
 
     def write(self, entries: Iterable[tuple[str, list[str]]]) -> None:
         """Write sources with their references, a block at a time."""
@@ -72,6 +75,14 @@ class StagedTexts:
             while block := list(itertools.islice(remaining, STAGING_ROWS)):
                 sources, references = zip(*block, strict=True)
                 writer.write_batch(pyarrow.record_batch([sources, references], schema=schema))
+
+    def also_in(self, training: StagedTexts) -> dict[str, int]:
+        """How many of these sentences have a source, and how many are a pair, that is wanted in training too."""
+        keep_N = training.keep_N
+        return {
+            "sources_in_train": int(np.isin(self.sources_N, training.sources_N[keep_N]).sum()),
+            "pairs_in_train": int(np.isin(self.pairs_N, training.pairs_N[keep_N]).sum()),
+        }
 
     def nothing_left(self) -> UserError:
         """The complaint that the filters left no pair."""
@@ -94,10 +105,11 @@ def stage_training(path: Path, pairs: Iterable[tuple[str, str]], filters: Filter
 
     Among n pairs two different ones share a hash with probability n²/2⁶⁵: one in a million for six million pairs.
     """
-    staged = StagedTexts(path=path, rows=0, keep_N=np.ones(0, dtype=bool), dropped={"empty side": 0})
+    staged = _nothing_yet(path)
+    staged.dropped["empty side"] = 0
     if filters.copies:
         staged.dropped["source equals target"] = 0
-    hashes = array.array("Q")
+    sources, pairs_of = array.array("Q"), array.array("Q")
 
     def entries() -> Iterator[tuple[str, list[str]]]:
         for source, target in _clean(path.name, pairs):
@@ -107,16 +119,18 @@ def stage_training(path: Path, pairs: Iterable[tuple[str, str]], filters: Filter
             elif filters.copies and source == target:
                 staged.dropped["source equals target"] += 1
             else:
-                hashes.append(_hash(source, target))
+                sources.append(_hash(source))
+                pairs_of.append(_hash(source, target))
                 yield source, [target]
 
     staged.write(entries())
-    staged.keep_N = np.ones(len(hashes), dtype=bool)
+    staged.sources_N, staged.pairs_N = (np.frombuffer(hashes, dtype=np.uint64) for hashes in (sources, pairs_of))
+    staged.keep_N = np.ones(len(staged.pairs_N), dtype=bool)
     if filters.duplicates:
-        first = np.unique(np.frombuffer(hashes, dtype=np.uint64), return_index=True)[1]
+        first = np.unique(staged.pairs_N, return_index=True)[1]
         staged.keep_N[:] = False
         staged.keep_N[first] = True
-        staged.dropped["duplicate pair"] = len(hashes) - len(first)
+        staged.dropped["duplicate pair"] = len(staged.pairs_N) - len(first)
     if not staged.keep_N.any():
         raise staged.nothing_left()
     if filters.sample:
@@ -144,7 +158,7 @@ def sample_rows(wanted_N: npt.NDArray[np.bool_], size: int, seed: int, stream: i
 
 def stage_held_out(path: Path, pairs: Iterable[tuple[str, str]], group: bool) -> StagedTexts:
     """Keep every row; rows of one source become one entry with its distinct references, if asked."""
-    staged = StagedTexts(path=path, rows=0, keep_N=np.ones(0, dtype=bool), dropped={})
+    staged = _nothing_yet(path)
     entries: dict[str | int, tuple[str, list[str]]] = {}
     for source, target in _clean(path.name, pairs):
         references = entries.setdefault(source if group else staged.rows, (source, []))[1]
@@ -155,7 +169,15 @@ def stage_held_out(path: Path, pairs: Iterable[tuple[str, str]], group: bool) ->
         raise UserError(f"split {path.name!r} has no rows")
     staged.write(entries.values())
     staged.keep_N = np.ones(len(entries), dtype=bool)
+    staged.sources_N = np.array([_hash(source) for source, _ in entries.values()], dtype=np.uint64)
+    first = [_hash(source, references[0]) for source, references in entries.values()]
+    staged.pairs_N = np.array(first, dtype=np.uint64)
     return staged
+
+
+def _nothing_yet(path: Path) -> StagedTexts:
+    none = np.zeros(0, dtype=np.uint64)
+    return StagedTexts(path=path, rows=0, keep_N=np.ones(0, dtype=bool), dropped={}, sources_N=none, pairs_N=none)
 
 
 def _clean(split: str, pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
@@ -183,5 +205,5 @@ def _tidy(text: str) -> str:
     return LINE_BREAKS.sub(" ", text) if "\n" in text or "\r" in text else text
 
 
-def _hash(source: str, target: str) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{source}\0{target}".encode(), digest_size=8).digest(), "little")
+def _hash(*texts: str) -> int:
+    return int.from_bytes(hashlib.blake2b("\0".join(texts).encode(), digest_size=8).digest(), "little")

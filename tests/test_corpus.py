@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_prep.reporting import describe
 from nmt_ls.corpus import Corpus, epoch_batches
 from nmt_ls.corpus_writer import CorpusConfig, Origin, existing_corpus, write_corpus
 from nmt_ls.experiment.command_line import UserError
@@ -198,6 +199,17 @@ def test_held_out_rows_are_never_filtered_and_share_their_source(tmp_path: Path)
         CorpusConfig(vocabulary=VocabularyConfig(size=90), group_references=False),
     )
     assert [apart.split("test").source_text(row) for row in range(6)] == [source.strip() for source, _ in test]
+
+
+def test_what_is_held_out_and_in_training_too_is_counted(tmp_path: Path) -> None:
+    """Among the training pairs that are kept; copies of one another are filtered there, and nothing is here."""
+    config = CorpusConfig(vocabulary=VocabularyConfig(size=60), filters=FilterConfig(max_pieces=20))
+    train = [(f"the dog {n} .", f"der Hund {n} .") for n in range(60)] + [(" ".join(["far"] * 40), "weit")]
+    test = [*train[:2], ("the dog 2 .", "ein Hund"), ("a cat .", "Katze ."), train[-1]]
+    corpus = write_corpus(tmp_path / "seen", {"train": train, "test": test}, ORIGIN, config)
+    summary = corpus.manifest["splits"]["test"]
+    assert (summary["sources_in_train"], summary["pairs_in_train"]) == (3, 2)
+    assert "; in train too: sources 3, pairs 2" in describe(corpus)
 
 
 def test_line_breaks_become_spaces_and_other_runs_are_left_alone(tmp_path: Path) -> None:
