@@ -38,6 +38,8 @@ from nmt_ls.vocabulary import PAD
 EMBEDDED_ROOT = Path("data")
 GRAMMAR_SEED = 0
 EXAMPLES = 3
+VALIDATED = ("loss", "nll", "accuracy", "ece")
+"""Figures of a validation while training, besides BLEU; `engine.monitor` chooses among them and it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +90,8 @@ class TrainConfig:
         for key in ("seed", "threads", "validation_sentences"):
             if getattr(self, key) < 0:
                 raise ValueError(f"{key} must not be negative, got {getattr(self, key)}")
+        if self.engine.monitor not in (*VALIDATED, "bleu"):
+            raise ValueError(f"engine.monitor: choose {', '.join(VALIDATED[1:])}, bleu, not {self.engine.monitor!r}")
         if self.engine.monitor == "bleu" and self.validation_sentences == 0:
             raise ValueError("engine.monitor is bleu: validation_sentences must be above 0")
         if not self.checkpoints:
@@ -126,6 +130,11 @@ class TranslationTask:
             model, corpus.source_vocabulary, corpus.target_vocabulary, replace(precision, kind="fp32")
         )
 
+    @property
+    def checksum(self) -> str:
+        """Of the corpus."""
+        return self.corpus.checksum
+
     def batches(self, epoch: int) -> Sequence[Batch]:
         """The batches of an epoch: a pure function of seed and epoch."""
         config = self.config
@@ -157,7 +166,7 @@ class TranslationTask:
         config = self.config
         scored = score_batches(self.model, split_batches(self.validation), loss=config.loss, prior=self.prior)
         everything = scored.figures()
-        figures = {name: everything[name] for name in ("loss", "nll", "accuracy", "ece")}
+        figures = {name: everything[name] for name in VALIDATED}
         if config.validation_sentences:
             scores = translate_split(self.translator, self.validation, config.search, config.validation_sentences)[1]
             figures["bleu"] = scores.bleu

@@ -71,6 +71,11 @@ class ClassificationTask:
         if teacher is not None:
             teacher.learn_by_heart(self.training, self.augmentation)
 
+    @property
+    def checksum(self) -> str:
+        """Of the images."""
+        return self.data.checksum
+
     def batches(self, epoch: int) -> Sequence[Tensor]:
         """Rows of each batch of an epoch: a pure function of seed and epoch."""
         return epoch_batches(len(self.training), self.config.batch_size, self.config.seed, epoch)

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nmt_ls.experiment.atomic import fsync
-from nmt_ls.experiment.command_line import UserError
+from nmt_ls.experiment.command_line import NO_ROOM, UserError, disk_full
 
 WEIGHTS, STATE, CHECKSUMS = "weights.safetensors", "state.pt", "checksums.json"
 CheckpointName = Literal["last", "best", "averaged"]
@@ -37,13 +37,12 @@ def save_checkpoint(directory: str | Path, weights: Mapping[str, Tensor], state:
 
     `weights` is a model's state_dict: tensors that are one (tied) are stored once and come back under all their
     names. `state` holds only what torch.load(weights_only=True) can read: tensors, numbers, strings, dicts, lists.
+
+    Raises UserError where the disk is full; then what `directory` holds is as it was.
     """
     stored, tied = _without_ties(weights)
     with _replacing(Path(directory)) as new:
-        try:
-            save_file(stored, new / WEIGHTS, metadata={_TIED: json.dumps(tied)})
-        except SafetensorError as error:  # it wraps what the system said
-            raise OSError(f"{new / WEIGHTS}: cannot be written ({error})") from None
+        save_file(stored, new / WEIGHTS, metadata={_TIED: json.dumps(tied)})
         _add_state(new, state, _sha256(new / WEIGHTS))
 
 
@@ -51,6 +50,8 @@ def link_checkpoint(source: str | Path, directory: str | Path, state: Mapping[st
     """Write a checkpoint with the weights of another one, without a second copy of them where the disk allows it.
 
     Weights files are replaced but never written into, so two checkpoints can share one.
+
+    Raises UserError as `save_checkpoint`.
     """
     source = Path(source)
     with _replacing(Path(directory)) as new:
@@ -180,17 +181,28 @@ def _replacing(directory: Path) -> Iterator[Path]:
     new.mkdir(parents=True)
     try:
         yield new
-    except BaseException:
+        for path in (*new.iterdir(), new):
+            fsync(path)
+    except BaseException as error:
         shutil.rmtree(new, ignore_errors=True)
+        if why := _no_room(error):
+            raise disk_full(directory, why) from None
         raise
-    for path in (*new.iterdir(), new):
-        fsync(path)
     if directory.exists():
         directory.rename(old)
     new.rename(directory)
     fsync(directory.parent)
     if old.exists():
         shutil.rmtree(old)
+
+
+def _no_room(error: BaseException) -> str | None:
+    """What the system said, where the disk is full: safetensors says it in words only, torch something else on top."""
+    if isinstance(error, SafetensorError):
+        return next((os.strerror(number) for number in NO_ROOM if f"(os error {number})" in str(error)), None)
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        return error.strerror
+    return None if error.__context__ is None else _no_room(error.__context__)
 
 
 def _add_state(new: Path, state: Mapping[str, Any], weights_sha256: str) -> None:

@@ -25,6 +25,7 @@ Config = TypeVar("Config")
 
 INTERRUPTED = 130  # what a shell reports for SIGINT
 PIPE_CLOSED = 141  # and for SIGPIPE
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 class UserError(ValueError):
@@ -32,6 +33,11 @@ class UserError(ValueError):
 
     Several mistakes found together are several lines of one UserError.
     """
+
+
+def disk_full(path: str | Path, why: str | None) -> UserError:
+    """The error of a file for which there is no room; why: what the system says."""
+    return UserError(f"{path}: cannot be written ({why}); make room, then give the same command again")
 
 
 def parse(
@@ -86,11 +92,14 @@ def run_command(
     pipe ends the command quietly; any other exception is a bug of ours and keeps its traceback. Warnings are shown as
     `warning: …` lines.
     """
+    from nmt_ls.experiment.records import own_commit  # which reports its own errors through this file
+
     warnings.formatwarning = _warning_line
     try:
         try:
             arguments = sys.argv[1:] if argv is None else argv
             config = parse(config_class, arguments, program=program, description=description, short_names=short_names)
+            own_commit()  # while it is that of the code that runs: a checkout may change under hours of training
             status = main(config) or 0
         finally:
             sys.stdout.flush()
@@ -239,7 +248,9 @@ def _sound(tree: ConfigTree, given: Mapping[str, Given], problems: list[str]) ->
 
 def _about_user_file(error: OSError) -> str | None:
     """The line for an OSError that the user can do something about, or None for one that is a bug of ours."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+    if error.errno in NO_ROOM:
+        return str(disk_full(error.filename or "a file", error.strerror))
+    if error.errno == errno.EROFS:
         return f"{error.filename or 'writing'}: {error.strerror}"
     if not isinstance(error.filename, str | bytes | os.PathLike):
         return None

@@ -158,7 +158,7 @@ class Engine:
         self._start()
         state, config = self._state, self.config
         self._progress = Progress(state.update, config.max_updates, self._unit, self._stream)
-        self._board = TensorBoard(self.run.path / "tensorboard", state.update) if config.tensorboard else None
+        self._board = TensorBoard(self.run.tensorboard, state.update) if config.tensorboard else None
         if state.update:
             self._progress.say(f"resumed at step {state.update}")
             self._mention_changes()
@@ -338,7 +338,7 @@ class Engine:
             self._checkpoints.derive(self._state)
         self._optimizer.zero_grad(set_to_none=True)
         self.model.train()
-        self.run.cut_metrics(self._state.update)
+        self.run.cut_metrics(self._state.update, self._state.validated)
 
     def _take_up(self, weights: dict[str, Tensor], content: dict[str, Any]) -> None:
         was, now = content["total_updates"], self._schedule.total_updates

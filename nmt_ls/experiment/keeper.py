@@ -59,7 +59,7 @@ class Keeper:
             else:
                 time.sleep(_LOOK_EVERY)
             if self.kill_at is None and (self.asked or not study_lives):
-                # once: a training run takes a second SIGTERM for a wish to leave without saving
+                # once: many a command takes a second SIGTERM for a wish to leave without saving
                 self._signal(signal.SIGTERM)
                 self.kill_at = time.monotonic() + self.grace
             elif self.kill_at is not None and time.monotonic() > self.kill_at:

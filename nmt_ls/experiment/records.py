@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib.metadata
 import json
 import math
@@ -16,12 +18,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from nmt_ls.experiment.command_line import UserError
+from nmt_ls.experiment.command_line import NO_ROOM, UserError, disk_full
 from nmt_ls.experiment.processor import device_name, this_processor, threads_here
 
 if TYPE_CHECKING:
     import torch
     from matplotlib.figure import Figure
+if sys.platform != "win32":
+    import fcntl
 
 FITTED_ON = "validation"
 """The split on which temperatures are fitted."""
@@ -33,10 +37,10 @@ def provenance(device: str | torch.device = "cpu", *, threads: int | None = None
 
     threads: those of what is recorded; None: PyTorch's in this process. Who says them, on a CPU, need not load PyTorch.
 
-    `commit` and `dirty` are None outside a git checkout of this project; `dirty` is about tracked files other than
-    those below results/, which every measurement changes.
+    `commit` and `dirty` are as this process first found them, None outside a git checkout of this project; `dirty` is
+    about tracked files other than those below results/, which every measurement changes.
     """
-    commit, dirty = commit_of()
+    commit, dirty = own_commit()
     processor = this_processor()
     return {
         "commit": commit,
@@ -49,6 +53,12 @@ def provenance(device: str | torch.device = "cpu", *, threads: int | None = None
         "command": command(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+@functools.cache
+def own_commit() -> tuple[str | None, bool | None]:
+    """`commit_of` this package, looked up once in a process: what runs is what was loaded."""
+    return commit_of()
 
 
 def command() -> str:
@@ -163,25 +173,56 @@ def prepare_results(results: Path) -> None:
 
 
 def append_records(path: str | Path, records: Iterable[Record]) -> None:
-    """Append to a JSON-lines file; each line is written whole, also beside other writers, and all reach the disk.
+    """Append to a JSON-lines file, one writer after the other, each in one piece; they reach the disk.
 
     Raises:
         ValueError: a signature holds what JSON cannot (NaN included); then nothing is written.
+        UserError: the disk is full; then nothing is written.
     """
-    lines = [(_line(record) + "\n").encode() for record in records]
+    content = "".join(_line(record) + "\n" for record in records).encode()
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
     try:
-        size = os.fstat(handle).st_size
-        if lines and size and os.pread(handle, 1, size - 1) != b"\n":  # a writer died in mid-line: spoil no second one
-            lines[0] = b"\n" + lines[0]
-        for line in lines:
-            if os.write(handle, line) != len(line):
-                raise OSError(f"{path}: a record could be written only in part")
-        os.fsync(handle)
+        if sys.platform != "win32":
+            with contextlib.suppress(OSError):  # a file system without locks: go on without
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        if content:
+            _append(handle, content)
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise disk_full(path, error.strerror) from None
+        raise
     finally:
         os.close(handle)
+
+
+def _append(handle: int, content: bytes) -> None:
+    """After the last whole line: what a writer that was killed left of another was never a record."""
+    size = os.fstat(handle).st_size
+    tail = _unended_line(handle, size)
+    if tail and not _is_record(tail):
+        size -= len(tail)
+        os.ftruncate(handle, size)
+    elif tail:
+        content = b"\n" + content
+    try:
+        left = memoryview(content)
+        while left:
+            left = left[os.write(handle, left) :]  # in one go, unless the disk is full
+        os.fsync(handle)
+    except OSError:
+        os.ftruncate(handle, size)
+        raise
+
+
+def _unended_line(handle: int, size: int) -> bytes:
+    """What follows the last newline."""
+    end = b""
+    while len(end) < size and b"\n" not in end:
+        begin = max(0, size - len(end) - (1 << 16))
+        end = os.pread(handle, size - len(end) - begin, begin) + end
+    return end.rpartition(b"\n")[2]
 
 
 def append_new_records(path: str | Path, records: Sequence[Record]) -> int:
@@ -189,8 +230,8 @@ def append_new_records(path: str | Path, records: Sequence[Record]) -> int:
 
     Raises what `read_records` and `append_records` do.
     """
-    there = {_identity(record) for record in read_records(path)} if Path(path).exists() else set()
-    new = [record for record in records if _identity(record) not in there]
+    there = {identity(record) for record in read_records(path)} if Path(path).exists() else set()
+    new = [record for record in records if identity(record) not in there]
     append_records(path, new)
     return len(new)
 
@@ -248,7 +289,8 @@ def save_diagrams(results: Path, diagrams: Mapping[str, Figure]) -> None:
             print(f"wrote {path}", file=sys.stderr)
 
 
-def _identity(record: Record) -> str:
+def identity(record: Record) -> str:
+    """What tells a figure from others: name, value and signature, whatever command measured it."""
     return json.dumps([record.name, record.value, record.signature], sort_keys=True)
 
 
@@ -266,21 +308,34 @@ def _line(record: Record) -> str:
 
 
 def read_records(path: str | Path) -> list[Record]:
-    """The records of a file, in its order.
+    """The records of a file, in its order; a last line that a kill cut short is left out.
 
     Raises:
         UserError: a line that is no record, by file and line.
         OSError: the file cannot be read.
     """
+    *lines, unended = Path(path).read_bytes().split(b"\n")
     records = []
-    for number, line in enumerate(Path(path).read_bytes().split(b"\n"), start=1):
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            records.append(Record(**json.loads(line, parse_constant=_refuse_constant)))
+            records.append(_parsed(line))
         except (ValueError, TypeError) as error:
-            raise UserError(f"{path}, line {number}: not a record: {error}") from None
-    return records
+            raise UserError(f"{path}, line {number}: not a record: {error}; remove the line") from None
+    return [*records, _parsed(unended)] if _is_record(unended) else records
+
+
+def _parsed(line: bytes) -> Record:
+    return Record(**json.loads(line, parse_constant=_refuse_constant))
+
+
+def _is_record(line: bytes) -> bool:
+    try:
+        _parsed(line)
+    except (ValueError, TypeError):
+        return False
+    return True
 
 
 def _refuse_constant(name: str) -> float:

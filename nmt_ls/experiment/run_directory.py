@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import socket
 import sys
 import time
@@ -41,6 +42,7 @@ class RunDirectory:
         self.manifest_file = self.path / "manifest.json"
         self.metrics_file = self.path / "metrics.jsonl"
         self.summary_file = self.path / "summary.json"
+        self.tensorboard = self.path / "tensorboard"
         self.changes: dict[str, tuple[Any, Any]] = {}  # entries of the manifest that are others on resume: (was, is)
         self._release: Callable[[], object] = lambda: None
 
@@ -114,11 +116,16 @@ class RunDirectory:
                 raise UserError(f"{self.metrics_file}:{number}: not a line of JSON; remove it") from None
         return lines
 
-    def cut_metrics(self, step: int) -> None:
-        """Drop the lines with a step after `step`, and one cut short: what a resumed run will write again."""
+    def cut_metrics(self, step: int, validated: int) -> None:
+        """Drop what a resumed run will write again: lines with a step after `step`, one cut short, and validations
+        after `validated`, which is before `step` where a signal threw one away."""
         if self.metrics_file.exists():
-            lines = [json.dumps(line, ensure_ascii=False) for line in self.read_metrics() if line["step"] <= step]
-            atomic_write(self.metrics_file, "".join(line + "\n" for line in lines))
+            kept = [
+                json.dumps(line, ensure_ascii=False)
+                for line in self.read_metrics()
+                if line["step"] <= (validated if line.get("split") == "validation" else step)
+            ]
+            atomic_write(self.metrics_file, "".join(line + "\n" for line in kept))
 
     def sync_metrics(self) -> None:
         """Have the lines so far on the disk itself (before a checkpoint that will count on them)."""
@@ -150,6 +157,7 @@ class RunDirectory:
         for entry in self.path.iterdir():
             if entry.is_file() and not entry.name.startswith("."):
                 entry.unlink()
+        shutil.rmtree(self.tensorboard, ignore_errors=True)
 
     def _take_lock(self) -> None:
         if self.path.exists() and not self.path.is_dir():
@@ -182,9 +190,10 @@ class RunDirectory:
 
     def _go_on(self, config: dict[str, Any], manifest: dict[str, Any]) -> None:
         self.checkpoints.mkdir(exist_ok=True)
+        # before the config: killed in between, the same command still finds that it asks for more
+        self.summary_file.unlink(missing_ok=True)
         if self.read_config() != config:
             self._write_config(config)
-        self.summary_file.unlink(missing_ok=True)
         kept = self.read_manifest()
         was, now = flatten(kept), flatten(manifest)
         self.changes = {key: (was.get(key), now[key]) for key in now if key != "time" and was.get(key) != now[key]}

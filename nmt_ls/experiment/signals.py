@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM, turned into a wish to stop at the next good moment; a second one leaves at once."""
+"""SIGINT and SIGTERM, turned into a wish to stop at the next good moment; a second SIGINT leaves at once."""
 
 from __future__ import annotations
 
@@ -20,9 +20,12 @@ class Interrupted(BaseException):
 class StopSignals:
     """While entered, the first SIGINT or SIGTERM is noted in `received` and announced on standard error.
 
-    The handlers are then the system's own again, so that a second signal ends the process at once, even if Python is
-    busy inside a long call. Outside the main thread, where Python allows no handlers, nothing is caught; a signal that
-    was being ignored (as under nohup) stays ignored.
+    SIGINT is then the system's own again, so that a second Ctrl-C ends the process at once, even if Python is busy
+    inside a long call. SIGTERM is ignored from then on (SIGKILL remains): Slurm, systemd and torchrun send it to all
+    processes of a group and pass it on besides, so that a second one is no wish to lose work.
+
+    Outside the main thread, where Python allows no handlers, nothing is caught; a signal that was being ignored (as
+    under nohup) stays ignored.
     """
 
     def __init__(self) -> None:
@@ -55,10 +58,10 @@ class StopSignals:
     def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 (Python's signature)
         self.received = signal.Signals(number)
         for other in self._previous:
-            signal.signal(other, signal.SIG_DFL)
+            signal.signal(other, signal.SIG_DFL if other == signal.SIGINT else signal.SIG_IGN)
         # not print: the signal may have come in the midst of one, and a stream's buffer cannot be entered twice
         with contextlib.suppress(OSError):
-            os.write(2, f"\n{self.received.name}: saving, then leaving (once more to leave at once)\n".encode())
+            os.write(2, f"\n{self.received.name}: saving, then leaving (Ctrl-C to leave at once)\n".encode())
         if self._may_raise:
             self._may_raise = False
             raise Interrupted

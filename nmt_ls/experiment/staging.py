@@ -36,9 +36,9 @@ class StagingDirectory:
 
     def publish(self) -> bool:
         """Rename to the final place, once what was written is on disk; False where someone else already has it."""
-        (self.path / LOCK).unlink()
         for path in [*self.path.rglob("*"), self.path]:
             fsync(path)
+        (self.path / LOCK).unlink()  # last: without it this is taken for an orphan, if not at once
         try:
             self.path.rename(self._final)  # succeeds over an empty directory, never over one with content
         except OSError:
@@ -70,11 +70,22 @@ def staging_directory(final: Path) -> Iterator[StagingDirectory]:
 def _remove_orphans(parent: Path, prefix: str) -> None:
     for path in parent.glob(f"{prefix}*"):
         with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime < ORPHAN_SECONDS:
+            if _is_young(path):
                 continue
-            with (path / LOCK).open("a") as lock:
+            try:
+                lock = (path / LOCK).open("r+")
+            except FileNotFoundError:
+                # killed as it began or was published; a builder that has removed its lock just now has made it young
+                if not _is_young(path):
+                    shutil.rmtree(path, ignore_errors=True)
+                continue
+            with lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_young(path: Path) -> bool:
+    return time.time() - path.stat().st_mtime < ORPHAN_SECONDS
 
 
 @contextlib.contextmanager

@@ -17,10 +17,10 @@ each: done, part-way, failed, what it cost. `study_workers` runs them. Nothing h
         commands: [python -m nmt_ls.sweep … --results {study}]
 
 A command that names {results} leaves its figures there: for as long as it runs that is a folder of its own, which is
-kept if it is stopped, and whose records and other files go to the study's results when it ends with status 0. Every
-other command has to go on by itself where it was stopped and to end at once when there is nothing left to do, as a
-training run with its --out does: it is run again whenever its cell is taken up. {study} is the study's results folder
-itself, for commands that read all of it.
+kept if it is stopped, and whose records and other files go to the study's results when it ends with status 0. It is
+another folder once this command or one before it in the cell has changed. Every other command has to go on by itself
+where it was stopped and to end at once when there is nothing left to do, as a training run with its --out does: it is
+run again whenever its cell is taken up. {study} is the study's results folder itself, for commands that read all of it.
 
 The last record of a command is its cost, named `seconds`, with the cell in its signature: it says that the command is
 done, here or on another machine. A command line that has changed since is another one, and what follows it in its cell
@@ -29,12 +29,13 @@ is then to do again: a score is of the run that was trained before it.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import re
 import shlex
 import string
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -193,24 +194,31 @@ def _expand(name: str, block: Block, study_file: StudyFile, home: Path, where: s
         if not _CELL_NAME.fullmatch(cell):
             raise UserError(f"{where}.cell: {cell!r} cannot be a folder's name; use letters, digits and . _ + = -")
         known |= {"cell": cell, "study": study_file.results}
-        steps = tuple(
-            _step(line, known, study_file.results, home / cell / f"step{number}", f"{where}.commands")
-            for number, line in enumerate(block.commands, start=1)
-        )
+        steps = tuple(_steps(block.commands, known, study_file.results, home / cell, f"{where}.commands"))
         yield Cell(name=cell, block=name, values=values, steps=steps, state=home / cell)
 
 
-def _step(template: str, known: Mapping[str, Any], results: str, scratch: Path, where: str) -> Step:
+def _steps(commands: Iterable[str], known: Mapping[str, Any], results: str, state: Path, where: str) -> Iterator[Step]:
+    # partial figures of a command are kept for it: they must not become those of one that was changed meanwhile
+    so_far = hashlib.sha256()
+    for number, template in enumerate(commands, start=1):
+        words = _words(template, where)
+        line = shlex.join(_fill(word, {**known, "results": results}, where) for word in words)
+        so_far.update(f"{line}\n".encode())
+        scratch = state / f"step{number}-{so_far.hexdigest()[:8]}"
+        argv = tuple(_fill(word, {**known, "results": scratch}, where) for word in words)
+        leaves = any(name == "results" for word in words for _, name, _, _ in string.Formatter().parse(word))
+        yield Step(line=line, argv=argv, scratch=scratch if leaves else None)
+
+
+def _words(template: str, where: str) -> list[str]:
     try:
         words = shlex.split(template)
     except ValueError as error:
         raise UserError(f"{where}: {template!r} is not a command line ({error})") from None
     if not words:
         raise UserError(f"{where}: an empty command")
-    line = shlex.join(_fill(word, {**known, "results": results}, where) for word in words)
-    argv = tuple(_fill(word, {**known, "results": scratch}, where) for word in words)
-    leaves = any(name == "results" for word in words for _, name, _, _ in string.Formatter().parse(word))
-    return Step(line=line, argv=argv, scratch=scratch if leaves else None)
+    return words
 
 
 def _fill(template: str, known: Mapping[str, Any], where: str) -> str:
@@ -239,22 +247,29 @@ def _refuse_doubles(cells: Iterable[Cell], blocks: Mapping[str, Block], path: Pa
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """The `seconds` records of a study: which commands of which cells are done, and what they took."""
+    """The `seconds` records of a study: which commands of which cells are done, and what they took; and on what data
+    the other figures of its cells were measured."""
 
     seconds: Mapping[tuple[str, str], float]  # by cell and command line
     order: Mapping[tuple[str, str], int]  # likewise: their place among the records
+    corpora: Mapping[str, Set[str]]  # by cell: checksums
 
     @classmethod
     def read(cls, study: Study) -> Costs:
         """From the study's records."""
         seconds: dict[tuple[str, str], float] = {}
         order: dict[tuple[str, str], int] = {}
+        corpora: dict[str, set[str]] = {}
         for place, record in enumerate(read_records(study.records) if study.records.exists() else []):
-            cell = record.signature.get("cell")
-            if record.name == COST and record.signature.get("study") == study.name and cell is not None:
+            cell, corpus = record.signature.get("cell"), record.signature.get("corpus")
+            if record.signature.get("study") != study.name or cell is None:
+                continue
+            if record.name == COST:
                 seconds[str(cell), record.command] = record.value
                 order[str(cell), record.command] = place
-        return cls(seconds=seconds, order=order)
+            elif corpus is not None:
+                corpora.setdefault(str(cell), set()).add(str(corpus))
+        return cls(seconds=seconds, order=order, corpora=corpora)
 
     def ended(self, cell: Cell, step: Step) -> bool:
         """Whether this command of the cell is done, after those before it."""
@@ -376,15 +391,6 @@ class Estimate:
             guessed=sum(seconds or 0.0 for guessed, seconds in known if guessed),
             unknown=sum(seconds is None for _, seconds in known),
         )
-
-
-def record_of(study: Study, cell: Cell, step: Step, record: Record) -> Record:
-    """A figure that a command left in its own folder, as it stands among the study's."""
-    command = record.command
-    if step.scratch is not None:
-        command = command.replace(str(step.scratch), str(study.results))
-    signature = {**record.signature, "study": study.name, "cell": cell.name}
-    return Record(name=record.name, value=record.value, signature=signature, command=command)
 
 
 def last_of_each(records: Iterable[Record]) -> list[Record]:

@@ -20,7 +20,7 @@ from typing import Any, TextIO
 
 from nmt_ls.experiment import keeper
 from nmt_ls.experiment.atomic import fsync
-from nmt_ls.experiment.records import Record, Signature, append_records, provenance, read_records
+from nmt_ls.experiment.records import Record, Signature, append_records, identity, provenance, read_records
 from nmt_ls.experiment.signals import StopSignals
 from nmt_ls.experiment.study import (
     COST,
@@ -32,9 +32,9 @@ from nmt_ls.experiment.study import (
     Study,
     last_of_each,
     lost_commands,
-    record_of,
     unfinished,
 )
+from nmt_ls.experiment.study_records import check_data, record_of
 
 GRACE = 60.0  # seconds between the wish that a command leaves and its end
 _LOOK_EVERY = 0.1
@@ -105,6 +105,7 @@ class Worker:
         """Run the first command that is left."""
         step = self.todo[0]
         if step.scratch is not None:
+            _remove_folders_of_others(self.cell, step.scratch)
             step.scratch.mkdir(parents=True, exist_ok=True)
         self.log.write(f"\n$ {step.line}\n")
         self.log.flush()
@@ -183,14 +184,16 @@ def hand_over(study: Study, cell: Cell, progress: Progress) -> None:
     for step in cell.steps:
         if step.line not in progress.ended or (costs.ended(cell, step) and step.line not in progress.again):
             continue
+        if step.scratch is not None and not step.scratch.is_dir():
+            continue  # a command before it has changed since: what it left is of other commands
         found: list[Record] = []
         if step.scratch is not None and (step.scratch / "records.jsonl").exists():
             found = last_of_each(read_records(step.scratch / "records.jsonl"))
         records = [record_of(study, cell, step, record) for record in found]
         if step.scratch is not None:
             _copy_files(step.scratch, study.results)
-        known = read_records(study.records) if study.records.exists() else []
-        new = [record for record in records if record not in known]
+        known = set(map(identity, read_records(study.records))) if study.records.exists() else set()
+        new = [record for record in records if identity(record) not in known]
         append_records(study.records, [*new, cost_record(study, cell, step, progress)])
     for step in cell.steps:
         if step.line in progress.ended and step.scratch is not None:
@@ -212,6 +215,14 @@ def cost_record(study: Study, cell: Cell, step: Step, progress: Progress) -> Rec
     return Record(
         name=COST, value=round(progress.spent.get(step.line, 0.0), 3), signature=recipe | values, command=step.line
     )
+
+
+def _remove_folders_of_others(cell: Cell, scratch: Path) -> None:
+    """Clear away what commands that once stood in this one's place in the file left behind."""
+    place = scratch.name.partition("-")[0]
+    for folder in [*cell.state.glob(f"{place}-*"), cell.state / place]:
+        if folder != scratch:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _copy_files(folder: Path, results: Path) -> None:
@@ -240,7 +251,10 @@ class Session:
 
 
 class Workers:
-    """Runs cells of a study until they are done, the time is up, or a signal comes."""
+    """Runs cells of a study until they are done, the time is up, or a signal comes.
+
+    Raises UserError where the data are others than those of the study's earlier figures.
+    """
 
     def __init__(self, study: Study, cells: list[Cell], *, workers: int, seconds: float | None, stream: TextIO) -> None:
         self.study, self.cells, self.workers, self.stream = study, cells, workers, stream
@@ -252,6 +266,7 @@ class Workers:
         self.session = Session()
         self.costs = Costs.read(study)
         self.stopping = False
+        check_data(study, cells, self.costs)
 
     def run(self) -> Session:
         """Work; see the class. Cells that failed are left alone until the next session."""

@@ -45,7 +45,7 @@ class TrainingConfig(Protocol):
 
 
 class Task(Protocol):
-    """What a package trains; batches, loss and validate as `Engine` describes them."""
+    """What a package trains; batches, loss and validate as `Engine` describes them, checksum of the data."""
 
     @property
     def config(self) -> TrainingConfig: ...
@@ -53,6 +53,8 @@ class Task(Protocol):
     def model(self) -> nn.Module: ...
     @property
     def precision(self) -> Precision: ...
+    @property
+    def checksum(self) -> str: ...
     def batches(self, epoch: int, /) -> Sequence[Any]: ...
     def loss(self, model: nn.Module, batch: Any, /) -> StepLoss: ...
     def validate(self, model: nn.Module, /) -> dict[str, float]: ...
@@ -101,11 +103,19 @@ def follow(team: Team, build: Callable[[int, dict[str, Any]], Task]) -> None:
     """A follower's part in a training command: a share in each of the leader's runs, until it sends the team away.
 
     build(seed, manifest): the task of the leader's run of that seed and manifest.
+
+    Raises UserError where the data here are others than the leader's.
     """
     bound_kernel_cache()
     for greeting in team.runs():
-        torch.set_num_threads(greeting["manifest"]["threads"])
-        task = build(greeting["seed"], greeting["manifest"])
+        manifest = greeting["manifest"]
+        torch.set_num_threads(manifest["threads"])
+        task = build(greeting["seed"], manifest)
+        if task.checksum != manifest["corpus_checksum"]:
+            raise UserError(
+                f"process {team.rank}: its data have checksum {task.checksum[:12]}…, those of the process that leads "
+                f"{manifest['corpus_checksum'][:12]}…; have the same data on every machine"
+            )
         team.follow(task.model, batches=task.batches, loss=task.loss, precision=task.precision, seed=greeting["seed"])
 
 
@@ -130,12 +140,20 @@ def train_in(
     with run:
         if state == "finished":
             return Outcome(run=run, summary=run.read_summary(), already_finished=True)
+        if state == "resume":
+            _mention_threads(run, asked=config.get("threads", 0))
         try:
             return work(run)
         except UserError:
             if state == "new":
                 run.forget()
             raise
+
+
+def _mention_threads(run: RunDirectory, asked: int) -> None:
+    kept = run.read_manifest().get("threads", asked)
+    if asked and asked != kept:
+        print(f"{run.path}: goes on with {kept} threads, as it was begun", file=sys.stderr)
 
 
 def fit_and_summarise(

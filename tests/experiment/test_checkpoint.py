@@ -1,10 +1,12 @@
+import errno
 import json
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 from dying import dies_at
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from nmt_ls.experiment import checkpoint
@@ -250,6 +252,43 @@ def test_a_failed_save_leaves_the_old_one_and_no_litter(tmp_path):
         save_checkpoint(tmp_path / "last", filled(2), {"step": (lambda: 2)})
     assert_is(tmp_path / "last", 1)
     assert [path.name for path in tmp_path.iterdir()] == ["last"]
+
+
+def fills_the_disk(number, message):
+    def fail(*_, **__):
+        raise SafetensorError(message) if number is None else OSError(number, message)
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("where", "number", "message"),
+    [
+        ("save_file", None, "I/O error: No space left on device (os error 28)"),
+        ("fsync", errno.ENOSPC, "No space left on device"),
+    ],
+)
+def test_where_the_disk_is_full_the_old_one_stays_and_the_user_is_told(tmp_path, monkeypatch, where, number, message):
+    save(tmp_path / "last", 1)
+    monkeypatch.setattr(checkpoint, where, fills_the_disk(number, message))
+    with pytest.raises(UserError, match=r"last: cannot be written \(No space left on device\); make room, then give"):
+        save(tmp_path / "last", 2)
+    assert_is(tmp_path / "last", 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["last"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs a device that is always full")
+def test_where_the_disk_fills_under_the_state_the_user_is_told(tmp_path, monkeypatch):
+    """torch says something of its own about it."""
+    opened = Path.open
+
+    def full(path, *arguments, **options):
+        return opened(Path("/dev/full") if path.name == checkpoint.STATE else path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(UserError, match=r"last: cannot be written \(No space left on device\)"):
+        save_checkpoint(tmp_path / "last", filled(1), {"momentum": torch.zeros(1 << 20)})
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_reader_beside_a_writer_sees_whole_checkpoints(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 import textwrap
@@ -14,6 +16,7 @@ import pytest
 import yaml
 
 from nmt_ls.experiment.command_line import UserError, config_to_dict, load_config, parse, run_command
+from nmt_ls.experiment.records import own_commit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -327,6 +330,18 @@ def test_run_command_turns_what_users_did_into_lines(capsys: pytest.CaptureFixtu
     missing = tmp_path / "missing"
     assert leave(lambda _: missing.read_text() and None) == 2
     assert capsys.readouterr().err == f"error: {missing}: No such file or directory\n"
+
+    def fill(_: Config) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "hyp.txt")
+
+    assert leave(fill) == 2
+    said = "hyp.txt: cannot be written (No space left on device); make room, then give the same command again"
+    assert capsys.readouterr().err == f"error: {said}\n"
+
+
+def test_the_commit_is_looked_up_before_the_work_begins() -> None:
+    own_commit.cache_clear()
+    assert leave(lambda _: own_commit.cache_info().currsize) == 1
 
 
 def test_run_command_keeps_the_traceback_of_a_bug() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -87,19 +89,54 @@ def test_a_bad_line_is_named(line: bytes, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"^{re.escape(str(file))}, line 3: not a record: ") as caught:
         read_records(file)
     assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith("; remove the line")
 
 
-def test_a_line_torn_by_a_crash_spoils_no_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize("before", [[], [record("ece")]], ids=["alone", "after another"])
+@pytest.mark.parametrize("length", [1, 1 << 17])
+def test_a_line_torn_by_a_crash_was_never_a_record(before: list[Record], length: int, tmp_path: Path) -> None:
     file = tmp_path / "records.jsonl"
-    file.write_text('{"name": "nl')
+    append_records(file, before)
+    with file.open("a") as handle:
+        handle.write('{"name": "nll", "command": "' + "x" * length)
+    assert read_records(file) == before
+    append_records(file, [])
     append_records(file, [record(), record("bleu")])
-    lines = file.read_text().splitlines()
-    assert [json.loads(line)["name"] for line in lines[1:]] == ["nll", "bleu"]
+    assert read_records(file) == [*before, record(), record("bleu")]
+    assert len(file.read_text().splitlines()) == len(before) + 2
+
+
+def test_a_record_that_an_editor_left_without_its_newline_is_kept(tmp_path: Path) -> None:
+    file = tmp_path / "records.jsonl"
+    append_records(file, [record(), record("bleu")])
+    file.write_text(file.read_text().rstrip("\n"))
+    assert read_records(file) == [record(), record("bleu")]
+    append_records(file, [record("ece")])
+    assert read_records(file) == [record(), record("bleu"), record("ece")]
+
+
+def test_where_the_disk_is_full_nothing_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "records.jsonl"
+    append_records(file, [record()])
+    write = os.write
+
+    def full(handle: int, content: Any) -> int:
+        if len(content) > 5:
+            return write(handle, content[:-5])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", full)
+    advice = r"cannot be written \(No space left on device\); make room, then give the same command again"
+    with pytest.raises(UserError, match=f"^{re.escape(str(file))}: {advice}$"):
+        append_records(file, [record("bleu"), record("ece")])
+    monkeypatch.undo()
+    assert read_records(file) == [record()]
+    assert file.read_bytes().endswith(b"\n")
 
 
 def _append_many(file: Path, name: str) -> None:
-    for value in range(50):
-        append_records(file, [record(name, value, padding="x" * 500)])
+    for value in range(0, 50, 2):
+        append_records(file, [record(name, value + more, padding="x" * 5000) for more in range(2)])
 
 
 def test_writers_side_by_side_do_not_mix_lines(tmp_path: Path) -> None:
@@ -198,6 +235,17 @@ def test_commit_and_dirtiness(tmp_path: Path) -> None:
     assert records.commit_of(package)[1] is False
     (tmp_path / "README.md").write_text("2")
     assert records.commit_of(package)[1] is True
+
+
+def test_the_commit_is_that_of_the_code_that_was_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    commits = iter([("that which was loaded", False), ("a later one", True)])
+    monkeypatch.setattr(records, "commit_of", lambda: next(commits))
+    records.own_commit.cache_clear()
+    try:
+        assert [provenance(threads=1)["commit"] for _ in range(2)] == ["that which was loaded"] * 2
+        assert provenance(threads=1)["dirty"] is False
+    finally:
+        records.own_commit.cache_clear()
 
 
 def test_no_git_no_commit(monkeypatch: pytest.MonkeyPatch) -> None:

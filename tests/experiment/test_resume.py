@@ -87,6 +87,19 @@ def test_a_signal_during_validation_throws_it_away_and_it_is_made_again(tmp_path
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_a_validation_killed_before_it_was_saved_leaves_one_line(tmp_path):
+    def interrupted(model):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return validate(model)
+
+    train(tmp_path / "a", max_updates=9)
+    assert train(tmp_path / "a", max_updates=10, validate=interrupted).latest["step"] == 9  # of ten updates, saved
+    run = RunDirectory(tmp_path / "a")
+    run.append_metrics({"step": 10, "split": "validation", "nll": 1.0})  # as the next session would, and die
+    train(tmp_path / "a", max_updates=10)
+    assert [line["step"] for line in run.read_metrics() if line["split"] == "validation"] == [5, 9, 10]
+
+
 def test_what_may_change_the_last_bits_is_mentioned_on_resume(tmp_path):
     def go(threads, updates):
         stream = io.StringIO()
@@ -163,7 +176,26 @@ def test_first_signal_saves(tmp_path, capfd):
     assert f"stopped by SIGTERM at update {step}, saved in {tmp_path / 'a/checkpoints/last'}" in error
 
 
-def test_second_signal_leaves_at_once(tmp_path):
+def test_sigterm_to_the_group_and_passed_on_is_one_wish(tmp_path):
+    """As Slurm, systemd and torchrun send it: to all, and what they started passes it on."""
+    began = tmp_path / "began"
+
+    def slow(model, batch):
+        began.touch()
+        time.sleep(0.4)
+        return loss(model, batch)
+
+    child = fork(lambda: train(tmp_path / "a", loss=slow, max_updates=4000))
+    while not began.exists():
+        time.sleep(0.01)
+    for _ in range(3):
+        os.kill(child, signal.SIGTERM)
+        time.sleep(0.05)
+    assert status_of(child) == 0
+    assert load_checkpoint(tmp_path / "a/checkpoints/last")[1]["step"] >= 1
+
+
+def test_second_interrupt_leaves_at_once(tmp_path):
     train(tmp_path / "a", max_updates=5)
     began = tmp_path / "began"
 

@@ -127,6 +127,20 @@ def test_max_updates_may_grow(tmp_path):
     assert not run.summary_file.exists()
 
 
+def test_killed_while_it_grew_it_still_grows(tmp_path):
+    more, died = altered("engine.max_updates", 20), True
+    for number in range(1, 60):
+        path = tmp_path / str(number)
+        begin(path)
+        RunDirectory(path).write_summary({"nll": 1.0})
+        died = dies_at(number, lambda path=path: begin(path, more))
+        assert begin(path, more) == "resume"
+        assert RunDirectory(path).read_config()["engine"]["max_updates"] == 20
+        if not died:
+            break
+    assert not died
+
+
 def test_may_grow_can_be_taken_away(tmp_path):
     begin(tmp_path / "a")
     with pytest.raises(UserError, match=r"engine.max_updates was 10, now 20"):
@@ -223,6 +237,8 @@ def test_a_new_run_that_saved_nothing_can_be_forgotten(tmp_path):
     run, _ = RunDirectory.open(tmp_path / "a", CONFIG, MANIFEST)
     (run.path / "spm.model").write_text("a vocabulary")
     run.append_metrics({"step": 1})
+    run.tensorboard.mkdir()
+    (run.tensorboard / "events").write_text("curves")
     run.forget()
     run.close()
     other, state = RunDirectory.open(tmp_path / "a", {**CONFIG, "loss": {"alpha": 0.5}}, MANIFEST)
@@ -257,14 +273,14 @@ def test_killed_while_it_began_it_begins_again(tmp_path):
 def test_metrics_are_cut_back(tmp_path):
     begin(tmp_path / "a")
     run = RunDirectory(tmp_path / "a")
-    run.cut_metrics(0)
+    run.cut_metrics(0, 0)
     assert run.read_metrics() == []
     for step in (5, 10, 10, 15):
         run.append_metrics({"step": step, "x": 0.1, "bad": math.nan})
     with run.metrics_file.open("a") as file:
         file.write('{"step": 2, "x": 0.')  # a kill in the midst of a line
     assert [line["step"] for line in run.read_metrics()] == [5, 10, 10, 15]
-    run.cut_metrics(10)
+    run.cut_metrics(10, 0)
     run.append_metrics({"step": 12})
     assert run.metrics_file.read_text().splitlines() == [
         '{"step": 5, "x": 0.1, "bad": null}',

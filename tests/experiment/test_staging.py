@@ -97,6 +97,27 @@ def test_orphans_are_cleared_away_and_builders_at_work_are_not(tmp_path: Path) -
     assert (final / "a.txt").read_text() == "working"
 
 
+def test_what_is_left_without_a_lock_is_cleared_away_once_it_is_old(tmp_path: Path) -> None:
+    old, young = (tmp_path / f".final.building-{name}" for name in ("old", "young"))
+    for path in (old, young):
+        (path / "part").mkdir(parents=True)
+    os.utime(old, (time.time() - 100, time.time() - 100))
+    with staging_directory(tmp_path / "final"):
+        assert not old.exists()
+        assert [path.name for path in young.iterdir()] == ["part"]  # no lock was made in passing
+
+
+def test_the_lock_is_held_while_the_disk_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[bool] = []
+    with staging_directory(tmp_path / "final") as staging:
+        (staging.path / "a.txt").write_text("a")
+        monkeypatch.setattr("nmt_ls.experiment.staging.fsync", lambda _: held.append((staging.path / LOCK).exists()))
+        assert staging.publish()
+    assert len(held) == 3
+    assert all(held)
+    assert [path.name for path in (tmp_path / "final").iterdir()] == ["a.txt"]
+
+
 def test_a_builder_holds_its_lock(tmp_path: Path) -> None:
     with (
         staging_directory(tmp_path / "final") as staging,

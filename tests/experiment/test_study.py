@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,42 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from small_studies import COUNT, runs_of, work
 
 from nmt_ls.experiment import keeper
 from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.records import Record, append_records, read_records
-from nmt_ls.experiment.study import Costs, Estimate, LeftInAll, Progress, Study, last_of_each, load_study
+from nmt_ls.experiment.study import Costs, Estimate, LeftInAll, Progress, Study, load_study
 from nmt_ls.experiment.study_plan import plan_rows
-from nmt_ls.experiment.study_workers import Session, Workers, is_locked
-
-# counts how often it is run, in a file beside the cell's name
-COUNT = "sh -c 'echo x >> count-{cell}'"
-RECORD = """import json, pathlib, sys
-folder = pathlib.Path(sys.argv[1]); folder.mkdir(parents=True, exist_ok=True)
-(folder / "figures").mkdir(exist_ok=True); (folder / "figures" / (sys.argv[2] + ".txt")).write_text("a picture")
-line = {"name": "value", "value": 2.0, "signature": {"alpha": 0.1}, "command": "record " + sys.argv[1]}
-(folder / "records.jsonl").open("a").write(json.dumps(line) + "\\n")
-"""
-
-
-@pytest.fixture
-def write_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Study]:
-    """Writes a study file into a fresh working directory and loads it."""
-    monkeypatch.chdir(tmp_path)
-    Path("record.py").write_text(RECORD)
-
-    def write(blocks: dict[str, Any], **settings: Any) -> Study:
-        Path("small.yaml").write_text(
-            yaml.safe_dump({"results": "results/small", "blocks": blocks, **settings}, sort_keys=False)
-        )
-        return load_study("small.yaml")
-
-    return write
-
-
-def work(study: Study, workers: int = 2, seconds: float | None = None) -> Session:
-    return Workers(study, list(study.cells), workers=workers, seconds=seconds, stream=io.StringIO()).run()
+from nmt_ls.experiment.study_workers import is_locked
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 10.0) -> None:
@@ -57,11 +29,6 @@ def wait_for(condition: Callable[[], Any], seconds: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.02)
-
-
-def runs_of(name: str) -> int:
-    file = Path(f"count-{name}")
-    return len(file.read_text().split()) if file.exists() else 0
 
 
 def alive(pid: int) -> bool:
@@ -102,7 +69,8 @@ def test_a_grid_is_the_product_of_its_axes_in_order(write_study: Callable[..., S
     assert train.scratch is None
     # what a person would type differs from what is run by the folder only
     assert score.line == "score --results results/small"
-    assert score.argv == ("score", "--results", "runs/studies/small/ls0.1-s1/step2")
+    assert score.argv == ("score", "--results", str(score.scratch))
+    assert re.fullmatch(r"runs/studies/small/ls0\.1-s1/step2-[0-9a-f]{8}", str(score.scratch))
     assert study.cells[-1].steps[0].argv == ("sweep", "--results", "results/small")
     assert study.cells[-1].steps[0].scratch is None
 
@@ -256,17 +224,6 @@ def test_the_time_is_kept_and_the_next_session_goes_on(write_study: Callable[...
     assert spent > 0.5  # of both sessions
 
 
-def test_figures_of_a_command_that_was_stopped_are_kept_for_it(write_study: Callable[..., Study]) -> None:
-    script = "python record.py {results} {cell} && test -e second || exec sleep 30"
-    study = write_study({"a": {"cell": "c", "commands": [f'sh -c "{script}"']}})
-    assert work(study, seconds=1.5).stopped == ["c"]
-    assert not study.records.exists()
-    Path("second").touch()
-    assert work(study).done == ["c"]
-    # the same figure measured twice is one figure
-    assert [record.name for record in read_records(study.records)] == ["value", "seconds"]
-
-
 def forked(study: Study) -> int:
     """A study run in a process of its own, forked since importing everything anew takes seconds."""
     sys.stdout.flush()
@@ -361,27 +318,6 @@ def test_kills_at_any_moment_change_nothing_in_what_comes_of_it(write_study: Cal
     assert figures == sorted((f"c{seed}", name) for seed in (1, 2, 3, 4) for name in ("seconds", "seconds", "value"))
 
 
-def test_what_a_kill_left_between_the_end_of_a_command_and_its_records(write_study: Callable[..., Study]) -> None:
-    study = write_study({"a": {"cell": "c", "commands": [COUNT, "python record.py {results} {cell}"]}})
-    cell = study.cells[0]
-    first, second = cell.steps
-    assert second.scratch is not None
-    subprocess.run([sys.executable, *second.argv[1:]], check=True)
-    # killed after the first of two records was added
-    value = Record(
-        name="value", value=2.0, signature={"alpha": 0.1, "study": "small", "cell": "c"}, command="record results/small"
-    )
-    append_records(study.records, [value])
-    Progress(spent={first.line: 5.0, second.line: 7.0}, ended=[first.line, second.line]).write(cell)
-    work(study)
-    records = read_records(study.records)
-    assert [record.name for record in records] == ["value", "seconds", "seconds"]
-    assert Costs.read(study).seconds == {("c", first.line): 5.0, ("c", second.line): 7.0}
-    assert runs_of("c") == 0  # nothing was run again
-    assert not second.scratch.exists()
-    assert (study.results / "figures" / "c.txt").exists()
-
-
 def test_estimates_come_from_what_was_measured(write_study: Callable[..., Study]) -> None:
     study = write_study(
         {
@@ -444,14 +380,6 @@ def test_an_axis_in_the_place_of_a_constant_has_its_own_cost(write_study: Callab
     cost = Record(name="seconds", value=90.0, signature={"study": "small", "cell": "a1"}, command="train 1 bf16")
     append_records(study.records, [cost])
     assert Estimate(study, Costs.read(study)).total(study.cells) == LeftInAll(measured=90.0, guessed=300.0, unknown=0)
-
-
-def test_of_equal_recipes_the_last_counts() -> None:
-    def figure(value: float, **recipe: Any) -> Record:
-        return Record(name="ece", value=value, signature=recipe, command="")
-
-    records = [figure(1.0, alpha=0.1, commit="a"), figure(2.0, alpha=0.2), figure(3.0, alpha=0.1, commit="b")]
-    assert [record.value for record in last_of_each(records)] == [2.0, 3.0]
 
 
 def test_progress_that_cannot_be_read(write_study: Callable[..., Study]) -> None:
