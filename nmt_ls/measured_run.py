@@ -107,6 +107,7 @@ def figure_signature(
         split=split,
         device=device,
         teacher=manifest.get("teacher"),
+        init=manifest.get("init"),
     )
     extras = {
         **signature.extras,

@@ -29,8 +29,8 @@ from nmt_ls.metrics.inputs import FloatArray
 from nmt_ls.metrics.slices import sliced_sums
 from nmt_ls.sweep_cells import DIGITS, SENTENCES_FOLDER, read_sentences
 
-RECIPE = ("corpus", "updates", "train_size")
-"""What has to be the same in all runs of a setting: a table has equal updates."""
+RECIPE = ("corpus", "updates", "train_size", "init_weights")
+"""What has to be the same in all runs of a setting: a table has equal updates, from weights drawn afresh or given."""
 FIGURES_IN = "fp32"
 """The arithmetic of figures that are compared; those of an evaluation in another, beside them, are not read."""
 PRECISION = "training_precision"

@@ -15,7 +15,7 @@ from nmt_ls.batching import Batch, epoch_batches
 from nmt_ls.corpus import Corpus, Split
 from nmt_ls.distillation import Teacher, open_teacher
 from nmt_ls.embedded import EmbeddedSizes, embedded_directory, prepare_embedded
-from nmt_ls.experiment.checkpoint import CheckpointName, checkpoint_exists, load_weights
+from nmt_ls.experiment.checkpoint import CheckpointName, checkpoint_exists, load_weights, weights_id
 from nmt_ls.experiment.command_line import UserError, config_to_dict
 from nmt_ls.experiment.distillation import DistillationConfig, check_weights, settle_teacher
 from nmt_ls.experiment.distributed import Team
@@ -206,6 +206,7 @@ def train(config: TrainConfig, team: Team | None = None) -> Outcome:
         "corpus": str(corpus.directory.resolve()),
         "corpus_checksum": corpus.checksum,
         "corpus_source": corpus.manifest["source"],
+        **init_of(config, begun),
     }
     teacher, known = settle_teacher(
         config.distillation,
@@ -222,7 +223,7 @@ def train(config: TrainConfig, team: Team | None = None) -> Outcome:
         corpus.copy_vocabulary(run.path)
         task = new_task(config, corpus, manifest, device, teacher)
         if config.init_from is not None and not checkpoint_exists(run.checkpoints / "last"):
-            start_from(task.model, corpus, Path(config.init_from), config.init_checkpoint)
+            start_from(task.model, corpus, Path(config.init_from), config.init_checkpoint, run.read_manifest())
         return fit_and_summarise(task, run, lambda: summarise(run, task), unit="tokens", team=team)
 
     return train_in(
@@ -314,6 +315,7 @@ def summarise(run: RunDirectory, task: TranslationTask) -> dict[str, Any]:
             split="test",
             device=translator.device,
             teacher=None if task.teacher is None else task.teacher.facts,
+            init=run.read_manifest().get("init"),
         ).to_dict(),
     }
     if is_embedded(corpus):
@@ -338,9 +340,10 @@ def run_signature(
     split: str | None,
     device: str | torch.device = "cpu",
     teacher: Mapping[str, Any] | None = None,
+    init: Mapping[str, Any] | None = None,
 ) -> Signature:
-    """The recipe of a run's figures, on a split or (None) on other text; teacher: that of a student, as its manifest
-    has it."""
+    """The recipe of a run's figures, on a split or (None) on other text; teacher: that of a student, and init: what
+    it was started from, as its manifest has them."""
     loss, search = config.loss, config.search
     return Signature.of(
         provenance(device),
@@ -355,17 +358,44 @@ def run_signature(
         seed=config.seed,
         precision=precision.label(),
         corpus=corpus_checksum,
-        extras=config.distillation.recipe(teacher),
+        extras=config.distillation.recipe(teacher) | ({"init_weights": init["weights"]} if init else {}),
     )
 
 
-def start_from(model: Transformer, corpus: Corpus, run: Path, checkpoint: CheckpointName) -> None:
-    """Load another run's weights. Raises UserError where there are none, or they are of other vocabularies or sizes."""
+def init_of(config: TrainConfig, begun: Mapping[str, Any]) -> dict[str, Any]:
+    """What a manifest says of the weights that a run starts from; nothing where it draws its own.
+
+    begun: its manifest, if it is there already: going on needs no other run.
+    Raises UserError where there are no such weights.
+    """
+    if config.init_from is None or begun:
+        return {"init": begun["init"]} if "init" in begun else {}
+    source = RunDirectory(config.init_from)
     try:
-        check_vocabularies(run, corpus)
-        weights = load_weights(RunDirectory(run).checkpoints / checkpoint)
+        weights = weights_id(source.checkpoints / config.init_checkpoint)
     except UserError as error:
         raise UserError(f"init_from: {error}") from None
+    return {"init": {"run": source.path.name, "checkpoint": config.init_checkpoint, "weights": weights}}
+
+
+def start_from(
+    model: Transformer, corpus: Corpus, run: Path, checkpoint: CheckpointName, manifest: Mapping[str, Any]
+) -> None:
+    """Load another run's weights; manifest: of the one that starts from them.
+
+    Raises UserError where there are none, or others than when this one was begun, or of other vocabularies or sizes.
+    """
+    folder = RunDirectory(run).checkpoints / checkpoint
+    try:
+        check_vocabularies(run, corpus)
+        weights, found = load_weights(folder), weights_id(folder)
+    except UserError as error:
+        raise UserError(f"init_from: {error}") from None
+    if found != manifest.get("init", {}).get("weights", found):
+        raise UserError(
+            f"init_from: {folder} has other weights than when this run was begun, and it has no checkpoint of its own "
+            "yet; begin it again under another --out"
+        )
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

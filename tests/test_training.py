@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from small_runs import small_config
+from small_runs import brief_config, small_config
 
 from nmt_ls.batching import epoch_batches
 from nmt_ls.corpus import Corpus
 from nmt_ls.embedded import EmbeddedSizes, prepare_embedded
-from nmt_ls.experiment.checkpoint import load_weights
+from nmt_ls.experiment.checkpoint import load_weights, weights_id
 from nmt_ls.experiment.command_line import UserError, config_to_dict, parse
 from nmt_ls.experiment.engine import EngineConfig
 from nmt_ls.experiment.precision import Precision
@@ -35,7 +35,7 @@ from nmt_ls.training import TrainConfig, TranslationTask, train
 from nmt_ls.transformer import Transformer, TransformerConfig
 from nmt_ls.translator import Translator, with_vocabularies
 from nmt_ls.truth import bleu_ceilings, true_entropy
-from nmt_ls.vocabulary import VocabularyConfig, train_vocabulary
+from nmt_ls.vocabulary import Vocabulary, VocabularyConfig, train_vocabulary
 
 
 @pytest.fixture
@@ -166,7 +166,7 @@ def test_init_from_starts_with_the_weights_of_a_run(
     barely = EngineConfig(max_updates=1, validate_every=1)
     tiny_steps = replace(small_config(small_corpus, tmp_path).optimizer, learning_rate=1e-12)
     outcome = train(
-        small_config(
+        brief_config(
             small_corpus, tmp_path / "tuned", init_from=str(small_run.path), engine=barely, optimizer=tiny_steps
         )
     )
@@ -189,10 +189,10 @@ def test_2n_updates_equal_n_and_a_resume_and_n_more(small_corpus: Corpus, tmp_pa
     assert 10 < len(epoch_batches(small_corpus.split("train"), max_tokens=800, seed=1, epoch=1)) < 20
     engine = EngineConfig(max_updates=20, validate_every=5, average_last=2, log_every=7)
     settings = {"precision": precision, "validation_sentences": 0}
-    whole = train(small_config(small_corpus, tmp_path / "whole", engine=engine, **settings)).run
+    whole = train(brief_config(small_corpus, tmp_path / "whole", engine=engine, **settings)).run
     half = replace(engine, max_updates=10)
-    train(small_config(small_corpus, tmp_path / "parts", engine=half, **settings))
-    parts = train(small_config(small_corpus, tmp_path / "parts", engine=engine, **settings)).run
+    train(brief_config(small_corpus, tmp_path / "parts", engine=half, **settings))
+    parts = train(brief_config(small_corpus, tmp_path / "parts", engine=engine, **settings)).run
     for name in ("last", "best", "averaged"):
         expected, found = load_weights(whole.checkpoints / name), load_weights(parts.checkpoints / name)
         assert all(torch.equal(found[key], weight) for key, weight in expected.items()), name
@@ -202,7 +202,7 @@ def test_2n_updates_equal_n_and_a_resume_and_n_more(small_corpus: Corpus, tmp_pa
 def test_a_run_killed_at_a_random_moment_ends_with_the_same_weights(small_corpus: Corpus, tmp_path: Path) -> None:
     """SIGKILL, through the command line, in a process of its own; then the same command again."""
     engine = EngineConfig(max_updates=120, validate_every=60, checkpoint_every=5, average_last=2, log_every=5)
-    config = small_config(small_corpus, tmp_path / "killed", engine=engine, validation_sentences=0)
+    config = brief_config(small_corpus, tmp_path / "killed", engine=engine, validation_sentences=0)
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(config_to_dict(config)))
     command = [sys.executable, "-m", "nmt_ls.train", "--config", str(file)]
@@ -228,6 +228,7 @@ def test_bad_settings_are_refused() -> None:
         ({"seed": -1}, "seed"),
         ({"checkpoints": ()}, "checkpoints"),
         ({"validation_sentences": 0, "engine": EngineConfig(monitor="bleu")}, "validation_sentences"),
+        ({"engine": EngineConfig(monitor="chrf")}, "engine.monitor: choose nll, accuracy, ece, bleu, not 'chrf'"),
     ):
         with pytest.raises(ValueError, match=word):
             TrainConfig(**settings)  # type: ignore[arg-type]
@@ -246,7 +247,7 @@ def test_a_run_that_saved_nothing_begins_anew_with_the_corrected_setting(small_c
     barely = EngineConfig(max_updates=1, validate_every=1)
     with pytest.raises(UserError, match="init_from: nowhere"):
         train(small_config(small_corpus, tmp_path / "run", engine=barely, init_from="nowhere"))
-    outcome = train(small_config(small_corpus, tmp_path / "run", engine=barely))
+    outcome = train(brief_config(small_corpus, tmp_path / "run", engine=barely))
     assert outcome.summary is not None
     assert outcome.run.read_config()["init_from"] is None
 
@@ -266,21 +267,42 @@ def test_a_resume_does_not_need_the_run_it_was_started_from(
     shutil.copytree(small_run.path, tmp_path / "first")
     settings = {"init_from": str(tmp_path / "first"), "validation_sentences": 0}
     engine = EngineConfig(max_updates=2, validate_every=2)
-    train(small_config(small_corpus, tmp_path / "run", engine=engine, **settings))
+    train(brief_config(small_corpus, tmp_path / "run", engine=engine, **settings))
+    manifest = RunDirectory(tmp_path / "run").read_manifest()
+    assert manifest["init"] == {
+        "run": "first", "checkpoint": "best", "weights": weights_id(small_run.checkpoints / "best")
+    }  # fmt: skip
     shutil.rmtree(tmp_path / "first")
-    more = train(small_config(small_corpus, tmp_path / "run", engine=replace(engine, max_updates=4), **settings))
+    more = train(brief_config(small_corpus, tmp_path / "run", engine=replace(engine, max_updates=4), **settings))
     assert more.summary is not None
     assert more.summary["updates"] == 4
+    assert more.summary["signature"]["init_weights"] == manifest["init"]["weights"]
+
+
+def test_a_run_starts_from_the_weights_it_was_begun_with(
+    small_run: RunDirectory, small_corpus: Corpus, tmp_path: Path
+) -> None:
+    """Killed before its first checkpoint, while the run it starts from went on."""
+    shutil.copytree(small_run.path, tmp_path / "first")
+    settings = {"init_from": str(tmp_path / "first"), "validation_sentences": 0}
+    engine = EngineConfig(max_updates=2, validate_every=2)
+    run = train(brief_config(small_corpus, tmp_path / "run", engine=engine, **settings)).run
+    shutil.rmtree(tmp_path / "first" / "checkpoints" / "best")
+    shutil.copytree(run.checkpoints / "last", tmp_path / "first" / "checkpoints" / "best")
+    shutil.rmtree(run.checkpoints)
+    run.summary_file.unlink()
+    with pytest.raises(UserError, match=r"init_from: .* has other weights than when this run was begun"):
+        train(brief_config(small_corpus, tmp_path / "run", engine=engine, **settings))
 
 
 def test_a_resume_keeps_the_form_of_attention_that_the_manifest_names(small_corpus: Corpus, tmp_path: Path) -> None:
     """Runs begun when training measured which is faster name another than auto."""
     engine = EngineConfig(max_updates=1, validate_every=1)
-    run = train(small_config(small_corpus, tmp_path / "run", engine=engine)).run
+    run = train(brief_config(small_corpus, tmp_path / "run", engine=engine)).run
     manifest = run.read_manifest()
     assert manifest["attention"] == {"form": "auto"}
     run.manifest_file.write_text(json.dumps({**manifest, "attention": {"form": "fused", "reason": "measured"}}))
-    train(small_config(small_corpus, tmp_path / "run", engine=replace(engine, max_updates=2)))
+    train(brief_config(small_corpus, tmp_path / "run", engine=replace(engine, max_updates=2)))
     assert run.read_manifest()["attention"]["form"] == "fused"
     assert Translator.load(run.path).model.config.attention == "fused"
 
@@ -301,6 +323,8 @@ def test_two_vocabularies_cannot_be_shared(small_corpus: Corpus, tmp_path: Path)
     other = train_vocabulary(["ein Wort und noch ein Wort"] * 9, tmp_path / "other.model", VocabularyConfig(size=30))
     with pytest.raises(UserError, match="share_embeddings"):
         with_vocabularies(TransformerConfig(), small_corpus.source_vocabulary, other)
+    with pytest.raises(UserError, match="share_embeddings"):  # of one size
+        with_vocabularies(TransformerConfig(), other, Vocabulary(tmp_path / "other.model"))
 
 
 def test_a_corpus_that_is_none_is_named(tmp_path: Path) -> None:
