@@ -35,6 +35,8 @@ TEACHER_FORCED = ("nll", "ece", "squared_l2")
 DECODED = ("bleu", "chrf", "length_ratio", "brevity_penalty")
 DIGITS = 9
 """Of a temperature, wherever two are compared."""
+COMPRESSION = 9
+"""Of zstd: results are committed, and written once."""
 KEPT_BITS = 12
 """Of the mantissa of a sentence's bin sums: a file is 40% smaller, and an ECE computed from it changes by 2e-6."""
 SENTENCES = pa.schema(
@@ -130,7 +132,7 @@ def write_sentences(results: Path, part: str, table: pa.Table) -> None:
     folder = results / SENTENCES_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     new = folder / f".{part}.{os.getpid()}.new"
-    pq.write_table(table, new, compression="zstd", compression_level=9)
+    pq.write_table(table, new, compression="zstd", compression_level=COMPRESSION)
     fsync(new)
     new.replace(folder / f"{part}.parquet")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -388,7 +389,9 @@ def test_scaling_writes_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     def here(work: Callable[..., dict[str, float]], *arguments: object) -> dict[str, float]:
         return work(*arguments) | {"peak MiB": 100.0}
 
-    whole = scaling.train_epoch
+    whole, batch, search = scaling.train_epoch, scaling.random_batch, scaling.SearchBenchmarkConfig
+    monkeypatch.setattr(scaling, "random_batch", partial(batch, sentences=8, length=4))
+    monkeypatch.setattr(scaling, "SearchBenchmarkConfig", partial(search, sentences=2, steps=3))
     monkeypatch.setattr(scaling, "in_a_process", here)
     monkeypatch.setattr(beam_search, "VOCABULARIES", {"small": 200, "base": 200})
     monkeypatch.setattr(scaling, "WAYS", ((1, 1), (2, 1)))

@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import torch
 
 from nmt_ls.corpus import Corpus
 from nmt_ls.decode import SHORT_NAMES, main
@@ -284,13 +285,19 @@ def test_the_line_that_is_no_text_is_named_once_those_before_it_were_taken() -> 
         assert taken == ["A dog.", ""]
 
 
-def test_text_is_utf8_whatever_the_locale(small_run: RunDirectory, tmp_path: Path) -> None:
+def test_the_newest_run_is_taken_and_named_and_text_is_utf8_whatever_the_locale(
+    small_run: RunDirectory, tmp_path: Path
+) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "only").symlink_to(small_run.path)
     (tmp_path / "source").write_text("A dog in a café.\n")
     (tmp_path / "prefix").write_text("schön\n")
-    arguments = ["--run", small_run.path, "--input", tmp_path / "source", "--prefix", tmp_path / "prefix"]
-    done = command(*arguments, text=False, env=POSIX)
+    arguments = ["--input", "source", "--prefix", "prefix", "--temperature", 1.13]
+    done = command(*arguments, text=False, env=POSIX, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert b"run: runs/only (the newest finished one)" in done.stderr
     assert done.stdout.startswith("schön".encode())
+    assert done.stdout.count(b"\n") == 1
 
 
 def feed_a_line(process: subprocess.Popen[bytes], folder: Path) -> None:
@@ -322,22 +329,20 @@ def test_an_interrupt_leaves_quietly_and_nothing_behind(small_run: RunDirectory,
     process.stderr.close()
 
 
-@pytest.mark.parametrize("search", [("--beam", 2), ("--samples", 2, "--prefix")], ids=["beam", "samples, prefixes"])
+@pytest.mark.parametrize("prefixed", [False, True], ids=["beam", "samples, prefixes"])
 def test_workers_translate_what_one_process_does(
-    search: tuple[object, ...], small_run: RunDirectory, source_file: Path, tmp_path: Path
+    prefixed: bool, small_run: RunDirectory, source_file: Path, tmp_path: Path
 ) -> None:
-    if "--prefix" in search:
-        (tmp_path / "prefix").write_text(
-            "".join(f"{'der' * (n % 2)}\n" for n in range(len(read_lines(str(source_file)))))
-        )
-        search = (*search, tmp_path / "prefix")
+    torch.set_num_threads(1)  # as of each worker
+    search, prefix = SearchChanges(beam=2), None
+    if prefixed:
+        search, prefix = SearchChanges(samples=2), str(tmp_path / "prefix")
+        Path(prefix).write_text("".join(f"{'der' * (n % 2)}\n" for n in range(len(read_lines(str(source_file))))))
+    base = DecodeConfig(run=str(small_run.path), input=str(source_file), prefix=prefix, search=search)
     written = []
     for workers in (1, 2):
         output = tmp_path / f"hyp{workers}"
-        done = command(
-            *("--run", small_run.path, "--input", source_file, "--output", output, "--workers", workers), *search
-        )
-        assert done.returncode == 0, done.stderr
+        decode(dataclasses.replace(base, output=str(output), workers=workers))
         written.append(output.read_text())
     assert written[0] == written[1]
     assert written[0].strip()
@@ -374,14 +379,14 @@ def test_no_worker_outlives_the_command(number: signal.Signals, small_run: RunDi
             *("--workers", "2", "--output", tmp_path / "hyp"),
         ],
         stdin=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         env=ENVIRONMENT,
     )
     feed_a_line(process, tmp_path)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert len(children) >= 2
     process.send_signal(number)
-    process.wait(timeout=60)
+    status = process.wait(timeout=60)  # also while a thread waits for standard input
     process.stdin.close()
     for _ in range(500):
         if not any(Path(f"/proc/{child}").exists() for child in children):
@@ -389,15 +394,11 @@ def test_no_worker_outlives_the_command(number: signal.Signals, small_run: RunDi
         time.sleep(0.02)
     else:
         pytest.fail(f"of {children} some live on")
-
-
-def test_the_newest_run_is_taken_and_named(small_run: RunDirectory, tmp_path: Path) -> None:
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "only").symlink_to(small_run.path)
-    done = command("--input", "-", "--temperature", 1.13, input="A dog runs.\n", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "run: runs/only (the newest finished one)" in done.stderr
-    assert done.stdout.count("\n") == 1
+    if number == signal.SIGINT:  # it leaves quietly, and nothing behind
+        assert status == 130
+        assert process.stderr.read().endswith(b"interrupted\n")
+        assert list(tmp_path.iterdir()) == []
+    process.stderr.close()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-import subprocess
-import sys
+import multiprocessing
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
@@ -12,16 +13,6 @@ from nmt_ls.embedded import EmbeddedSizes, prepare_embedded
 from nmt_ls.experiment.command_line import UserError
 
 SIZES = EmbeddedSizes(train=400, validation=30, test=40, vocabulary=300)
-
-# waits for the word, so that several start at the same moment
-PREPARER = """
-import sys
-from nmt_ls.embedded import EmbeddedSizes, prepare_embedded
-sizes = EmbeddedSizes(train=400, validation=30, test=40, vocabulary=300)
-print("ready", flush=True)
-sys.stdin.readline()
-print(prepare_embedded(sys.argv[1], 1, sizes).checksum)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -58,25 +49,25 @@ def test_it_is_prepared_once_and_other_sizes_are_refused(corpus: Corpus) -> None
         EmbeddedSizes(vocabulary=0)
 
 
-def test_processes_that_prepare_it_at_once_do_not_disturb_each_other(tmp_path: Path, corpus: Corpus) -> None:
+def prepare_when_all_are_there(place: Path, together: Barrier, found: Connection) -> None:
+    together.wait(timeout=60)
+    found.send(prepare_embedded(place, 1, SIZES).checksum)
+
+
+def test_processes_that_prepare_it_at_once_do_not_disturb_each_other(
+    tmp_path: Path, corpus: Corpus, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fork = multiprocessing.get_context("fork")  # they have imported everything already
+    together, pipes = fork.Barrier(2), [fork.Pipe(duplex=False) for _ in range(2)]
     children = [
-        subprocess.Popen(
-            [sys.executable, "-c", PREPARER, str(tmp_path / "embedded")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
+        fork.Process(target=prepare_when_all_are_there, args=(tmp_path / "embedded", together, theirs))
+        for _, theirs in pipes
     ]
     for child in children:
-        assert child.stdout is not None
-        assert child.stdout.readline() == "ready\n"
-    for child in children:
-        assert child.stdin is not None
-        child.stdin.write("\n")
-        child.stdin.flush()
-    for child in children:
-        out, errors = child.communicate(timeout=60)
-        assert (child.returncode, out.strip(), errors) == (0, corpus.checksum, "")
+        child.start()
+    for child, (ours, _) in zip(children, pipes, strict=True):
+        child.join(timeout=60)
+        assert child.exitcode == 0
+        assert ours.recv() == corpus.checksum
+    assert capfd.readouterr() == ("", "")
     assert [path.name for path in tmp_path.iterdir()] == ["embedded"]

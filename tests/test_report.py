@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from made_up_study import Translator, write_study
+from made_up_study import BOTH, Translator, write_study
 
 from nmt_ls.claims import Claims, read_claims
 from nmt_ls.experiment.command_line import load_config, run_command
@@ -108,10 +108,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "multi30k").mkdir()
     (root / "multi30k" / "pilots.md").write_text("# Pilots\n")
     smooth = hard(0.1, gap=lambda t: 0.25 * (1 / t - 1), precision=lambda t: 0.43 - 0.1 * (t - 1) ** 2)
-    write_study(root / "multi30k", [hard(), smooth], prefix="mini-de-d0.3", sentences=200)
-    write_study(root / "multi30k", [hard(seeds=(1,))], prefix="mini-de-d0.1", sentences=50, dropout=0.1)
+    write_study(root / "multi30k", [hard(), smooth], prefix="mini-de-d0.3", sentences=200, splits=BOTH)
+    write_study(root / "multi30k", [hard(seeds=(1,))], prefix="mini-de-d0.1", sentences=50, dropout=0.1, splits=BOTH)
     alphas = [hard(alpha, seeds=(1, 2)) for alpha in (0.0, 0.05, 0.1)]
-    write_study(root / "grammar", alphas, prefix="grammar-n10000-d0.1", sentences=50, dropout=0.1)
+    write_study(root / "grammar", alphas, prefix="grammar-n10000-d0.1", sentences=50, dropout=0.1, splits=BOTH)
     return root
 
 

@@ -234,11 +234,11 @@ def test_a_batch_is_encoded_once_whatever_is_searched_in_it(
     found = list[dict[str, float]]()
     for name, room, encoded in (("kept", 1 << 20, 1), ("anew", 0, 4)):
         monkeypatch.setattr("nmt_ls.prefix_decoder.MOST_KEPT", room)
-        config = settings(runs[:1], tmp_path / name, **searched)
+        config = settings(runs[:1], tmp_path / name, split="test", **searched)
         sweep(replace(config, temperatures=("none",)))  # what is teacher-forced encodes too
         calls.clear()
         sweep(config)
-        assert calls == [10, 10, 10] * encoded  # two groups of temperatures by two length penalties
+        assert calls == [10, 10] * encoded  # two groups of temperatures by two length penalties
         found.append(decoded_figures(tmp_path / name))
     assert len(found[0]) == 4 * 2 * len(DECODED)
     assert found[0] == found[1]
@@ -355,7 +355,7 @@ def test_the_best_temperatures_and_the_differences(runs: list[str], swept: Path)
 
 def made_up_difference(folder: Path, *made_up: MadeUp) -> dict[str, Any]:
     """The row of differences of two recipes whose truth is known, α = 0 and another."""
-    write_study(folder, made_up)
+    write_study(folder, made_up, splits=("validation",))
     runs = [
         MeasuredRun(
             path=Path(f"fake-de-ls{one.alpha}-s{seed}"),
@@ -513,3 +513,30 @@ def test_finding_runs(runs: list[str], tmp_path: Path, monkeypatch: pytest.Monke
     shutil.rmtree(copied / "checkpoints" / "last")
     with pytest.raises(UserError, match="no such checkpoint"):
         find_runs([str(copied)], "last")
+
+
+def test_another_precision_is_a_search_of_its_own(
+    runs: list[str], swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """NLL and calibration are in fp32 whatever the search is in, and so are there already."""
+    results = shutil.copytree(swept, tmp_path / "results")
+    before = figures(results, runs[0], beam=2, temperature=1.0)
+    sweep(settings(runs[:1], results, precision="bf16", temperatures=("1",)))
+    assert "1 to go" in capsys.readouterr().err
+    of_bf16 = [record for record in read_records(results / "records.jsonl") if "bf16" in record.signature["precision"]]
+    assert {record.name for record in of_bf16} == {"bleu", "chrf", "length_ratio", "brevity_penalty"}
+    assert all(record.signature["search"] == {"precision": "bf16"} for record in of_bf16)
+    for precision in ("fp32", "bf16"):
+        sweep(settings(runs[:1], results, precision=precision, temperatures=("1",)))
+        assert "0 to go" in capsys.readouterr().err
+    assert figures(swept, runs[0], beam=2, temperature=1.0) == before
+    main(settings(runs[:1], results, precision="bf16", temperatures=("1",)))  # the table is of its own translations
+    assert "bf16" in capsys.readouterr().out
+
+
+def test_two_runs_of_one_seed_are_no_two_seeds(small_run: RunDirectory, tmp_path: Path) -> None:
+    shutil.copytree(small_run.path, tmp_path / "a")
+    shutil.copytree(small_run.path, tmp_path / "b")
+    found = find_runs([str(tmp_path / "a"), str(tmp_path / "b")], "best")
+    with pytest.raises(UserError, match="one recipe and one seed"):
+        recipes_of(found, Swept(ledger=Ledger(tmp_path), split="validation", inverses=[1.0], searches=[]))

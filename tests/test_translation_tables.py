@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from made_up_study import Translator, write_study
+from made_up_study import BOTH, Translator, write_study
 
 from nmt_ls.claims import Setting
 from nmt_ls.exact import ESTIMATORS, EXACT
@@ -18,7 +18,7 @@ SETTING = Setting(title="made up", results="fake", runs="fake-de-*", dropout=0.3
 
 
 def results_of(root: Path, *translators: Translator, sentences: int = 300) -> SettingResults:
-    write_study(root / "fake", translators, sentences=sentences)
+    write_study(root / "fake", translators, sentences=sentences, splits=BOTH)
     return read_results(SETTING, root)
 
 

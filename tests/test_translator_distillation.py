@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import small_config
+from small_runs import brief_config, small_config
 from torch import Tensor
 
 from nmt_ls.batching import Batch
@@ -166,7 +166,7 @@ def test_students_learn_what_nothing_but_their_teacher_says(small_corpus: Corpus
     untied = TransformerConfig(
         width=32, feed_forward=64, heads=2, encoder_layers=1, decoder_layers=1, share_embeddings="none"
     )
-    teacher = train(small_config(small_corpus, tmp_path / "teacher", model=untied, validation_sentences=0)).run
+    teacher = train(brief_config(small_corpus, tmp_path / "teacher", model=untied, validation_sentences=0)).run
     weights, state = load_checkpoint(teacher.checkpoints / "last")
     save_checkpoint(
         teacher.checkpoints / "last", {**weights, "output_weight": weights["output_weight"].roll(1, 0)}, state

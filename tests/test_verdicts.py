@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up_study import INVERSES, Translator, write_study
+from made_up_study import BOTH, INVERSES, Translator, write_study
 
 from nmt_ls.claim_statistics import choose_temperature, evaluate
 from nmt_ls.claims import Claim, Claims, Regime, Setting, Side, Test, read_claims
@@ -62,7 +62,7 @@ def smooth_like(**changes: Any) -> Translator:
 
 @pytest.fixture(scope="module")
 def as_the_paper_says(tmp_path_factory: pytest.TempPathFactory) -> SettingResults:
-    return results_of(tmp_path_factory.mktemp("paper"), hard_like(), smooth_like())
+    return results_of(tmp_path_factory.mktemp("paper"), hard_like(), smooth_like(), splits=BOTH)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def against_the_paper(tmp_path_factory: pytest.TempPathFactory) -> SettingResult
         precision=lambda t: 0.40 - 0.1 * (t - 1.2) ** 2,
         scored={"logit_gap_mean": 20.0, "logit_gap_sd": 6.0, "logit_gap_within_sd": 6.0, "logit_gap_ideal": 11.4},
     )
-    return results_of(tmp_path_factory.mktemp("against"), hard, smooth)
+    return results_of(tmp_path_factory.mktemp("against"), hard, smooth, splits=BOTH)
 
 
 TRANSLATION = [
@@ -129,7 +129,7 @@ def test_differences_are_what_was_put_in(as_the_paper_says: SettingResults) -> N
 def test_temperatures_of_one_model_are_compared_run_by_run(tmp_path: Path) -> None:
     """Seeds that differ widely, and a temperature that gives each of them the same: seeds cancel."""
     smooth = smooth_like(precision=lambda t: 0.40 + (0.01 if t > 1.15 else 0), between_seeds=0.03)
-    found = judged(shipped("nmt-smoothed-temperature-hurts"), results_of(tmp_path, hard_like(), smooth))
+    found = judged(shipped("nmt-smoothed-temperature-hurts"), results_of(tmp_path, hard_like(), smooth, splits=BOTH))
     calibration, translation = (outcome.finding for outcome in found.outcomes[:2])
     assert calibration is not None
     assert translation is not None
@@ -144,7 +144,7 @@ def test_temperatures_of_one_model_are_compared_run_by_run(tmp_path: Path) -> No
 def test_tests_that_came_later_are_told_from_those_written_before(tmp_path: Path) -> None:
     """The best other temperature is no better, as was asked beforehand; that others are worse was asked later."""
     flat = smooth_like(precision=lambda t: 0.42 - 0.003 * abs(t - 1.0))
-    found = judged(shipped("nmt-smoothed-temperature-hurts"), results_of(tmp_path, hard_like(), flat))
+    found = judged(shipped("nmt-smoothed-temperature-hurts"), results_of(tmp_path, hard_like(), flat, splits=BOTH))
     assert found.word == "not reproduced"
     assert found.why.endswith("; by the tests written beforehand alone: reproduced")
     assert {bool(outcome.test.added) for outcome in found.outcomes if outcome.word == "not reproduced"} == {True}
@@ -155,7 +155,7 @@ def test_nothing_is_said_of_tests_that_changed_nothing(as_the_paper_says: Settin
 
 
 def test_temperatures_are_chosen_on_validation(tmp_path: Path) -> None:
-    results = results_of(tmp_path, hard_like(), smooth_like())
+    results = results_of(tmp_path, hard_like(), smooth_like(), splits=BOTH)
     runs = results.runs(0.0)
     assert choose_temperature(results, runs, "nll").temperature == pytest.approx(1 / 0.9)
     assert choose_temperature(results, runs, "squared_l2").temperature == pytest.approx(1.25)
@@ -183,7 +183,7 @@ def test_temperatures_are_chosen_on_validation(tmp_path: Path) -> None:
 
 
 def test_choices_of_older_weights_do_not_count(tmp_path: Path) -> None:
-    results_of(tmp_path, hard_like(), smooth_like())
+    results_of(tmp_path, hard_like(), smooth_like(), splits=BOTH)
     file = tmp_path / "fake" / "records.jsonl"
     lines = file.read_text().splitlines(keepends=True)
     file.write_text(
@@ -197,7 +197,7 @@ def test_choices_of_older_weights_do_not_count(tmp_path: Path) -> None:
 
 
 def test_sentences_of_the_test_split_are_enough(tmp_path: Path) -> None:
-    results_of(tmp_path, hard_like(), smooth_like())
+    results_of(tmp_path, hard_like(), smooth_like(), splits=BOTH)
     for part in (tmp_path / "fake" / "sentences.parquet").glob("*-validation-*"):
         part.unlink()
     results = read_results(SETTING, tmp_path)
@@ -244,7 +244,7 @@ def test_an_under_confident_model_is_not_over_confident(tmp_path: Path) -> None:
 
 def test_a_gain_that_is_not_there_cannot_be_recovered(tmp_path: Path) -> None:
     same = smooth_like(precision=lambda t: 0.40 - 0.02 * (t - 1.1) ** 2)
-    found = judged(shipped("nmt-temperature-recovers-part"), results_of(tmp_path, hard_like(), same))
+    found = judged(shipped("nmt-temperature-recovers-part"), results_of(tmp_path, hard_like(), same, splits=BOTH))
     assert found.word == "regime not reached"
     assert "no gain to recover" in found.why
 
@@ -252,7 +252,7 @@ def test_a_gain_that_is_not_there_cannot_be_recovered(tmp_path: Path) -> None:
 def test_the_edge_of_the_grid_is_not_a_best_temperature(tmp_path: Path) -> None:
     """BLEU that rises to the last temperature, and NLL that falls to the last. (A fitted one has no edge.)"""
     hard = hard_like(precision=lambda t: 0.36 + 0.02 * t, nll=lambda t: 1.5 + 1 / t)
-    results = results_of(tmp_path, hard, smooth_like())
+    results = results_of(tmp_path, hard, smooth_like(), splits=BOTH)
     for name in ("nmt-temperature-recovers-part", "nmt-best-temperatures"):
         found = judged(shipped(name), results)
         (told, *_) = [outcome for outcome in found.outcomes if outcome.finding is not None and outcome.finding.edge]
@@ -423,7 +423,8 @@ def test_estimators_are_held_against_the_truth(tmp_path: Path) -> None:
     words = []
     for name, exact in (("right", 0.05), ("wrong", 0.07)):
         hard = hard_like(gap=lambda _: 0.05, scored={"exact_ece": exact})
-        words.append(judge("a", test, results_of(tmp_path / name, hard, smooth_like(seeds=(1,)), sentences=4000)).word)
+        write_study(tmp_path / name / "fake", [hard], sentences=4000)
+        words.append(judge("a", test, read_results(SETTING, tmp_path / name)).word)
     assert words == ["reproduced", "not reproduced"]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_runs import small_config
+from small_runs import brief_config
 
 from data_prep.retargeted import RetargetedConfig, main, pairs
 from data_prep.text_files import TextFilesConfig
@@ -46,7 +46,7 @@ def test_a_student_of_a_teachers_translations(small_corpus: Corpus, small_run: R
     assert corpus.target_vocabulary.checksum() == small_corpus.target_vocabulary.checksum()
     assert corpus.checksum != small_corpus.checksum
     check_exact(corpus)  # its held-out text is the grammar's still
-    outcome = train(small_config(corpus, tmp_path / "student", init_from=str(small_run.path)))
+    outcome = train(brief_config(corpus, tmp_path / "student", init_from=str(small_run.path)))
     assert outcome.summary is not None
     assert outcome.summary["entropy"] == small_run.read_summary()["entropy"]
 

@@ -51,7 +51,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     engine = EngineConfig(max_updates=8, validate_every=4, log_every=4, monitor="accuracy", average_last=0)
 
     def evaluated(run: Path, **changes: object) -> None:
-        train(small_training(run, engine=engine, **changes))
+        train(small_training(run, engine=engine, checkpoints=("last",), **changes))
         evaluate_command(EvaluateConfig(run=str(run), checkpoint="last", results=results, figure=False))
 
     for alpha, dropout in sorted({(alpha, dropout) for alpha, dropout, _ in TAUGHT_BY}):
@@ -70,7 +70,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     asked = InformationConfig(classes=("0", "1"), images=8, views=6)
     for alpha in (0.0, 0.1):
         run = place / f"information-ls{alpha}-s1"
-        train(small_training(run, engine=engine, loss=LossConfig(alpha=alpha), information=asked))
+        train(
+            small_training(run, engine=engine, checkpoints=("last",), loss=LossConfig(alpha=alpha), information=asked)
+        )
         evaluate_command(EvaluateConfig(run=str(run), checkpoint="last", split="train", results=results, figure=False))
         information_command(MeasureConfig(runs=(str(run),), checkpoint="last", results=results, figure=False))
     return place / "results"
