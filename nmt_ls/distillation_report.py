@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from nmt_ls.claims import TAUGHT, Side, Test
 from nmt_ls.findings import runs_of
 from nmt_ls.metrics.inputs import FloatArray
-from nmt_ls.metrics.plots import BLUE, DASHES, GREEN, MARKERS, RED, SKY, look, new_figure
+from nmt_ls.metrics.plots import BLUE, DASHES, GREEN, INK, MARKERS, RED, SKY, look, new_figure
 from nmt_ls.study_results import Run, SettingResults, means_of, scored_values
 from nmt_ls.verdicts import judge
 
@@ -33,7 +33,6 @@ APART = tuple(
     )
 )
 """Of signatures of students, what else tells recipes apart."""
-_INK = "#222222"
 Recipe = tuple[float, ...]  # values of TAUGHT, in that order
 
 
@@ -232,7 +231,7 @@ def _note(axes: Axes, text: str, gamma: float, values: Sequence[float], rises: t
     side = "center" if valley or before >= 0 >= after else "right" if before > 0 else "left"
     axes.annotate(
         text, (gamma, min(values) if valley else max(values)), xytext=(0, -4 if valley else 4),
-        textcoords="offset points", ha=side, va="top" if valley else "bottom", fontsize=7, color=_INK, zorder=4,
+        textcoords="offset points", ha=side, va="top" if valley else "bottom", fontsize=7, color=INK, zorder=4,
     )  # fmt: skip
 
 

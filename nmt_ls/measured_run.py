@@ -15,6 +15,7 @@ import torch
 
 from nmt_ls.experiment.checkpoint import CheckpointName, load_state, weights_id
 from nmt_ls.experiment.command_line import load_config
+from nmt_ls.experiment.distillation import of_teacher
 from nmt_ls.experiment.precision import Kind, Precision
 from nmt_ls.experiment.records import Signature
 from nmt_ls.experiment.run_directory import RunDirectory
@@ -68,7 +69,7 @@ class MeasuredRun:
         how calibrated it was on its test split. Empty for an unfinished run, and one that learnt from labels alone."""
         run = RunDirectory(self.path)
         summary = run.read_summary() if "teacher" in self.manifest and run.summary_file.exists() else {}
-        return {key: float(value) for key, value in summary.items() if key == "gamma" or key.startswith("teacher_")}
+        return {key: float(value) for key, value in summary.items() if of_teacher(key)}
 
     def identity(self, split: str) -> dict[str, Any]:
         """What tells the figures of this run on a split from those of any other."""

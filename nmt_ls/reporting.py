@@ -18,6 +18,7 @@ from nmt_ls.decoding import search_config
 from nmt_ls.exact import check_exact, estimator_diagram, exact_figures, exact_tokens
 from nmt_ls.experiment.checkpoint import CheckpointName
 from nmt_ls.experiment.command_line import UserError
+from nmt_ls.experiment.distillation import OF_TEACHER
 from nmt_ls.experiment.processor import choose_device
 from nmt_ls.experiment.records import FITTED_ON, prepare_results, temperature_recipe, warn_of_flattery
 from nmt_ls.fresh_text import fresh_text
@@ -317,7 +318,7 @@ class Found:
         """Of a student, beside its figures on the test split at a temperature that was given: those of its teacher."""
         here = self.split.name == "test" and not self.fitted
         values = self.run.of_teaching() if here else {}
-        return [Figures(values=values, recipe={"of": "its teacher, as its summary has it"})] if values else []
+        return [Figures(values=values, recipe=OF_TEACHER)] if values else []
 
     def sentences(self, temperature: float) -> pa.Table:
         """Teacher-forced sums of every sentence of the split."""

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from nmt_ls.claims import Setting
 from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.records import Record, read_records
-from nmt_ls.experiment.study import last_of_each
+from nmt_ls.experiment.study_records import last_of_each
 from nmt_ls.metrics.calibration import MOMENTS
 from nmt_ls.metrics.inputs import FloatArray
 from nmt_ls.metrics.slices import sliced_sums

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nmt_ls.experiment.command_line import run_command
-from nmt_ls.experiment.precision import choose_precision
-from nmt_ls.experiment.processor import choose_device
 from nmt_ls.experiment.records import one_line
 from nmt_ls.experiment.tables import format_table
 from nmt_ls.measured_run import MeasuredRun
@@ -66,7 +64,7 @@ def report(
         split=config.split,
         inverses=config.whole_inverse_grid,
         searches=searches,
-        precision=choose_precision(config.precision, choose_device(config.device)).kind,
+        precision=config.arithmetic.kind,
     )
     recipes = recipes_of(runs, swept)
     rows = [best_row(recipe) for recipe in recipes]

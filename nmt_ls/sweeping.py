@@ -160,6 +160,11 @@ class SweepConfig:
         """The same with 1, in rising order."""
         return sorted({*self.inverse_grid, 1.0})
 
+    @cached_property
+    def arithmetic(self) -> Precision:
+        """What `precision` comes to here."""
+        return choose_precision(self.precision, choose_device(self.device))
+
     def searches(self) -> Iterator[SearchConfig]:
         """The search of every decoded cell of a run."""
         for beam in self.beams:
@@ -203,14 +208,9 @@ class Sweep:
     @cached_property
     def translator(self) -> Translator:
         config = self.config
-        translator = Translator.load(self.run.path, config.checkpoint, choose_device(config.device), self.precision)
+        translator = Translator.load(self.run.path, config.checkpoint, choose_device(config.device), config.arithmetic)
         translator.precision.apply()
         return translator
-
-    @cached_property
-    def precision(self) -> Precision:
-        """Of the search; likelihood and calibration are in fp32."""
-        return choose_precision(self.config.precision, choose_device(self.config.device))
 
     def missing_inverses(self) -> list[float]:
         """Inverse temperatures whose NLL and ECE are not there yet."""
@@ -227,7 +227,7 @@ class Sweep:
         return [
             search
             for search in self.config.searches()
-            if not self.ledger.holds({**identity, **search_keys(search, self.precision.kind)}, DECODED)
+            if not self.ledger.holds({**identity, **search_keys(search, self.config.arithmetic.kind)}, DECODED)
         ]
 
     def missing_groups(self) -> Iterator[list[SearchConfig]]:
@@ -243,7 +243,7 @@ class Sweep:
         temperatures = [rounded_temperature(inverse) for inverse in inverses]
         nll_JS, tokens_S, sums_JSMB = sentence_sums(self.translator, self.split, inverses)
         records, tables = list[Record](), list[pa.Table]()
-        recipe = self._signature(SearchConfig(), self.precision.of_likelihood) | {"bins": BINS}
+        recipe = self._signature(SearchConfig(), self.config.arithmetic.of_likelihood) | {"bins": BINS}
         for key in ("beam", "length_penalty"):  # nothing is searched
             del recipe[key]
         for j, temperature in enumerate(temperatures):
@@ -273,7 +273,7 @@ class Sweep:
 
     def _translated(self, search: SearchConfig, best: Sequence[Hypothesis]) -> None:
         """The cell of one search."""
-        split, keys = self.split, search_keys(search, self.precision.kind)
+        split, keys = self.split, search_keys(search, self.config.arithmetic.kind)
         references = [split.references(row) for row in range(len(split))]
         texts = [hypothesis.text for hypothesis in best]
         scores = translation_scores(texts, references, ("bleu", "chrf"))
@@ -282,7 +282,7 @@ class Sweep:
             "length_ratio": scores.length_ratio,
             "brevity_penalty": scores.brevity_penalty,
         }
-        signature = self._signature(search, self.precision)
+        signature = self._signature(search, self.config.arithmetic)
         records = [
             Record(
                 name=name,

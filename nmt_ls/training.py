@@ -223,7 +223,7 @@ def train(config: TrainConfig, team: Team | None = None) -> Outcome:
         corpus.copy_vocabulary(run.path)
         task = new_task(config, corpus, manifest, device, teacher)
         if config.init_from is not None and not checkpoint_exists(run.checkpoints / "last"):
-            start_from(task.model, corpus, Path(config.init_from), config.init_checkpoint, run.read_manifest())
+            start_from(task.model, corpus, Path(config.init_from), config.init_checkpoint, manifest)
         return fit_and_summarise(task, run, lambda: summarise(run, task), unit="tokens", team=team)
 
     return train_in(

@@ -261,38 +261,40 @@ def test_init_from_refuses_another_vocabulary_of_the_same_size(
         train(small_config(other, tmp_path / "run", init_from=str(small_run.path)))
 
 
-def test_a_resume_does_not_need_the_run_it_was_started_from(
-    small_run: RunDirectory, small_corpus: Corpus, tmp_path: Path
-) -> None:
+@pytest.fixture
+def started(small_run: RunDirectory, small_corpus: Corpus, tmp_path: Path) -> TrainConfig:
+    """Of a finished run of two updates in tmp_path/run, which began with the weights of tmp_path/first."""
     shutil.copytree(small_run.path, tmp_path / "first")
     settings = {"init_from": str(tmp_path / "first"), "validation_sentences": 0}
     engine = EngineConfig(max_updates=2, validate_every=2)
-    train(brief_config(small_corpus, tmp_path / "run", engine=engine, **settings))
+    config = brief_config(small_corpus, tmp_path / "run", engine=engine, **settings)
+    train(config)
+    return config
+
+
+def test_a_resume_does_not_need_the_run_it_was_started_from(
+    small_run: RunDirectory, started: TrainConfig, tmp_path: Path
+) -> None:
     manifest = RunDirectory(tmp_path / "run").read_manifest()
     assert manifest["init"] == {
         "run": "first", "checkpoint": "best", "weights": weights_id(small_run.checkpoints / "best")
     }  # fmt: skip
     shutil.rmtree(tmp_path / "first")
-    more = train(brief_config(small_corpus, tmp_path / "run", engine=replace(engine, max_updates=4), **settings))
+    more = train(replace(started, engine=replace(started.engine, max_updates=4)))
     assert more.summary is not None
     assert more.summary["updates"] == 4
     assert more.summary["signature"]["init_weights"] == manifest["init"]["weights"]
 
 
-def test_a_run_starts_from_the_weights_it_was_begun_with(
-    small_run: RunDirectory, small_corpus: Corpus, tmp_path: Path
-) -> None:
+def test_a_run_starts_from_the_weights_it_was_begun_with(started: TrainConfig, tmp_path: Path) -> None:
     """Killed before its first checkpoint, while the run it starts from went on."""
-    shutil.copytree(small_run.path, tmp_path / "first")
-    settings = {"init_from": str(tmp_path / "first"), "validation_sentences": 0}
-    engine = EngineConfig(max_updates=2, validate_every=2)
-    run = train(brief_config(small_corpus, tmp_path / "run", engine=engine, **settings)).run
+    run = RunDirectory(tmp_path / "run")
     shutil.rmtree(tmp_path / "first" / "checkpoints" / "best")
     shutil.copytree(run.checkpoints / "last", tmp_path / "first" / "checkpoints" / "best")
     shutil.rmtree(run.checkpoints)
     run.summary_file.unlink()
     with pytest.raises(UserError, match=r"init_from: .* has other weights than when this run was begun"):
-        train(brief_config(small_corpus, tmp_path / "run", engine=engine, **settings))
+        train(started)
 
 
 def test_a_resume_keeps_the_form_of_attention_that_the_manifest_names(small_corpus: Corpus, tmp_path: Path) -> None:

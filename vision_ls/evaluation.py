@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from nmt_ls.experiment.checkpoint import CheckpointName
+from nmt_ls.experiment.distillation import OF_TEACHER, of_teacher
 from nmt_ls.experiment.records import (
     FITTED_ON,
     Record,
@@ -43,8 +44,6 @@ from vision_ls.train_config import STEPS_TO_REACH, label_prior
 
 MOST_TOGETHER = 4
 """Runs in one diagram of logit gaps."""
-OF_TEACHER = {"of": "its teacher, as its summary has it"}
-"""What signatures of a student's records say besides, where the figure is its teacher's."""
 EXAMPLES = pa.schema(
     [
         ("run", pa.string()),
@@ -259,12 +258,6 @@ def of_training(path: Path, split: str) -> dict[str, float]:
     summary = run.read_summary() if run.summary_file.exists() else {}
     taught = filter(of_teacher, summary) if split == "test" else ()
     return {key: float(summary[key]) for key in (*STEPS_TO_REACH, *taught) if key in summary}
-
-
-def of_teacher(figure: str) -> bool:
-    """Whether it is a figure of a student's teacher: how smooth its targets were in training (γ), how accurate it was,
-    and how soon."""
-    return figure == "gamma" or figure.startswith("teacher_")
 
 
 def diagrams(evaluated: Evaluated) -> dict[str, Figure]:

@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.markers import MarkerStyle
 from numpy.typing import NDArray
 
-from nmt_ls.metrics.plots import BLUE, GREEN, MARKERS, RED, look, new_figure
+from nmt_ls.metrics.plots import BLUE, GREEN, INK, MARKERS, RED, look, new_figure
 
 if TYPE_CHECKING:
     from vision_ls.projecting import Panel
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 COLOURS = (BLUE, RED, GREEN)
 _SIZE = 2.2  # of a point
 _SHAPES = [style.get_path().transformed(style.get_transform()) for style in map(MarkerStyle, MARKERS[:3])]
-_INK, _MARGIN = "#222222", 0.04
+_MARGIN = 0.04
 _CHARACTERS, _LINE = 13, 0.17  # of the title: characters an inch, inches a line
 
 
@@ -73,11 +73,11 @@ def _draw(axes: Axes, panel: Panel) -> None:
     )  # fmt: skip
     points.set_paths([_SHAPES[k] for k in labels])
     corners_42 = panel.templates_32[[0, 1, 2, 0]]
-    axes.plot(corners_42[:, 0], corners_42[:, 1], color=_INK, linewidth=0.6, linestyle=(0, (3, 2)))
+    axes.plot(corners_42[:, 0], corners_42[:, 1], color=INK, linewidth=0.6, linestyle=(0, (3, 2)))
     for index, (x, y) in enumerate(panel.templates_32):
         axes.plot(
             x, y, linestyle="", marker=MARKERS[index], markersize=7, markerfacecolor="none",
-            markeredgecolor=_INK, markeredgewidth=1.0, zorder=4,
+            markeredgecolor=INK, markeredgewidth=1.0, zorder=4,
         )  # fmt: skip
     axes.set_aspect("equal", adjustable="box")
     axes.set_title(panel.title)
@@ -99,7 +99,7 @@ def _legend(classes: Sequence[str]) -> list[Line2D]:
         for index, name in enumerate(classes)
     ]
     hollow = Line2D(
-        [], [], color=_INK, linestyle=(0, (3, 2)), linewidth=0.6, marker="o", markerfacecolor="none",
-        markeredgecolor=_INK, markeredgewidth=1.0, label="templates",
+        [], [], color=INK, linestyle=(0, (3, 2)), linewidth=0.6, marker="o", markerfacecolor="none",
+        markeredgecolor=INK, markeredgewidth=1.0, label="templates",
     )  # fmt: skip
     return [*named, hollow]

@@ -19,6 +19,14 @@ OF_STUDENTS = {
     "beta": "distillation.beta",
 }
 """Short names of what is typed daily."""
+OF_TEACHER = {"of": "its teacher, as its summary has it"}
+"""What signatures of a student's records say besides, where the figure is its teacher's."""
+
+
+def of_teacher(figure: str) -> bool:
+    """Whether it is a figure of a student's teacher: how smooth its targets were in training (γ), how good it was, and
+    how soon."""
+    return figure == "gamma" or figure.startswith("teacher_")
 
 
 class HasFacts(Protocol):

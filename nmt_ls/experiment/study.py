@@ -44,7 +44,7 @@ from typing import Any
 from nmt_ls.experiment.atomic import atomic_write
 from nmt_ls.experiment.command_line import UserError, load_config
 from nmt_ls.experiment.config_values import read_yaml
-from nmt_ls.experiment.records import Record, read_records
+from nmt_ls.experiment.records import read_records
 
 STATE = Path("runs/studies")
 COST = "seconds"
@@ -391,17 +391,3 @@ class Estimate:
             guessed=sum(seconds or 0.0 for guessed, seconds in known if guessed),
             unknown=sum(seconds is None for _, seconds in known),
         )
-
-
-def last_of_each(records: Iterable[Record]) -> list[Record]:
-    """Without figures that a later record measured again: the same name and recipe, whatever machine and commit."""
-    last: dict[str, Record] = {}
-    for record in records:
-        recipe = {key: record.signature[key] for key in record.signature if key not in _ORIGIN}
-        key = json.dumps([record.name, recipe], sort_keys=True, default=str)
-        last.pop(key, None)
-        last[key] = record
-    return list(last.values())
-
-
-_ORIGIN = ("commit", "versions", "device", "threads")

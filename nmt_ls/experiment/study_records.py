@@ -23,6 +23,20 @@ def record_of(study: Study, cell: Cell, step: Step, record: Record) -> Record:
     return Record(name=record.name, value=record.value, signature=signature, command=command)
 
 
+def last_of_each(records: Iterable[Record]) -> list[Record]:
+    """Without figures that a later record measured again: the same name and recipe, whatever machine and commit."""
+    last: dict[str, Record] = {}
+    for record in records:
+        recipe = {key: record.signature[key] for key in record.signature if key not in _ORIGIN}
+        key = json.dumps([record.name, recipe], sort_keys=True, default=str)
+        last.pop(key, None)
+        last[key] = record
+    return list(last.values())
+
+
+_ORIGIN = ("commit", "versions", "device", "threads")
+
+
 def check_data(study: Study, cells: Iterable[Cell], costs: Costs) -> None:
     """Hold the data of cells that are to do against those on which figures of cells with the same data were measured.
 

@@ -30,11 +30,10 @@ from nmt_ls.experiment.study import (
     Progress,
     Step,
     Study,
-    last_of_each,
     lost_commands,
     unfinished,
 )
-from nmt_ls.experiment.study_records import check_data, record_of
+from nmt_ls.experiment.study_records import check_data, last_of_each, record_of
 
 GRACE = 60.0  # seconds between the wish that a command leaves and its end
 _LOOK_EVERY = 0.1

@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from nmt_ls.metrics.plots import COLOURS, DASHES, MARKERS, look, new_figure
+from nmt_ls.metrics.plots import COLOURS, DASHES, INK, MARKERS, look, new_figure
 
 Course = Mapping[int, float]
 """Values by update."""
 _MOST_MARKERS = 12
-_INK = "#222222"
 
 
 def information_figure(courses: Mapping[str, Sequence[Course]], images: int, title: str = "") -> Figure:
@@ -39,7 +38,7 @@ def information_figure(courses: Mapping[str, Sequence[Course]], images: int, tit
                 marker=MARKERS[index % len(MARKERS)], markevery=max(1, len(updates) // _MOST_MARKERS), markersize=4,
             )  # fmt: skip
         for level, what in ((math.log(2), "log 2"), (math.log(images), "log N")):
-            axes.axhline(level, color=_INK, linewidth=0.8, linestyle=(0, (3, 2)))
+            axes.axhline(level, color=INK, linewidth=0.8, linestyle=(0, (3, 2)))
             axes.annotate(
                 what, (1, level), xycoords=("axes fraction", "data"), xytext=(3, 0), textcoords="offset points",
                 ha="left", va="center", fontsize=8,

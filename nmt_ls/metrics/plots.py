@@ -32,7 +32,7 @@ BLUE, RED, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A
 COLOURS = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY)
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (2, 1.2)), (0, (7, 2, 1.5, 2)), (0, (1, 1)), (0, (9, 3)))
-GREY, _PALE = "#555555", "#DEDEDE"
+INK, GREY, _PALE = "#222222", "#555555", "#DEDEDE"
 _LEGEND_LINE = 0.16  # inches
 
 FEW_EXAMPLES, FEW_SHARE = 20, 0.001
@@ -49,7 +49,7 @@ _LOOK: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": GREY,
-    "axes.labelcolor": "#222222",
+    "axes.labelcolor": INK,
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": "#E8E8E8",

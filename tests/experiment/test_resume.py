@@ -116,6 +116,21 @@ def test_what_may_change_the_last_bits_is_mentioned_on_resume(tmp_path):
     assert text.count("note:") == 1
 
 
+def fork_into_a_loss(folder, seconds, max_updates):
+    """A process that trains folder/a and is within a loss, each of which takes so long."""
+    began = folder / "began"
+
+    def slow(model, batch):
+        began.touch()
+        time.sleep(seconds)
+        return loss(model, batch)
+
+    child = fork(lambda: train(folder / "a", loss=slow, max_updates=max_updates))
+    while not began.exists():
+        time.sleep(0.01)
+    return child
+
+
 def wait_for_step(run: Path, step: int) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
@@ -178,16 +193,7 @@ def test_first_signal_saves(tmp_path, capfd):
 
 def test_sigterm_to_the_group_and_passed_on_is_one_wish(tmp_path):
     """As Slurm, systemd and torchrun send it: to all, and what they started passes it on."""
-    began = tmp_path / "began"
-
-    def slow(model, batch):
-        began.touch()
-        time.sleep(0.4)
-        return loss(model, batch)
-
-    child = fork(lambda: train(tmp_path / "a", loss=slow, max_updates=4000))
-    while not began.exists():
-        time.sleep(0.01)
+    child = fork_into_a_loss(tmp_path, seconds=0.4, max_updates=4000)
     for _ in range(3):
         os.kill(child, signal.SIGTERM)
         time.sleep(0.05)
@@ -197,16 +203,7 @@ def test_sigterm_to_the_group_and_passed_on_is_one_wish(tmp_path):
 
 def test_second_interrupt_leaves_at_once(tmp_path):
     train(tmp_path / "a", max_updates=5)
-    began = tmp_path / "began"
-
-    def endless_loss(model, batch):
-        began.touch()
-        time.sleep(20)
-        return loss(model, batch)
-
-    child = fork(lambda: train(tmp_path / "a", loss=endless_loss, max_updates=10))
-    while not began.exists():
-        time.sleep(0.01)
+    child = fork_into_a_loss(tmp_path, seconds=20, max_updates=10)
     os.kill(child, signal.SIGINT)
     time.sleep(0.1)
     assert os.waitpid(child, os.WNOHANG) == (0, 0)  # it is waiting for the end of the update

@@ -15,7 +15,8 @@ from small_studies import COUNT, RECORD, runs_of, work
 
 from nmt_ls.experiment.command_line import UserError
 from nmt_ls.experiment.records import Record, append_records, read_records
-from nmt_ls.experiment.study import Costs, Progress, Study, last_of_each, load_study
+from nmt_ls.experiment.study import Costs, Progress, Study, load_study
+from nmt_ls.experiment.study_records import last_of_each
 from nmt_ls.experiment.study_workers import Workers
 
 

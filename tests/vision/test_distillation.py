@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nmt_ls.experiment.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from nmt_ls.experiment.command_line import UserError
-from nmt_ls.experiment.distillation import DistillationConfig
+from nmt_ls.experiment.distillation import OF_TEACHER, DistillationConfig
 from nmt_ls.experiment.engine import EngineConfig
 from nmt_ls.experiment.penalty import L2Config
 from nmt_ls.experiment.precision import Precision
@@ -27,7 +27,7 @@ from vision_ls.data import EmbeddedSizes, embedded_images
 from vision_ls.distill import DistillConfig
 from vision_ls.distill import main as distill_command
 from vision_ls.distillation import Teacher
-from vision_ls.evaluation import OF_TEACHER, EvaluateConfig, evaluate
+from vision_ls.evaluation import EvaluateConfig, evaluate
 from vision_ls.models import ModelConfig
 from vision_ls.train_config import TrainConfig
 from vision_ls.training import ClassificationTask, new_task, open_teacher, train
