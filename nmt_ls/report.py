@@ -9,7 +9,9 @@ from pathlib import Path
 from nmt_ls.claims import read_claims
 from nmt_ls.experiment.command_line import UserError, run_command
 from nmt_ls.experiment.tables import format_table
-from nmt_ls.report_page import Report, difference_text, write_page, write_study_pages
+from nmt_ls.report_content import Report, difference_text
+from nmt_ls.report_page import write_page
+from nmt_ls.study_pages import write_study_pages
 
 SHORT_NAMES: dict[str, str] = {}
 

@@ -19,7 +19,8 @@ from nmt_ls.losses import LossConfig
 from nmt_ls.metrics.calibration import ece_from_sums
 from nmt_ls.metrics.statistics import ratio_of_sums
 from nmt_ls.report import ReportConfig, main
-from nmt_ls.report_page import Report, digits_of, write_page
+from nmt_ls.report_content import Report, digits_of
+from nmt_ls.report_page import write_page
 from nmt_ls.reporting import ScoreConfig
 from nmt_ls.reporting import score as score_run
 from nmt_ls.score_records import store

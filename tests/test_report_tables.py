@@ -14,8 +14,8 @@ from nmt_ls.claims import Claim, Claims, Regime, Setting, Side, Test
 from nmt_ls.experiment.records import Record, append_records
 from nmt_ls.findings import interval_text
 from nmt_ls.metrics.plots import CALIBRATED, FEW
+from nmt_ls.report_content import word_of
 from nmt_ls.report_figures import setting_pictures, study_pictures
-from nmt_ls.report_page import word_of
 from nmt_ls.report_tables import geometry_rows, recipe_rows
 from nmt_ls.study_results import NotMeasuredError, SettingResults, read_results
 from nmt_ls.verdicts import regimes_missed, verdict

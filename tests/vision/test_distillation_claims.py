@@ -17,7 +17,8 @@ from nmt_ls.experiment.records import read_records
 from nmt_ls.findings import compared_runs, runs_of
 from nmt_ls.information_report import information_figures, information_rows
 from nmt_ls.losses import LossConfig
-from nmt_ls.report_page import Report, write_page
+from nmt_ls.report_content import Report
+from nmt_ls.report_page import write_page
 from nmt_ls.report_tables import setting_tables
 from nmt_ls.study_results import NotMeasuredError, SettingResults, read_results
 from nmt_ls.verdicts import hard_runs, judge, regime_value
